@@ -1,0 +1,28 @@
+import os
+
+import hypothesis
+import jax
+import pytest
+
+import wnn_jax
+
+# Before anything makes an array: the number of devices is fixed by the first use of them.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+if "JAX_PLATFORMS" not in os.environ:  # Set it to run the tests on an accelerator.
+    jax.config.update("jax_platforms", "cpu")
+
+hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("reproducible")
+
+
+@pytest.fixture(scope="session")
+def wnn() -> wnn_jax.nowcasters.WNN:
+    """An untrained network. What it forecasts is of no use, but finite and different from the last snapshot."""
+    return wnn_jax.nowcasters.WNN.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="session", params=["linear", "wnn"])
+def nowcaster(request: pytest.FixtureRequest) -> str | wnn_jax.Nowcaster:
+    """A closed form on whole leaves, and a network on chunks of them."""
+    return request.getfixturevalue("wnn") if request.param == "wnn" else request.param

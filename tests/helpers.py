@@ -1,0 +1,95 @@
+"""What several test files need to train for some steps and to compare the results."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import wnn_jax
+
+Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Step(NamedTuple):
+    """What one training step left behind."""
+
+    updates: Any
+    params: Any
+    state: Any
+
+
+def train(
+    tx: Any,
+    params: Any,
+    num_steps: int,
+    *,
+    gradient: Callable[[Any], Any] | None = None,
+    state: Any = None,
+    transform: Transform = lambda fn: fn,
+) -> list[Step]:
+    """Trains on `gradient(params)` (default: `pull_to_one`) and returns every step.
+
+    `transform` is applied to both `init` and the step: `jax.vmap` trains a batch of parameters.
+    """
+    compiled_step = compile_step(tx, pull_to_one if gradient is None else gradient, transform)
+    state = transform(tx.init)(params) if state is None else state
+    steps = []
+    for _ in range(num_steps):
+        last = compiled_step(params, state)
+        params, state = last.params, last.state
+        steps.append(last)
+    return steps
+
+
+@functools.cache  # Runs that differ in nothing but their parameters share what was compiled.
+def compile_step(tx: Any, gradient: Callable[[Any], Any], transform: Transform) -> Callable[[Any, Any], Step]:
+    return jax.jit(transform(make_step(tx, gradient)))
+
+
+def make_step(tx: Any, gradient: Callable[[Any], Any]) -> Callable[[Any, Any], Step]:
+    def step(params: Any, state: Any) -> Step:
+        updates, state = tx.update(gradient(params), state, params)
+        return Step(updates, optax.apply_updates(params, updates), state)
+
+    return step
+
+
+def pull_to_one(params: Any) -> Any:
+    """The gradient of half the squared distance to one."""
+    return jax.tree.map(lambda param: param - 1, params)
+
+
+def ones_like(params: Any) -> Any:
+    """With nothing before `nowcast`, the ordinary update of every weight by one."""
+    return jax.tree.map(jnp.ones_like, params)
+
+
+def last_plus_one(context: int = 5) -> wnn_jax.Nowcaster:
+    return wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, context=context)
+
+
+def network_params(dtype: Any = jnp.float32) -> Any:
+    """Parameters of one small layer: two ranks, two roles."""
+    random = np.random.default_rng(1)
+    shapes = {"kernel": (3, 4, 8), "bias": (8,)}
+    return {"Conv_0": {name: jnp.asarray(random.normal(size=shape), dtype) for name, shape in shapes.items()}}
+
+
+def assert_trees_equal(actual: Any, expected: Any) -> None:
+    def assert_equal(one: Any, other: Any) -> None:
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        np.testing.assert_array_equal(one, other)
+
+    jax.tree.map(assert_equal, actual, expected)
+
+
+def assert_trees_close(actual: Any, expected: Any, *, rtol: float = 1e-5, atol: float = 1e-5) -> None:
+    def assert_close(one: Any, other: Any) -> None:
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        np.testing.assert_allclose(np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=rtol, atol=atol)
+
+    jax.tree.map(assert_close, actual, expected)

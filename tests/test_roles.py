@@ -1,0 +1,419 @@
+from typing import Any
+
+import equinox as eqx
+import flax.core
+import flax.linen as nn
+import haiku as hk
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from wnn_jax import default_roles
+from wnn_jax._roles import ROLES, resolve_roles
+
+CONV = {"kernel": "conv", "bias": "bias"}
+DENSE = {"kernel": "dense", "bias": "bias"}
+NORM = {"scale": "norm", "bias": "bias"}
+ATTENTION = {"query": DENSE, "key": DENSE, "value": DENSE, "out": DENSE}
+
+
+def roles_by_path(params: Any) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): role
+        for path, role in jax.tree_util.tree_leaves_with_path(default_roles(params))
+    }
+
+
+# The libraries' own initialisers make the trees, in part traced (`eval_shape`) because only the shapes count.
+
+
+class LinenBlock(nn.Module):
+    """One layer of a scanned stack: `nn.scan` gives every parameter a leading axis."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        x = nn.LayerNorm()(x)
+        x = nn.Conv(8, [3])(x)
+        x = nn.MultiHeadDotProductAttention(2)(x)
+        return nn.Dense(8, name="mix")(x), None
+
+
+class LinenAttention(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Conv(8, [3])(x)
+        return nn.DenseGeneral(8, axis=(-2, -1), name="merge")(nn.DenseGeneral((2, 4), name="split")(x))
+
+
+class LinenModel(nn.Module):
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(11, 8)(tokens)
+        x = x + self.param("pos_embedding", nn.initializers.normal(), (1, 6, 8))
+        x = nn.Conv(8, [3])(x)
+        x = nn.Conv(8, [3, 3], feature_group_count=8, name="depthwise")(x)
+        x = nn.ConvTranspose(8, [3])(x)
+        for norm in (nn.BatchNorm(True), nn.LayerNorm(), nn.GroupNorm(2), nn.RMSNorm(), nn.LayerNorm(name="ln_f")):
+            x = norm(x)
+        x = LinenAttention(name="attention")(x)
+        x = nn.DenseGeneral((2, 4))(x).reshape(1, 6, 8)
+        x = nn.MultiHeadDotProductAttention(2)(x)
+        x = nn.MultiHeadDotProductAttention(2, name="mha")(x)
+        stack = nn.scan(LinenBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        x, _ = stack(name="stack")(x, None)
+        x = nn.RNN(nn.OptimizedLSTMCell(8))(x)
+        return nn.Dense(2)(x)
+
+
+LINEN_ROLES = {
+    "Embed_0": {"embedding": "embedding"},
+    "pos_embedding": "embedding",
+    "Conv_0": CONV,
+    "depthwise": CONV,
+    "ConvTranspose_0": CONV,
+    "BatchNorm_0": NORM,
+    "LayerNorm_0": NORM,
+    "GroupNorm_0": NORM,
+    "RMSNorm_0": {"scale": "norm"},
+    "ln_f": NORM,
+    "attention": {"Conv_0": CONV, "split": DENSE, "merge": DENSE},
+    "DenseGeneral_0": DENSE,
+    "MultiHeadDotProductAttention_0": ATTENTION,
+    "mha": ATTENTION,
+    "stack": {
+        "LayerNorm_0": NORM,
+        "Conv_0": CONV,
+        "MultiHeadDotProductAttention_0": ATTENTION,
+        "mix": DENSE,
+    },
+    "OptimizedLSTMCell_0": {f"h{gate}": DENSE for gate in "ifgo"}
+    | {f"i{gate}": {"kernel": "dense"} for gate in "ifgo"},
+    "Dense_0": DENSE,
+}
+
+
+@pytest.fixture(scope="module")
+def linen_params() -> Any:
+    return jax.eval_shape(LinenModel().init, jax.random.key(0), jnp.zeros([1, 6], int))["params"]
+
+
+def test_linen_roles(linen_params: Any):
+    assert default_roles(linen_params) == LINEN_ROLES
+
+
+def test_linen_attention_has_the_shapes_that_make_its_roles_hard(linen_params: Any):
+    attention = linen_params["mha"]
+    assert attention["query"]["kernel"].ndim == attention["out"]["kernel"].ndim == 3
+    assert attention["query"]["bias"].ndim == 2
+
+
+def test_frozen_params_have_the_same_roles(linen_params: Any):
+    assert default_roles(flax.core.freeze(linen_params)) == flax.core.freeze(LINEN_ROLES)
+
+
+# Flax nnx
+
+
+class NnxModel(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.tokens = nnx.Embed(11, 8, rngs=rngs)
+        self.encode = nnx.Conv(2, 8, (3, 3), rngs=rngs)
+        self.depthwise = nnx.Conv(8, 8, (3,), feature_group_count=8, rngs=rngs)
+        self.decode = nnx.ConvTranspose(8, 8, (3,), rngs=rngs)
+        self.norms = nnx.List([nnx.BatchNorm(8, rngs=rngs), nnx.LayerNorm(8, rngs=rngs), nnx.RMSNorm(8, rngs=rngs)])
+        self.mix = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.split = nnx.LinearGeneral(8, (2, 4), rngs=rngs)
+        self.adapted = nnx.LoRALinear(8, 8, lora_rank=2, rngs=rngs)
+        self.value = nnx.Sequential(nnx.Conv(8, 8, (3,), rngs=rngs), nnx.Linear(8, 2, rngs=rngs))
+
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> nnx.Linear:
+            return nnx.Linear(8, 8, rngs=rngs)
+
+        self.stacked = stack(rngs.split(3))
+
+
+NNX_ROLES = {
+    "tokens": {"embedding": "embedding"},
+    "encode": CONV,
+    "depthwise": CONV,
+    "decode": CONV,
+    "norms": {0: NORM, 1: NORM, 2: {"scale": "norm"}},
+    "mix": ATTENTION,
+    "split": DENSE,
+    "adapted": DENSE,
+    "value": {"layers": {0: CONV, 1: DENSE}},
+    "stacked": DENSE,
+}
+
+
+@pytest.fixture(scope="module")
+def nnx_model() -> NnxModel:
+    return nnx.eval_shape(lambda: NnxModel(nnx.Rngs(0)))
+
+
+def test_nnx_roles_of_a_state(nnx_model: NnxModel):
+    params = nnx.state(nnx_model, nnx.Param)
+    del params["adapted"]["lora"]
+    roles = default_roles(params)
+    assert isinstance(roles, nnx.State)
+    assert nnx.to_pure_dict(roles) == NNX_ROLES
+
+
+def test_nnx_roles_of_a_pure_dict(nnx_model: NnxModel):
+    params = nnx.to_pure_dict(nnx.state(nnx_model, nnx.Param))
+    del params["adapted"]["lora"]
+    assert default_roles(params) == NNX_ROLES
+
+
+def test_nnx_roles_of_a_module_that_is_the_tree_itself():
+    model = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+    assert set(roles_by_path(nnx.state(model, nnx.Param)).values()) == {"dense", "bias"}
+    assert roles_by_path(nnx.LayerNorm(8, rngs=nnx.Rngs(0))) == {"scale/value": "norm", "bias/value": "bias"}
+
+
+def test_low_rank_adapters_are_dense(nnx_model: NnxModel):
+    roles = default_roles(nnx.to_pure_dict(nnx.state(nnx_model, nnx.LoRAParam)))
+    assert roles == {"adapted": {"lora": {"lora_a": "dense", "lora_b": "dense"}}}
+
+
+# Haiku
+
+
+def haiku_model(tokens: jax.Array) -> jax.Array:
+    x = hk.Embed(11, 8)(tokens)
+    x = x + hk.get_parameter("pos_embeddings", [6, 8], init=jnp.zeros)[None]
+    x = hk.LayerNorm(-1, create_scale=True, create_offset=True)(x)
+    x = hk.MultiHeadAttention(2, 4, w_init=hk.initializers.RandomNormal())(x, x, x)
+    x = hk.Conv1D(8, 3)(x)[:, None]
+    x = hk.Conv2D(8, 3)(x)
+    x = hk.DepthwiseConv2D(1, 3)(x)
+    x = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9)(x, is_training=True)
+    x = hk.nets.MLP([4, 2])(x)
+    core = hk.GRU(4)
+    x, _ = core(x[:, 0, 0], core.initial_state(1))
+    return hk.Linear(2)(x)
+
+
+def test_haiku_roles():
+    init = hk.transform_with_state(haiku_model).init
+    params, _ = jax.eval_shape(init, jax.random.key(0), jnp.zeros([1, 6], int))
+    conv = {"w": "conv", "b": "bias"}
+    dense = {"w": "dense", "b": "bias"}
+    norm = {"scale": "norm", "offset": "bias"}
+    assert params["batch_norm"]["scale"].ndim == params["batch_norm"]["offset"].ndim == 4
+    assert default_roles(params) == {
+        "embed": {"embeddings": "embedding"},
+        "~": {"pos_embeddings": "embedding"},
+        "layer_norm": norm,
+        **{f"multi_head_attention/{name}": dense for name in ("query", "key", "value", "linear")},
+        "conv1_d": conv,
+        "conv2_d": conv,
+        "depthwise_conv2_d": conv,
+        "batch_norm": norm,
+        "mlp/~/linear_0": dense,
+        "mlp/~/linear_1": dense,
+        "gru": {"w_i": "dense", "w_h": "dense", "b": "bias"},
+        "linear": dense,
+    }
+
+
+# Equinox
+
+
+class EquinoxModel(eqx.Module):
+    encode: eqx.nn.Conv2d
+    layer_norm: eqx.nn.LayerNorm
+    rms_norm: eqx.nn.RMSNorm
+    norms: list[Any]
+    tokens: eqx.nn.Embedding
+    pos_embed: jax.Array
+    mix: eqx.nn.MultiheadAttention
+    cell: eqx.nn.GRUCell
+    value: eqx.nn.Embedding
+    stacked: eqx.nn.Linear
+    mlp: eqx.nn.MLP
+    activation: Any
+
+    def __init__(self, key: jax.Array):
+        keys = iter(jax.random.split(key, 8))
+        self.encode = eqx.nn.Conv2d(2, 4, 3, key=next(keys))
+        self.layer_norm = eqx.nn.LayerNorm((4, 2, 3))
+        self.rms_norm = eqx.nn.RMSNorm((4, 2, 3), use_bias=False)
+        self.norms = [eqx.nn.GroupNorm(2, 4), eqx.nn.BatchNorm(4, "batch", mode="batch")]
+        self.tokens = eqx.nn.Embedding(11, 8, key=next(keys))
+        self.pos_embed = jnp.zeros([1, 6, 8])
+        self.mix = eqx.nn.MultiheadAttention(2, 8, use_output_bias=True, key=next(keys))
+        self.cell = eqx.nn.GRUCell(8, 8, key=next(keys))
+        self.value = eqx.nn.Embedding(11, 8, key=next(keys))
+        make_layer = eqx.filter_vmap(lambda layer_key: eqx.nn.Linear(8, 8, key=layer_key))
+        self.stacked = make_layer(jax.random.split(next(keys), 3))
+        self.mlp = eqx.nn.MLP(8, 2, 8, 1, key=next(keys))
+        self.activation = jax.nn.relu
+
+
+@pytest.fixture(scope="module")
+def equinox_params() -> Any:
+    model, _ = eqx.filter_eval_shape(eqx.nn.make_with_state(EquinoxModel), jax.random.key(0))
+    model = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, model)
+    return eqx.filter(model, eqx.is_inexact_array)
+
+
+def test_equinox_roles(equinox_params: Any):
+    assert equinox_params.encode.bias.ndim == equinox_params.layer_norm.weight.ndim == 3
+    assert roles_by_path(equinox_params) == {
+        "encode/weight": "conv",
+        "encode/bias": "bias",
+        "layer_norm/weight": "norm",
+        "layer_norm/bias": "bias",
+        "rms_norm/weight": "norm",
+        "norms/0/weight": "norm",
+        "norms/0/bias": "bias",
+        "norms/1/weight": "norm",
+        "norms/1/bias": "bias",
+        "tokens/weight": "embedding",
+        "pos_embed": "embedding",
+        **{f"mix/{name}_proj/weight": "dense" for name in ("query", "key", "value", "output")},
+        "mix/output_proj/bias": "bias",
+        "cell/weight_ih": "dense",
+        "cell/weight_hh": "dense",
+        "cell/bias": "bias",
+        "cell/bias_n": "bias",
+        "value/weight": "embedding",
+        "stacked/weight": "dense",
+        "stacked/bias": "bias",
+        "mlp/layers/0/weight": "dense",
+        "mlp/layers/0/bias": "bias",
+        "mlp/layers/1/weight": "dense",
+        "mlp/layers/1/bias": "bias",
+    }
+
+
+def test_an_equinox_layer_can_be_the_whole_tree():
+    norm = eqx.nn.LayerNorm((4, 2, 3))
+    assert roles_by_path(eqx.filter(norm, eqx.is_inexact_array)) == {"weight": "norm", "bias": "bias"}
+
+
+# Trees of other makes
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "role"),
+    [
+        ("ln_1/weight", (8,), "norm"),
+        ("bn1/weight", (8,), "norm"),
+        ("norm/gamma", (8,), "norm"),
+        ("norm/beta", (8,), "bias"),
+        ("bneck/weight", (8, 8, 3, 3), "conv"),
+        ("norm_proj/weight", (8, 8), "dense"),
+        ("ln_proj/kernel", (8, 8), "dense"),
+        ("dense_block/layer_0/kernel", (3, 3, 8, 8), "conv"),
+        ("attention/relative_bias", (2, 6, 6), "bias"),
+        ("embedding/kernel", (16, 16, 3, 8), "conv"),
+        ("wte/weight", (11, 8), "embedding"),
+        ("pos_emb", (1, 6, 8), "embedding"),
+        ("experts/w_in", (4, 8, 8), "dense"),
+    ],
+)
+def test_names_of_other_codebases(path: str, shape: tuple[int, ...], role: str):
+    tree: Any = np.zeros(shape)
+    for name in reversed(path.split("/")):
+        tree = {name: tree}
+    assert jax.tree.leaves(default_roles(tree)) == [role]
+
+
+@pytest.mark.parametrize(
+    ("shape", "role"), [((), "bias"), ((1, 1), "dense"), ((8,), "bias"), ((8, 8), "dense"), ((3, 8, 8), "conv")]
+)
+def test_a_lone_array_has_the_role_of_its_rank(shape: tuple[int, ...], role: str):
+    assert default_roles(np.zeros(shape)) == role
+
+
+shapes = st.lists(st.integers(0, 3), max_size=5).map(tuple)
+arrays = shapes.map(np.zeros)
+meaningful_names = st.sampled_from(
+    ["kernel", "weight", "bias", "b", "scale", "embedding", "Conv_0", "LayerNorm_0", "query", "key", "value", "out"]
+)
+
+
+def trees_of(leaves: st.SearchStrategy[Any], names: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves,
+        lambda children: st.one_of(
+            st.lists(children, max_size=3),
+            st.tuples(children, children),
+            st.dictionaries(names, children, max_size=4),
+        ),
+        max_leaves=12,
+    )
+
+
+@hypothesis.given(trees_of(st.one_of(arrays, st.none()), st.one_of(meaningful_names, st.text(max_size=5))))
+def test_every_tree_has_roles(params: Any):
+    roles = default_roles(params)
+    assert jax.tree.structure(roles) == jax.tree.structure(params)
+    assert set(jax.tree.leaves(roles)) <= set(ROLES)
+
+
+@hypothesis.given(trees_of(arrays, st.text("xyz_0", max_size=5)))
+def test_among_unknown_names_the_rank_decides(params: Any):
+    by_rank = ("bias", "bias", "dense", "conv")
+    assert default_roles(params) == jax.tree.map(lambda leaf: by_rank[min(leaf.ndim, 3)], params)
+
+
+# Roles that the user gives
+
+PARAMS = {"a": np.zeros((3, 3)), "b": {"c": np.zeros(3)}}
+
+
+def test_roles_may_be_a_tree_or_a_function_or_left_out():
+    tree = {"a": "conv", "b": {"c": "norm"}}
+    assert resolve_roles(tree, PARAMS) == tree
+    assert resolve_roles(lambda params: jax.tree.map(lambda _: "embedding", params), PARAMS) == {
+        "a": "embedding",
+        "b": {"c": "embedding"},
+    }
+    assert resolve_roles(None, PARAMS) == default_roles(PARAMS)
+
+
+def test_roles_may_be_a_callable_model():
+    model = eqx.filter(eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+    roles = default_roles(model)
+    assert callable(roles)
+    assert resolve_roles(roles, model) is roles
+
+
+def test_a_role_for_a_lone_array():
+    assert resolve_roles("conv", np.zeros(3)) == "conv"
+    assert resolve_roles(lambda _: "norm", np.zeros(3)) == "norm"
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        {"a": "dense"},
+        {"a": "dense", "b": "bias"},
+        {"a": "dense", "b": {"c": None}},
+        ["dense", "bias"],
+        "dense",
+        lambda params: params["b"],
+        eqx.nn.Identity(),
+    ],
+)
+def test_roles_of_another_structure_are_refused(roles: Any):
+    with pytest.raises(ValueError, match="roles does not match params"):
+        resolve_roles(roles, PARAMS)
+
+
+@pytest.mark.parametrize("role", ["Dense", "", 0, True, np.zeros(3)])
+def test_unknown_roles_are_refused(role: Any):
+    with pytest.raises(ValueError, match=r"roles has the unknown role .* at \['b'\]\['c'\]; choose from conv, dense"):
+        resolve_roles({"a": "dense", "b": {"c": role}}, PARAMS)
+
+
+def test_an_empty_tree_needs_no_roles():
+    assert resolve_roles({"a": "dense"}, {}) == {}

@@ -1,0 +1,112 @@
+"""What a nowcaster is: the protocol, and an adapter for functions of one leaf."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from wnn_jax._roles import ROLES
+
+LeafHistory = tuple[jax.Array, ...]
+LeafFn = Callable[[LeafHistory, str, Any], jax.Array]
+
+
+@runtime_checkable
+class Nowcaster(Protocol):
+    """Forecasts parameters from their own recent history.
+
+    Any object with these two members is a nowcaster; nothing needs to inherit.
+    `nowcast` also reads two attributes if they are there:
+
+    - `takes_horizon` (default `True`): whether `horizon` means anything to it.
+      Where it is `False`, `nowcast(horizon=...)` is refused.
+    - `moves_frozen` (default `False`): whether the prediction for a weight that
+      never moved can differ from that weight. Where it is `True`, `nowcast`
+      holds such weights in place.
+
+    Attributes:
+      context: how many snapshots a prediction is made from.
+    """
+
+    @property
+    def context(self) -> int: ...
+
+    def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
+        """Predicts the parameters.
+
+        Args:
+          history: `context` trees like the parameters, oldest first, evenly spaced.
+          roles: a tree like the parameters with a role name (see `default_roles`) at each leaf.
+          horizon: how many snapshots after the last one to predict (an int, possibly traced), or
+            `None` for the nowcaster's own default.
+
+        Returns:
+          The predicted parameters: the same tree, shapes and dtypes. A leaf whose role the nowcaster
+          does not handle comes back as it is in the last snapshot.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leafwise:
+    """A nowcaster that treats every leaf on its own."""
+
+    fn: LeafFn
+    context: int
+    roles: tuple[str, ...]
+    takes_horizon: bool
+
+    def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
+        if len(history) != self.context:
+            raise ValueError(
+                f"history has {len(history)} snapshots but this nowcaster has context={self.context}; "
+                f"pass a sequence of {self.context} parameter trees, oldest first."
+            )
+
+        def predict(role: str, *leaf_history: jax.Array) -> jax.Array:
+            last = leaf_history[-1]
+            if role not in self.roles:
+                return last
+            return self.fn(leaf_history, role, horizon).astype(last.dtype)
+
+        return jax.tree.map(predict, roles, *history)
+
+
+def leafwise(
+    fn: LeafFn,
+    *,
+    context: int = 5,
+    roles: Collection[str] = ROLES,
+    takes_horizon: bool = True,
+) -> Nowcaster:
+    """Makes a nowcaster from a function that predicts a single leaf.
+
+    Args:
+      fn: `fn(leaf_history, role, horizon) -> prediction`, where `leaf_history` is a tuple of `context`
+        arrays, each of the leaf's shape and dtype, oldest first, and the prediction has the same shape
+        (it is cast to the leaf's dtype).
+      context: how many snapshots `fn` needs.
+      roles: the roles that `fn` handles. A leaf with any other role comes back unchanged.
+      takes_horizon: whether `fn` uses its `horizon` argument.
+
+    Returns:
+      A `Nowcaster`.
+
+    Raises:
+      ValueError: if `context` is not a positive int, or `roles` has an unknown name.
+
+    Examples:
+      Half of the last move, repeated:
+
+      >>> import jax.numpy as jnp
+      >>> import wnn_jax
+      >>> momentum = wnn_jax.leafwise(lambda h, role, horizon: h[-1] + 0.5 * (h[-1] - h[-2]), context=2)
+      >>> momentum([{"w": jnp.array(1.0)}, {"w": jnp.array(2.0)}], {"w": "bias"}, None)["w"].item()
+      2.5
+    """
+    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
+        raise ValueError(f"context={context!r} must be a positive int: the number of snapshots fn needs.")
+    if unknown := sorted(set(roles) - set(ROLES)):
+        raise ValueError(f"roles={unknown} are unknown; choose from {', '.join(ROLES)}.")
+    return _Leafwise(fn, context, tuple(roles), takes_horizon)
