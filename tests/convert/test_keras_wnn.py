@@ -1,0 +1,162 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from wnn_jax.convert import keras_wnn
+from wnn_jax.nowcasters import WNN
+
+STREAM = {
+    "expand": (None, 64),
+    "squeeze": (64, 8),
+    "offset": (8, 64),
+    "gain": (8, 64),
+    "exponent": (8, 64),
+    "project": (64, 32),
+}
+ARGUMENTS = ("conv", "dense", "bias")
+
+
+def published_layers() -> list[tuple[tuple[str, ...], tuple[int, int]]]:
+    """Where each layer belongs, and the shape of its kernel, in the order in which the published code makes them."""
+    layers = [
+        ((stream, layer), (shape[0] or num_inputs, shape[1]))
+        for stream, num_inputs in (("values", 5), ("differences", 4))
+        for layer, shape in STREAM.items()
+    ]
+    return [*layers, (("output",), (64, 1))]
+
+
+def write_layer(file: h5py.File, name: str, kernel: np.ndarray, bias: np.ndarray) -> None:
+    file[f"{name}/{name}/kernel:0"] = kernel
+    file[f"{name}/{name}/bias:0"] = bias
+
+
+def write_published(path: Path, *, start: int = 14, seed: int = 0) -> dict[str, Any]:
+    """Writes a file as Keras does, with other groups beside the layers, and returns the network in it."""
+    rng = np.random.default_rng(seed)
+    network: dict[str, Any] = {}
+    with h5py.File(path, "w") as file:
+        for name in ("add_3", "concatenate_2", "input_3", "lambda_3", "leaky_re_lu_3", "multiply_5"):
+            file.create_group(name)
+        for number, (place, shape) in enumerate(published_layers(), start):
+            kernel = rng.normal(size=shape).astype(np.float32)
+            bias = rng.normal(size=shape[1]).astype(np.float32)
+            write_layer(file, f"dense_{number}" if number else "dense", kernel, bias)
+            parent = network if len(place) == 1 else network.setdefault(place[0], {})
+            parent[place[-1]] = {"kernel": kernel, "bias": bias}
+    return network
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Any]:
+    paths = {argument: tmp_path / f"{argument}.h5" for argument in ARGUMENTS}
+    for seed, path in enumerate(paths.values()):
+        write_published(path, seed=seed)
+    return paths
+
+
+# Keras counts the layers of a session; read as words, dense_10 comes before dense_9.
+@pytest.mark.parametrize("start", [0, 1, 2, 5, 9, 14, 90, 99, 995])
+def test_every_array_lands_in_its_place(tmp_path: Path, start: int):
+    paths = [tmp_path / f"{argument}.h5" for argument in ARGUMENTS]
+    networks = [write_published(path, start=start + 13 * seed, seed=seed) for seed, path in enumerate(paths)]
+    converted = keras_wnn(*paths)
+    assert isinstance(converted, WNN)
+    assert jax.tree.structure(dict(converted.params)) == jax.tree.structure(dict(zip(ARGUMENTS, networks, strict=True)))
+    for argument, network in zip(ARGUMENTS, networks, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, converted.params[argument], network)
+
+
+def test_arrays_are_read_before_the_file_is_closed(paths: dict[str, Any]):
+    converted = keras_wnn(**paths)
+    for path in paths.values():
+        path.unlink()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dict(converted.params)))
+
+
+def test_paths_may_be_strings(paths: dict[str, Any]):
+    strings: dict[str, Any] = {argument: str(path) for argument, path in paths.items()}
+    assert set(keras_wnn(**strings).params) == set(ARGUMENTS)
+
+
+def test_settings(paths: dict[str, Any]):
+    assert not keras_wnn(**paths).published_bias
+    converted = keras_wnn(**paths, published_bias=True)
+    assert converted.published_bias
+    assert "Jang" in converted.record["source"]
+
+
+# Every error names the argument and the file.
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_a_missing_file(paths: dict[str, Any], argument: str):
+    paths[argument].unlink()
+    with pytest.raises(FileNotFoundError, match=f"{argument}='{paths[argument]}' does not exist"):
+        keras_wnn(**paths)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no HDF5"])
+def test_a_file_of_another_format(paths: dict[str, Any], content: bytes):
+    paths["dense"].write_bytes(content)
+    with pytest.raises(ValueError, match=f"dense='{paths['dense']}' is not an HDF5 file"):
+        keras_wnn(**paths)
+
+
+def test_a_truncated_file(paths: dict[str, Any]):
+    whole = paths["dense"].read_bytes()
+    paths["dense"].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=f"dense='{paths['dense']}' is not an HDF5 file, or a damaged one"):
+        keras_wnn(**paths)
+
+
+def test_too_few_layers(paths: dict[str, Any]):
+    with h5py.File(paths["bias"], "a") as file:
+        del file["dense_20"]
+    with pytest.raises(ValueError, match=f"bias='{paths['bias']}' has 12 dense layers .* has 13"):
+        keras_wnn(**paths)
+
+
+def test_too_many_layers(paths: dict[str, Any]):
+    with h5py.File(paths["bias"], "a") as file:
+        write_layer(file, "dense_27", np.zeros((1, 1)), np.zeros(1))
+    with pytest.raises(ValueError, match=f"bias='{paths['bias']}' has 14 dense layers .* has 13"):
+        keras_wnn(**paths)
+
+
+def test_a_layer_of_another_shape(paths: dict[str, Any]):
+    with h5py.File(paths["conv"], "a") as file:
+        del file["dense_19"]
+        write_layer(file, "dense_19", np.zeros((64, 16)), np.zeros(16))
+    with pytest.raises(ValueError, match=f"conv='{paths['conv']}' is not a weight file of the published WNN: .*16"):
+        keras_wnn(**paths)
+
+
+def test_layers_in_another_order(paths: dict[str, Any]):
+    with h5py.File(paths["conv"], "a") as file:
+        file.move("dense_14", "first")
+        file.move("dense_26", "dense_14")
+        file.move("dense_14/dense_26", "dense_14/dense_14")
+        file.move("first", "dense_26")
+        file.move("dense_26/dense_14", "dense_26/dense_26")
+    with pytest.raises(ValueError, match=f"conv='{paths['conv']}' is not a weight file of the published WNN"):
+        keras_wnn(**paths)
+
+
+@pytest.mark.parametrize("array", ["kernel", "bias"])
+def test_a_layer_without_one_of_its_arrays(paths: dict[str, Any], array: str):
+    with h5py.File(paths["conv"], "a") as file:
+        del file[f"dense_14/dense_14/{array}:0"]
+    with pytest.raises(ValueError, match=f"conv='{paths['conv']}' has no {array} in its layer dense_14"):
+        keras_wnn(**paths)
+
+
+def test_without_h5py_the_error_says_how_to_install_it(paths: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r"keras_wnn needs h5py; install it with: pip install 'wnn-jax\[convert\]'"):
+        keras_wnn(**paths)

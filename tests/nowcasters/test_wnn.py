@@ -1,0 +1,362 @@
+import functools
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import wnn_jax
+from tests import reference
+from wnn_jax.nowcasters import WNN
+from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
+
+ROLES = ("conv", "dense", "bias")
+REFERENCE_FOLDER = Path(__file__).parents[3] / "shared" / "reference"
+
+
+def random_network(seed: int) -> Any:
+    """A network with every parameter drawn, biases too: `WNN.init` makes these zero, and would hide their misuse."""
+    rng = np.random.default_rng(seed)
+    template = jax.eval_shape(TwoStreamNetwork().init, jax.random.key(0), jnp.zeros(5))["params"]
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), template)
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, Any]:
+    return {role: random_network(seed) for seed, role in enumerate(ROLES)}
+
+
+@pytest.fixture(scope="module")
+def random_wnn(networks: dict[str, Any]) -> WNN:
+    return WNN(networks)
+
+
+def random_history(shape: tuple[int, ...], dtype: Any = jnp.float32, *, seed: int = 0) -> list[jax.Array]:
+    """Random walks of very different lengths of step."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(0, 1, (5, *shape)) * 10.0 ** rng.uniform(-5, 0, shape)
+    return list(jnp.asarray(rng.normal(0, 1, shape) + np.cumsum(steps, axis=0), dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("role", "settings"))
+def predict(networks: Any, history: Any, role: str, settings: tuple[tuple[str, Any], ...] = ()) -> jax.Array:
+    """A prediction, compiled: most of these tests have many small shapes."""
+    return WNN(networks, **dict(settings))(history, role, None)
+
+
+def assert_close(actual: Any, expected: Any, *, rtol: float = 1e-5) -> None:
+    """Close relative to the largest magnitude.
+
+    A prediction is a sum with the weight itself, so that its error has the size of a rounding of the weights, not of
+    the prediction, which may by chance be near zero.
+    """
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.abs(expected).max(initial=0))
+
+
+# Against the equations
+
+
+@pytest.mark.parametrize("published_bias", [False, True])
+@pytest.mark.parametrize("role", ROLES)
+def test_agrees_with_the_reference(networks: dict[str, Any], role: str, published_bias: bool):
+    history = random_history((3, 5, 7))
+    predicted = predict(networks, history, role, (("published_bias", published_bias),))
+    expected = reference.wnn(
+        [np.asarray(snapshot, np.float64) for snapshot in history],
+        networks[role],
+        published_bias=published_bias and role == "bias",
+    )
+    assert_close(predicted, expected)
+    assert np.abs(predicted - history[-1]).max() > 0.1
+
+
+def test_the_published_bias_path_is_another_one(networks: dict[str, Any]):
+    history = random_history((20,))
+    ours, published = (predict(networks, history, "bias", (("published_bias", flag),)) for flag in (False, True))
+    assert np.abs(ours - published).max() > 0.1
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+    hnp.arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32)), st.integers(0, 3), st.sampled_from(ROLES)
+)
+def test_agrees_with_the_reference_on_any_history(history: np.ndarray, seed: int, role: str):
+    network = random_network(seed)
+    predicted = predict({role: network}, list(history), role)
+    expected = reference.wnn(list(history.astype(np.float64)), network)
+    # A bound for both terms of the sum: a movement is forecast to go on by at most its double.
+    bound = np.abs(history).max() + 2 * np.ptp(history, axis=0).max()
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-5 * bound + 1e-9)
+
+
+# Against the published code
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    path = REFERENCE_FOLDER / "wnn_golden.npz"
+    if not path.exists():
+        pytest.skip("the outputs of the published code, which have no licence to be shipped, are not here")
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def published() -> WNN:
+    pytest.importorskip("h5py")
+    paths = [REFERENCE_FOLDER / f"NWNN_{name}_13.h5" for name in ("Conv", "FC", "Bias")]
+    if not all(path.exists() for path in paths):
+        pytest.skip("the published weights, which have no licence to be shipped, are not here")
+    return wnn_jax.convert.keras_wnn(*paths)
+
+
+def golden_leaves(golden: dict[str, np.ndarray], *roles: str) -> list[tuple[str, str, list[np.ndarray]]]:
+    """The role, name and history of every leaf."""
+    keys = [key for key in golden if key.startswith(tuple(f"history/{role}/" for role in roles))]
+    assert keys
+    return [(key.split("/")[1], key.split("/")[2], list(np.moveaxis(golden[key], -1, 0))) for key in keys]
+
+
+def sample(array: np.ndarray) -> np.ndarray:
+    """Some of the weights, in double precision, for the slow reference."""
+    return array.reshape(-1)[:: max(1, array.size // 50)].astype(np.float64)
+
+
+def test_predictions_of_the_published_code(golden: dict[str, np.ndarray], published: WNN):
+    leaves = golden_leaves(golden, *ROLES)
+    assert {role for role, _, _ in leaves} == set(ROLES)
+    for role, name, history in leaves:
+        expected = golden[f"wnn/{role}/{name}"]
+        assert_close(predict(published.params, history, role), expected)
+        assert_close(
+            reference.wnn([sample(snapshot) for snapshot in history], published.params[role]), sample(expected)
+        )
+
+
+def test_bias_predictions_as_published(golden: dict[str, np.ndarray], published: WNN):
+    for role, name, history in golden_leaves(golden, "bias"):
+        expected = golden[f"wnn_bias_as_published/{name}"]
+        assert_close(predict(published.params, history, role, (("published_bias", True),)), expected)
+        samples = [sample(snapshot) for snapshot in history]
+        assert_close(reference.wnn(samples, published.params[role], published_bias=True), sample(expected))
+
+
+@pytest.mark.parametrize(("role", "name"), [("conv", "Conv"), ("dense", "FC"), ("bias", "Bias")])
+def test_raw_outputs_of_the_published_networks(golden: dict[str, np.ndarray], published: WNN, role: str, name: str):
+    inputs, expected = golden["net/input"], golden[f"net/output_{name}"]
+    assert_close(TwoStreamNetwork().apply({"params": published.params[role]}, jnp.asarray(inputs)), expected)
+    assert_close([reference.wnn_network(x, published.params[role]) for x in inputs.astype(np.float64)], expected)
+
+
+# Normalisation
+
+# Multiples of 1/8: sums and differences of these, and products with powers of two, have no rounding errors.
+exact = st.integers(-800, 800).map(lambda n: n / 8)
+histories = hnp.arrays(np.float32, (5, 6), elements=exact)
+
+
+@hypothesis.given(histories, exact)
+def test_a_shift_leaves_normalised_values_as_they_are(history: np.ndarray, shift: float):
+    values, first, span = normalize(list(jnp.asarray(history)))
+    shifted = normalize(list(jnp.asarray(history + np.float32(shift))))
+    np.testing.assert_array_equal(shifted.values, values)
+    np.testing.assert_array_equal(shifted.span, span)
+    np.testing.assert_array_equal(shifted.first, first + np.float32(shift))
+
+
+@hypothesis.given(histories, st.integers(1, 12), st.sampled_from([-1.0, 1.0]))
+def test_a_scale_leaves_normalised_values_almost_as_they_are(history: np.ndarray, exponent: int, sign: float):
+    scale = sign * 2.0**exponent
+    values, _, span = normalize(list(jnp.asarray(history)))
+    scaled = normalize(list(jnp.asarray(history * np.float32(scale))))
+    # What is divided by is the range plus constants, which don't scale: a range is at least 1/8 here, or zero.
+    constants = 1e-5 + 1e-8
+    np.testing.assert_allclose(scaled.values, sign * values, rtol=constants / 0.125 + 1e-6, atol=0)
+    np.testing.assert_allclose(scaled.span, abs(scale) * (span - 2 * constants) + 2 * constants, rtol=1e-5, atol=1e-9)
+
+
+@hypothesis.given(histories, st.integers(21, 40))
+def test_a_scale_is_exact_where_the_range_drowns_the_constants(history: np.ndarray, exponent: int):
+    # From 2^21/8 on, half of the range's last digit is more than 1e-5.
+    big = history * np.float32(2.0**21)
+    values, _, _ = normalize(list(jnp.asarray(big)))
+    scaled = normalize(list(jnp.asarray(big * np.float32(2.0 ** (exponent - 20)))))
+    np.testing.assert_array_equal(scaled.values, values)
+
+
+@hypothesis.given(hnp.arrays(np.float32, (5, 6), elements=st.floats(-1e6, 1e6, width=32)))
+def test_normalised_values_stay_within_one_half(history: np.ndarray):
+    values, first, span = normalize(list(jnp.asarray(history)))
+    assert np.abs(values).max() <= 0.5
+    np.testing.assert_array_equal(values[:, 0], 0)
+    restored = np.asarray(values) * np.asarray(span)[:, None] + np.asarray(first)[:, None]
+    np.testing.assert_allclose(restored, history.T, rtol=0, atol=1e-6 * np.abs(history).max())
+
+
+def test_a_constant_history_is_normalised_to_zeros():
+    values, _, span = normalize([jnp.full(3, 7.0)] * 5)
+    np.testing.assert_array_equal(values, np.zeros([3, 5]))
+    np.testing.assert_allclose(span, 2 * (1e-5 + 1e-8))
+
+
+# What a leaf's shape, size and neighbours change: nothing
+
+
+@hypothesis.given(st.permutations(range(12)))
+def test_every_weight_is_forecast_on_its_own(networks: dict[str, Any], order: list[int]):
+    history = [np.asarray(snapshot) for snapshot in random_history((12,))]
+    permuted = predict(networks, [snapshot[order] for snapshot in history], "dense")
+    assert_close(permuted, np.asarray(predict(networks, history, "dense"))[order], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk_size"),
+    [((3, 4), 1), ((3, 4), 7), ((3, 4), 12), ((3, 4), 1000), ((), 1), ((), 7), ((0,), 1), ((2, 0, 3), 7)],
+)
+def test_chunks_change_nothing(networks: dict[str, Any], shape: tuple[int, ...], chunk_size: int):
+    history = random_history(shape)
+    predicted = predict(networks, history, "conv", (("chunk_size", chunk_size),))
+    assert (predicted.shape, predicted.dtype) == (shape, jnp.float32)
+    assert_close(predicted, reference.wnn([np.asarray(snapshot) for snapshot in history], networks["conv"]))
+
+
+def test_each_leaf_is_forecast_by_the_network_of_its_role(random_wnn: WNN):
+    leaf = random_history((4,))
+    roles = {"first": "conv", "second": ["dense", "bias"]}
+    predicted = random_wnn([{"first": snapshot, "second": [snapshot] * 2} for snapshot in leaf], roles, None)
+    for role, prediction in zip(ROLES, jax.tree.leaves(predicted), strict=True):
+        assert_close(prediction, random_wnn(leaf, role, None), rtol=1e-6)
+    assert np.abs(predicted["second"][0] - predicted["second"][1]).max() > 0.001
+
+
+@pytest.mark.parametrize("role", ["norm", "embedding"])
+def test_leaves_without_a_network_keep_their_last_value(random_wnn: WNN, role: str):
+    history = random_history((4,))
+    np.testing.assert_array_equal(random_wnn(history, role, None), history[-1])
+
+
+def test_any_role_can_have_a_network(networks: dict[str, Any]):
+    history = random_history((4,))
+    predicted = predict({"norm": networks["dense"]}, history, "norm")
+    assert_close(predicted, predict(networks, history, "dense"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_leaves_are_forecast_in_float32(networks: dict[str, Any], dtype: Any):
+    history = random_history((6,), dtype)
+    predicted = predict(networks, history, "dense")
+    assert predicted.dtype == dtype
+    in_float32 = predict(networks, [snapshot.astype(jnp.float32) for snapshot in history], "dense")
+    np.testing.assert_array_equal(predicted, in_float32.astype(dtype))
+
+
+def test_float64_leaves_stay_float64(networks: dict[str, Any]):
+    history = [np.array([1 + 1e-9 * t]) for t in range(5)]  # a movement that float32 has no digits for
+    with jax.enable_x64(True):
+        predicted = np.asarray(predict(networks, history, "dense"))
+    assert predicted.dtype == np.float64
+    assert_close(predicted - 1, reference.wnn(history, networks["dense"]) - 1, rtol=1e-4)
+
+
+# Transformations
+
+
+def test_jit(networks: dict[str, Any], random_wnn: WNN):
+    history = random_history((3, 5))
+    assert_close(predict(networks, history, "conv"), random_wnn(history, "conv", None), rtol=1e-6)
+
+
+def test_vmap(networks: dict[str, Any]):
+    members = [random_history((3, 5), seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *snapshots: jnp.stack(snapshots), *members)
+    predicted = jax.jit(jax.vmap(lambda history: predict(networks, history, "conv")))(stacked)
+    assert_close(predicted, jnp.stack([predict(networks, history, "conv") for history in members]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize(
+    ("spec", "chunk_size"), [(PartitionSpec("x"), 16), (PartitionSpec(None, "x"), 16), (PartitionSpec("x"), 4096)]
+)
+def test_sharded_leaves(networks: dict[str, Any], axis_type: AxisType, chunk_size: int, spec: PartitionSpec):
+    history = random_history((16, 24))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(history, NamedSharding(mesh, spec))
+        predicted = predict(networks, sharded, "dense", (("chunk_size", chunk_size),))
+    assert_close(predicted, predict(networks, history, "dense"), rtol=1e-6)
+
+
+def test_working_memory_does_not_grow_with_the_leaf(random_wnn: WNN):
+    def temporary_bytes(size: int) -> int:
+        history = [jax.ShapeDtypeStruct((size // 100, 100), jnp.float32)] * 5
+        compiled = jax.jit(lambda history: random_wnn(history, "dense", None)).lower(history).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    small, large = temporary_bytes(10**5), temporary_bytes(10**6)
+    assert large - small <= 10**6 * 4  # one copy of the output
+    assert large < 16 * 2**20
+
+
+# What is refused
+
+
+def test_a_horizon_is_refused(random_wnn: WNN):
+    with pytest.raises(ValueError, match="horizon=3 was given, but WNN takes none"):
+        random_wnn(random_history((4,)), "conv", 3)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("num_snapshots", [0, 4, 6])
+def test_another_number_of_snapshots_is_refused(random_wnn: WNN, num_snapshots: int):
+    with pytest.raises(ValueError, match=f"history has {num_snapshots} snapshots .* context=5"):
+        random_wnn([jnp.zeros(3)] * num_snapshots, "conv", None)
+
+
+def test_params_of_no_role_are_refused():
+    with pytest.raises(ValueError, match="give at least one of conv, dense, bias"):
+        WNN({})
+
+
+def test_params_of_an_unknown_role_are_refused(networks: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"params has the roles \['convolution'\]"):
+        WNN({"convolution": networks["conv"]})
+
+
+def test_params_of_another_network_are_refused(networks: dict[str, Any]):
+    wider = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), networks["conv"])
+    for other in (wider, networks["conv"]["values"], {}, jnp.zeros(3)):
+        with pytest.raises(ValueError, match=r"params\['dense'\] are not the parameters of a TwoStreamNetwork"):
+            WNN({"conv": networks["conv"], "dense": other})
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, True, 2.5, None, "4096"])
+def test_bad_chunk_sizes_are_refused(networks: dict[str, Any], chunk_size: Any):
+    with pytest.raises(ValueError, match=r"chunk_size=.* must be an int >= 1"):
+        WNN(networks, chunk_size=chunk_size)
+
+
+# Initialisation
+
+
+def test_init_makes_a_different_network_for_each_role():
+    wnn = WNN.init(jax.random.key(0))
+    assert tuple(wnn.params) == ROLES
+    kernels = [wnn.params[role]["values"]["expand"]["kernel"] for role in ROLES]
+    assert not jnp.allclose(kernels[0], kernels[1])
+    assert not jnp.allclose(kernels[1], kernels[2])
+
+
+def test_init_has_the_published_spread():
+    network = WNN.init(jax.random.key(0), ["conv"]).params["conv"]
+    kernel = network["values"]["offset"]["kernel"]
+    limit = np.sqrt(3 * 0.1 / kernel.shape[0])
+    assert 0.9 * limit < np.abs(kernel).max() <= limit
+    assert len(jax.tree.leaves(network)) == 26

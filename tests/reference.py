@@ -1,0 +1,59 @@
+"""The published methods in plain NumPy, written from their equations: slow, readable, of any precision."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Layer = Mapping[str, Any]
+Network = Mapping[str, Any]
+
+
+def wnn(history: Sequence[np.ndarray], network: Network, *, published_bias: bool = False) -> np.ndarray:
+    """Forecasts every weight of one leaf (Jang et al., ICML 2023, section 3).
+
+    Args:
+      history: five arrays of one shape, oldest first.
+      network: the parameters of a `TwoStreamNetwork`.
+      published_bias: add the network's output to the raw last value, as the published code does for biases.
+
+    Returns:
+      An array of that shape, of the precision of `history`.
+    """
+    forecasts = [
+        wnn_weight(np.array([snapshot[index] for snapshot in history]), network, published_bias=published_bias)
+        for index in np.ndindex(history[0].shape)
+    ]
+    return np.array(forecasts, history[0].dtype).reshape(history[0].shape)
+
+
+def wnn_weight(h: np.ndarray, network: Network, *, published_bias: bool = False) -> np.floating[Any]:
+    """Forecasts a single weight from its five values."""
+    z = h - h[0]
+    r = z.max() - z.min() + 1e-8
+    x = z / (r + 1e-5) / 2
+    last = h[4] if published_bias else x[4]
+    return (last + wnn_network(x, network)) * (r + 1e-5) * 2 + h[0]
+
+
+def wnn_network(x: np.ndarray, network: Network) -> np.floating[Any]:
+    """The change that the network expects of normalised values."""
+    dx = x[1:] - x[:-1]
+    features = np.concatenate([_stream(x, network["values"]), _stream(dx, network["differences"])])
+    return np.tanh(_dense(features, network["output"]))[0]
+
+
+def _stream(inputs: np.ndarray, layers: Mapping[str, Layer]) -> np.ndarray:
+    a = _dense(inputs, layers["expand"])
+    b = np.maximum(_dense(a, layers["squeeze"]), 0)
+    t = _dense(b, layers["offset"])
+    g = _dense(b, layers["gain"])
+    e = _dense(b, layers["exponent"])
+    c = t + g * np.exp(e * a)
+    s = _dense(c, layers["project"])
+    return np.where(s > 0, s, 0.3 * s)
+
+
+def _dense(inputs: np.ndarray, layer: Layer) -> np.ndarray:
+    kernel, bias = (np.asarray(layer[name], inputs.dtype) for name in ("kernel", "bias"))
+    return inputs @ kernel + bias

@@ -1,0 +1,5 @@
+"""The predictors, one per file."""
+
+from wnn_jax.nowcasters.curve_fit import CURVES as CURVES
+from wnn_jax.nowcasters.curve_fit import CurveFit as CurveFit
+from wnn_jax.nowcasters.wnn import WNN as WNN

@@ -1,0 +1,175 @@
+"""The weight nowcaster network: one small two-stream network per kind of operation, applied to every weight."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wnn_jax._nowcaster import leafwise
+from wnn_jax._roles import ROLES
+from wnn_jax.nowcasters._chunked import map_in_chunks
+
+CONTEXT = 5
+
+_published_init = nn.initializers.variance_scaling(0.1, "fan_in", "uniform")
+
+
+class Stream(nn.Module):
+    """One stream of the network: a bottleneck, the "activation network", and a projection."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps `[..., n]` inputs to `[..., 32]` features."""
+        expanded = nn.Dense(64, kernel_init=_published_init, name="expand")(inputs)
+        bottleneck = nn.relu(nn.Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
+        offset = nn.Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
+        gain = nn.Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
+        exponent = nn.Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
+        activated = offset + gain * jnp.exp(exponent * expanded)
+        return nn.leaky_relu(nn.Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
+
+
+class TwoStreamNetwork(nn.Module):
+    """Forecasts normalised weights from their values and from the differences between these.
+
+    References:
+      Jang et al., ICML 2023, section 3.3 and figure 3.
+    """
+
+    @nn.compact
+    def __call__(self, values: jax.Array) -> jax.Array:
+        """Maps `[..., 5]` normalised values, oldest first, to `[...]` changes of the last one, in (-1, 1)."""
+        differences = values[..., 1:] - values[..., :-1]
+        features = jnp.concatenate([Stream(name="values")(values), Stream(name="differences")(differences)], axis=-1)
+        change = nn.Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
+        return jnp.tanh(change)[..., 0]
+
+
+class Normalized(NamedTuple):
+    """Histories brought to one range, weight by weight.
+
+    Attributes:
+      values: `[n, context]`, within [-0.5, 0.5].
+      first: `[n]`, the oldest snapshots.
+      span: `[n]`, what the values were divided by. `values * span + first` is the history again.
+    """
+
+    values: jax.Array
+    first: jax.Array
+    span: jax.Array
+
+
+def normalize(history: Sequence[jax.Array]) -> Normalized:
+    """Normalises the history of each weight by its first value and its range.
+
+    Args:
+      history: `context` arrays of shape `[n]`, oldest first.
+
+    References:
+      Jang et al., ICML 2023, section 3.2, with the constants of the published code.
+    """
+    first = history[0]
+    shifted = jnp.stack([snapshot - first for snapshot in history], axis=-1)
+    value_range = jnp.max(shifted, axis=-1) - jnp.min(shifted, axis=-1) + 1e-8
+    span = 2 * (value_range + 1e-5)
+    return Normalized(shifted / span[:, None], first, span)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WNN:
+    """The weight nowcaster network (WNN).
+
+    Every scalar weight is forecast from its own last 5 snapshots, about 5 snapshots ahead, by the network of its
+    role. Leaves of a role without a network come back unchanged; with the roles of the published networks
+    (`conv`, `dense`, `bias`) these are the scales of norm layers and the embeddings, for which nothing was trained.
+    (The published code passes over the shift of BatchNorm too. Here it is a `bias`; name it `norm` in `roles` to
+    pass over it.)
+
+    Attributes:
+      params: role -> parameters of that role's `TwoStreamNetwork`.
+      published_bias: for role `bias`, add the network's output to the *raw* last value, as the published code does
+        where its paper adds it to the normalised one. For comparisons only: it throws the biases far off.
+      chunk_size: how many weights go through a network at a time, which bounds the working memory: about 4 KiB
+        for each of them.
+      record: how the networks were trained; kept by `wnn_jax.save`.
+
+    Raises:
+      ValueError: if `params` has an unknown role, or parameters of another network.
+
+    References:
+      Jang et al., `Learning to Boost Training by Periodic Nowcasting Near Future Weights
+      <https://proceedings.mlr.press/v202/jang23b.html>`_, ICML 2023
+    """
+
+    params: Mapping[str, Any]
+    published_bias: bool = False
+    chunk_size: int = 4096
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    # Not annotated, and so no fields: they are the same for all WNNs.
+    context = CONTEXT
+    takes_horizon = False
+    # The network's output for a flat history is not zero, and the published code adds it, times 2e-5.
+    moves_frozen = True
+
+    def __post_init__(self) -> None:
+        if not self.params or not set(self.params) <= set(ROLES):
+            raise ValueError(f"params has the roles {sorted(self.params)}; give at least one of {', '.join(ROLES)}.")
+        if type(self.chunk_size) is not int or self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size!r} must be an int >= 1: weights per pass of a network.")
+        expected = jax.tree.map(jnp.shape, jax.eval_shape(_init_network, jax.random.key(0)))
+        for role, network in self.params.items():
+            if jax.tree.map(jnp.shape, network) != expected:
+                raise ValueError(
+                    f"params[{role!r}] are not the parameters of a TwoStreamNetwork: they have the shapes "
+                    f"{jax.tree.map(jnp.shape, network)} where {expected} are expected."
+                )
+
+    @classmethod
+    def init(cls, key: jax.Array, roles: Sequence[str] = ("conv", "dense", "bias")) -> "WNN":
+        """Networks with the paper's random initialisation, to be trained.
+
+        Args:
+          key: a `jax.random` key.
+          roles: the roles to make a network for.
+        """
+        keys = jax.random.split(key, len(roles))
+        return cls({role: _init_network(role_key) for role, role_key in zip(roles, keys, strict=True)})
+
+    def __call__(self, history: Sequence[Any], roles: Any, horizon: None = None) -> Any:
+        """Forecasts a tree of parameters.
+
+        Args:
+          history: 5 parameter trees, oldest first.
+          roles: a tree like the parameters with a role name at each leaf.
+          horizon: must be `None`: the horizon of these networks is fixed by their training.
+
+        Returns:
+          The forecast, a tree like the parameters.
+
+        Raises:
+          ValueError: if `horizon` is not `None`, or `history` does not have 5 trees.
+        """
+        if horizon is not None:
+            raise ValueError(f"horizon={horizon!r} was given, but WNN takes none: it is fixed by the training.")
+        return leafwise(self._predict_leaf, context=CONTEXT, roles=tuple(self.params))(history, roles, None)
+
+    def _predict_leaf(self, history: tuple[jax.Array, ...], role: str, horizon: None) -> jax.Array:
+        del horizon
+        return map_in_chunks(lambda chunk: self._predict(chunk, role), history, self.chunk_size)
+
+    def _predict(self, history: tuple[jax.Array, ...], role: str) -> jax.Array:
+        # Low-precision leaves are forecast in fp32. The networks are fp32 whatever the leaf is.
+        history = tuple(snapshot.astype(jnp.promote_types(snapshot.dtype, jnp.float32)) for snapshot in history)
+        values, first, span = normalize(history)
+        change = TwoStreamNetwork().apply({"params": self.params[role]}, values.astype(jnp.float32))
+        assert isinstance(change, jax.Array)
+        last = history[-1] if role == "bias" and self.published_bias else values[:, -1]
+        return (last + change) * span + first
+
+
+def _init_network(key: jax.Array) -> Any:
+    return TwoStreamNetwork().init(key, jnp.zeros([1, CONTEXT]))["params"]
