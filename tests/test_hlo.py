@@ -1,0 +1,132 @@
+"""What a training step with `nowcast` compiles to: what it may cost on the steps that do nothing."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from helpers import last_plus_one
+
+import wnn_jax
+
+# Prime, so that nothing else in the program has as many elements.
+SIZE = 1009
+
+
+class Instruction(NamedTuple):
+    shape: str
+    opcode: str
+    rest: str
+
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?[\w.\-]+ = (?P<shape>\(.*?\)|\S+) (?P<opcode>[\w\-]+)\((?P<rest>.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+)")
+
+
+class Program:
+    """A compiled program as the text of its computations."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.computations: dict[str, list[Instruction]] = {}
+        name = ""
+        for line in text.splitlines():
+            if match := _COMPUTATION.match(line):
+                name = match["name"]
+                self.computations[name] = []
+                if line.startswith("ENTRY"):
+                    self.entry = name
+            elif name and (match := _INSTRUCTION.match(line)):
+                self.computations[name].append(Instruction(match["shape"], match["opcode"], match["rest"]))
+
+    @property
+    def num_conditionals(self) -> int:
+        return sum(i.opcode == "conditional" for body in self.computations.values() for i in body)
+
+    def on_an_ordinary_step(self, computation: str | None = None) -> Iterator[Instruction]:
+        """What runs while every predicate is false: the entry computation and the first branches."""
+        for instruction in self.computations[computation or self.entry]:
+            yield instruction
+            called = _CALLED.findall(instruction.rest)
+            if match := _BRANCHES.search(instruction.rest):
+                branches, _, if_false = match.groups()
+                called.append(branches.split(",")[0].strip().lstrip("%") if branches else if_false)
+            for name in called:
+                yield from self.on_an_ordinary_step(name)
+
+    def copies_of_parameters(self) -> list[Instruction]:
+        return [i for i in self.on_an_ordinary_step() if "copy" in i.opcode and str(SIZE) in i.shape]
+
+    def parameter_sized_kernels(self) -> int:
+        """The loops over a whole leaf that an ordinary step runs."""
+        return sum(i.opcode in ("fusion", "copy") and str(SIZE) in i.shape for i in self.on_an_ordinary_step())
+
+
+def make_params(num_leaves: int = 2) -> Any:
+    return {f"Dense_{i}": {"kernel": jnp.ones((SIZE, 3)), "bias": jnp.ones(SIZE)} for i in range(num_leaves // 2)}
+
+
+def compile_step(*extra: optax.GradientTransformation, num_leaves: int = 2) -> jax.stages.Compiled:
+    """One donated step of Adam, and then of `extra`."""
+    tx = optax.chain(optax.adam(1e-3), *extra)
+
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.eval_shape(lambda: make_params(num_leaves))
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, jax.eval_shape(tx.init, params), params).compile()
+
+
+def read(compiled: jax.stages.Compiled) -> Program:
+    text = compiled.as_text()
+    assert text is not None
+    return Program(text)
+
+
+def num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.fixture(scope="module")
+def step(nowcaster: str | wnn_jax.Nowcaster) -> Program:
+    return read(compile_step(wnn_jax.nowcast(nowcaster, snapshot_every=7)))
+
+
+def test_a_step_has_two_conditionals(step: Program):
+    assert step.num_conditionals == 2
+
+
+def test_the_number_of_conditionals_does_not_grow_with_the_number_of_leaves():
+    program = read(compile_step(wnn_jax.nowcast("linear", snapshot_every=7), num_leaves=16))
+    assert program.num_conditionals == 2
+
+
+def test_an_ordinary_step_copies_no_parameters(step: Program):
+    # All of the path was read, or there would be nothing to find.
+    assert {"fusion", "conditional", "parameter"} <= {i.opcode for i in step.on_an_ordinary_step()}
+    assert step.copies_of_parameters() == []
+
+
+def test_an_ordinary_step_passes_over_the_parameters_once_more_than_adam(step: Program):
+    """Adam alone adds its updates to the parameters as it makes them; here a conditional can replace them."""
+    adam = read(compile_step())
+    assert adam.parameter_sized_kernels() > 0
+    assert step.parameter_sized_kernels() <= adam.parameter_sized_kernels() + len(jax.tree.leaves(make_params()))
+
+
+@pytest.mark.parametrize("context", [1, 2, 5])
+def test_memory_of_the_state(context: int):
+    nowcast = wnn_jax.nowcast(last_plus_one(context), snapshot_every=7)
+    adam, with_nowcast = (compiled.memory_analysis() for compiled in (compile_step(), compile_step(nowcast)))
+    assert adam is not None
+    assert with_nowcast is not None
+    history, counters = (context - 1) * num_bytes(make_params()), 3 * 4
+    assert with_nowcast.argument_size_in_bytes == adam.argument_size_in_bytes + history + counters
+    # All of it is donated, and its memory used again.
+    assert with_nowcast.alias_size_in_bytes == adam.alias_size_in_bytes + history + counters

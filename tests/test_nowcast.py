@@ -1,0 +1,484 @@
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import (
+    Step,
+    assert_trees_close,
+    assert_trees_equal,
+    last_plus_one,
+    network_params,
+    ones_like,
+    train,
+)
+
+import wnn_jax
+
+JUMP = 2.0  # of `last_plus_one`, where the ordinary update is 1: from w - 1, past w, to w + 1
+
+
+def from_zero(num_steps: int, nowcaster: wnn_jax.Nowcaster | None = None, **kwargs: Any) -> list[Step]:
+    """A run of one weight that starts at 0 and moves by 1 a step; jumps included, all its values are exact.
+
+    It is not compiled, which would take most of the time of the long tables below.
+    """
+    tx = wnn_jax.nowcast(last_plus_one() if nowcaster is None else nowcaster, **kwargs)
+    with jax.disable_jit():
+        return train(tx, {"w": jnp.zeros([])}, num_steps, gradient=ones_like)
+
+
+def values(trees: Sequence[Any]) -> list[float]:
+    return [tree["w"].item() for tree in trees]
+
+
+def jumps(steps: Sequence[Step]) -> dict[int, float]:
+    """Step -> update, of the steps with another update than the ordinary one."""
+    return {t: step.updates["w"].item() for t, step in enumerate(steps) if step.updates["w"] != 1}
+
+
+# The trajectory, by hand.
+
+
+def test_every_fifth_snapshot_is_followed_by_a_jump():
+    steps = from_zero(20, snapshot_every=2)
+    assert jumps(steps) == {9: JUMP, 19: JUMP}
+    assert values([step.params for step in steps]) == [*range(1, 10), *range(11, 21), 22]
+    assert [int(step.state.count) for step in steps] == list(range(1, 21))
+    assert [int(step.state.num_nowcasts) for step in steps] == [0] * 9 + [1] * 10 + [2]
+    assert all(step.state.num_rejected == 0 for step in steps)
+
+
+def test_the_compiled_trajectory_is_the_same():
+    tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=2)
+    compiled_steps = train(tx, {"w": jnp.zeros([])}, 20, gradient=ones_like)
+    assert_trees_equal(compiled_steps, from_zero(20, snapshot_every=2))
+
+
+def test_snapshots_are_of_the_parameters_after_the_step_and_the_window_restarts():
+    steps = from_zero(20, snapshot_every=2)
+    by_hand = {
+        0: [0, 0, 0, 0],
+        1: [2, 0, 0, 0],
+        2: [2, 0, 0, 0],
+        3: [2, 4, 0, 0],
+        5: [2, 4, 6, 0],
+        7: [2, 4, 6, 8],
+        9: [2, 4, 6, 8],  # the jump, from 9 to 11
+        11: [13, 4, 6, 8],
+        13: [13, 15, 6, 8],
+        15: [13, 15, 17, 8],
+        17: [13, 15, 17, 19],
+        19: [13, 15, 17, 19],
+    }
+    assert {t: values(steps[t].state.history) for t in by_hand} == by_hand
+
+
+def test_the_nowcaster_sees_the_window_oldest_first():
+    digits = wnn_jax.leafwise(lambda history, role, horizon: sum(s * 10.0**i for i, s in enumerate(history)))  # pyright: ignore[reportArgumentType]
+    steps = from_zero(10, digits, snapshot_every=1)
+    # Snapshots 1 2 3 4 5 and then, from the parameters 54321, the same again.
+    assert steps[4].params["w"] == 54321
+    assert values(steps[-1].state.history) == [54322, 54323, 54324, 54325]
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (1, [1, 3, 4, 6, 7, 9, 10, 12]),
+        (2, [1, 2, 3, 5, 6, 7, 8, 10]),
+        (3, [1, 2, 3, 4, 5, 7, 8, 9]),
+    ],
+)
+def test_windows_of_another_length(context: int, expected: list[int]):
+    steps = from_zero(8, last_plus_one(context), snapshot_every=2)
+    assert values([step.params for step in steps]) == expected
+    assert len(steps[-1].state.history) == context - 1
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "jump_steps"),
+    [
+        (0, None, [5, 11, 17]),
+        (2, None, [5, 11, 17]),
+        (3, None, [8, 14]),
+        (4, None, [8, 14]),
+        (5, None, [8, 14]),
+        (6, None, [11, 17]),
+        (0, 5, []),
+        (0, 6, [5]),
+        (0, 17, [5, 11]),
+        (0, 18, [5, 11, 17]),
+        (3, 8, []),
+        (3, 9, [8]),
+    ],
+)
+def test_start_and_stop(start: int, stop: int | None, jump_steps: list[int]):
+    steps = from_zero(20, last_plus_one(context=2), snapshot_every=3, start=start, stop=stop)
+    assert jumps(steps) == dict.fromkeys(jump_steps, JUMP)
+    first_snapshot = next((t for t, step in enumerate(steps) if values(step.state.history) != [0]), None)
+    assert first_snapshot == (start // 3 + (start % 3 > 2)) * 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        (0.25, [0.5, 0.5, 0.5]),
+        (0, [0, 0, 0]),
+        (-1.0, [-2, -2, -2]),
+        (lambda index: 1.0 + index, [2, 4, 6]),
+        (optax.linear_schedule(2.0, 0.0, 2), [4, 2, 0]),
+    ],
+)
+def test_scale_multiplies_the_jump(scale: Any, expected: list[float]):
+    steps = from_zero(12, last_plus_one(context=2), snapshot_every=2, scale=scale)
+    assert [steps[t].updates["w"].item() for t in (3, 7, 11)] == expected
+
+
+@pytest.mark.parametrize(("horizon", "expected"), [(3, [4, 4, 4]), (lambda index: 1 + 2 * index, [2, 4, 6])])
+def test_horizon_reaches_the_nowcaster(horizon: Any, expected: list[float]):
+    ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + horizon, context=2)
+    steps = from_zero(12, ahead, snapshot_every=2, horizon=horizon)
+    assert [steps[t].updates["w"].item() for t in (3, 7, 11)] == expected
+
+
+def test_without_a_horizon_the_nowcaster_chooses():
+    seen = []
+
+    def fn(history: Any, role: str, horizon: Any) -> jax.Array:
+        seen.append(horizon)
+        return history[-1]
+
+    from_zero(5, wnn_jax.leafwise(fn), snapshot_every=1)
+    assert set(seen) == {None}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_a_jump_is_the_scaled_difference_to_the_parameters_before_the_step(
+    nowcaster: str | wnn_jax.Nowcaster, scale: float
+):
+    params = network_params()
+    tx = optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=2, scale=scale))
+    adam_alone = train(optax.adam(0.1), params, 10)
+    steps = train(tx, params, 10)
+    for step, expected in zip(steps[:9], adam_alone, strict=False):
+        assert_trees_close(step.updates, expected.updates)
+
+    predict = wnn_jax.load(nowcaster) if isinstance(nowcaster, str) else nowcaster
+    window = [adam_alone[t].params for t in (1, 3, 5, 7, 9)]
+    prediction = jax.jit(lambda window: predict(window, wnn_jax.default_roles(params), None))(window)
+    expected = jax.tree.map(lambda new, old: scale * (new - old), prediction, steps[8].params)
+    assert_trees_close(steps[9].updates, expected)
+    # Adam goes on as if nothing had happened.
+    assert_trees_close(steps[9].state[0], adam_alone[9].state)
+
+
+# Forecasts that are no good.
+
+
+def one_bad_element(value: float, bad_horizon: int) -> wnn_jax.Nowcaster:
+    """`last_plus_one` on the whole tree, but for the last element of `b`, which is `value` at `bad_horizon`."""
+
+    class OneBadElement:
+        context = 2
+
+        def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
+            good = jax.tree.map(lambda leaf: leaf + 1, history[-1])
+            bad = good["b"].at[-1, -1].set(value)
+            return good | {"b": jnp.where(horizon == bad_horizon, bad, good["b"])}
+
+    return OneBadElement()
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_forecast_with_one_bad_element_is_not_applied_anywhere(value: float):
+    nowcaster = one_bad_element(value, bad_horizon=2)
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=2, horizon=lambda index: 1 + index)
+    params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    steps = train(tx, params, 12, gradient=ones_like)
+
+    updates = {3: JUMP, 11: JUMP}
+    for t, step in enumerate(steps):
+        assert_trees_equal(step.updates, jax.tree.map(lambda p, t=t: jnp.full_like(p, updates.get(t, 1.0)), params))
+    assert [int(step.state.num_nowcasts) for step in steps] == [0] * 3 + [1] * 8 + [2]
+    assert [int(step.state.num_rejected) for step in steps] == [0] * 7 + [1] * 5
+    # The window after the rejected forecast begins with its first snapshot, as after any other: 0 + 10 + 1 jump.
+    assert (steps[9].state.history[0]["a"] == 11).all()
+
+
+def test_a_jump_too_long_for_the_dtype_is_not_applied():
+    across = wnn_jax.leafwise(lambda history, role, horizon: -history[-1], context=1)
+    params = {"w": jnp.full(3, 60000.0, jnp.float16)}  # -60000 is finite, and -60000 - 60000 is not
+    (step,) = train(wnn_jax.nowcast(across, snapshot_every=1), params, 1, gradient=ones_like)
+    assert (step.updates["w"] == 1).all()
+    assert step.state.num_rejected == 1
+
+
+def test_a_jump_by_a_scale_that_is_not_finite_is_not_applied():
+    def scale(index: Any) -> jax.Array:
+        return jnp.where(index == 0, jnp.nan, 1.0)
+
+    steps = from_zero(4, last_plus_one(context=2), snapshot_every=1, scale=scale)
+    assert jumps(steps) == {3: JUMP}
+    assert steps[-1].state.num_rejected == 1
+
+
+# Weights and their dtypes.
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_frozen_weight_stays_put(wnn: wnn_jax.nowcasters.WNN, dtype: Any):
+    # A new network forecasts no change for a weight that did not move; a trained one, whose biases are not 0, does.
+    biased = wnn_jax.nowcasters.WNN(jax.tree.map(lambda leaf: leaf + 0.1, wnn.params))
+    is_frozen = jnp.arange(16) % 2 == 0
+    params = {"Dense_0": {"bias": jnp.linspace(-1e-3, 1e-3, 16, dtype=dtype)}}
+    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(biased, snapshot_every=1))
+    steps = train(
+        tx,
+        params,
+        5,
+        gradient=lambda tree: jax.tree.map(lambda p: jnp.where(is_frozen, 0, p - 1).astype(dtype), tree),
+    )
+    assert steps[-1].state[1].num_nowcasts == 1
+
+    start, before, after = (tree["Dense_0"]["bias"] for tree in (params, steps[3].params, steps[4].params))
+    assert (after == start)[is_frozen].all()
+    assert (after != before)[~is_frozen].all()
+    prediction = biased([params] * 5, wnn_jax.default_roles(params))["Dense_0"]["bias"]
+    assert (prediction != start).any(), "the network held the weights by itself"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_dtypes_are_those_of_the_parameters(nowcaster: str | wnn_jax.Nowcaster, dtype: Any):
+    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1))
+    steps = train(tx, network_params(dtype), 6)
+    for step in steps:
+        for tree in (step.updates, step.params, step.state[1].history):
+            assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(dtype)}
+    assert steps[-1].state[1].num_nowcasts == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("update_dtype", ["same", "float32"])
+def test_parameters_arrive_at_the_forecast(dtype: Any, update_dtype: str):
+    random = np.random.default_rng(2)
+    params = {"w": jnp.asarray(random.normal(size=4000), dtype)}
+    factor = jnp.asarray(random.uniform(0.5, 4, size=4000))
+    forecast = wnn_jax.leafwise(lambda history, role, horizon: history[-1] * factor, context=1)
+    still = {"w": jnp.zeros(4000, dtype if update_dtype == "same" else update_dtype)}
+    (step,) = train(wnn_jax.nowcast(forecast, snapshot_every=1), params, 1, gradient=lambda _: still)
+
+    def ordinal(x: jax.Array) -> np.ndarray:
+        """Neighbouring floats of one sign have neighbouring ordinals."""
+        return np.asarray(x).view(f"int{8 * x.dtype.itemsize}").astype(np.int64)
+
+    miss = np.abs(ordinal(step.params["w"]) - ordinal((params["w"] * factor).astype(dtype)))
+    if still["w"].dtype == dtype:
+        assert miss.max() <= 1
+        assert (miss > 0).mean() < 0.2
+    else:
+        # The difference of two narrow floats is exact in a wider one.
+        assert miss.max() == 0
+
+
+def test_updates_may_be_wider_than_the_parameters():
+    tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=1)
+    steps = train(
+        tx, {"w": jnp.zeros(3, jnp.bfloat16)}, 5, gradient=lambda tree: {"w": jnp.ones_like(tree["w"], jnp.float32)}
+    )
+    assert steps[-1].updates["w"].dtype == jnp.float32
+    assert steps[-1].params["w"].dtype == steps[-1].state.history[0]["w"].dtype == jnp.bfloat16
+    assert steps[-1].state.num_nowcasts == 1
+
+
+# Roles.
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        (None, {"kernel": JUMP, "bias": 1}),
+        ({"kernel": "norm", "bias": "dense"}, {"kernel": 1, "bias": JUMP}),
+        (lambda params: dict.fromkeys(params, "dense"), {"kernel": JUMP, "bias": JUMP}),
+    ],
+)
+def test_a_leaf_jumps_if_its_role_is_the_nowcasters(roles: Any, expected: dict[str, float]):
+    only_dense = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, context=2, roles=["dense"])
+    params = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    steps = train(wnn_jax.nowcast(only_dense, snapshot_every=1, roles=roles), params, 2, gradient=ones_like)
+    assert_trees_equal(steps[1].updates, {name: jnp.full_like(p, expected[name]) for name, p in params.items()})
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ({"w": "dense"}, r"roles does not match params.*role name per parameter, or a function"),
+        ({"w": "dense", "v": {"x": "bias"}}, r"roles does not match params"),
+        (lambda params: "dense", r"roles does not match params"),
+        ({"w": "dense", "v": "recurrent"}, r"unknown role 'recurrent' at \['v'\].*conv, dense, bias"),
+        ({"w": 3, "v": "bias"}, r"unknown role 3 at \['w'\].*conv, dense, bias"),
+    ],
+)
+def test_roles_that_do_not_fit_are_refused(roles: Any, message: str):
+    params = {"w": jnp.zeros((2, 2)), "v": jnp.zeros(2)}
+    with pytest.raises(ValueError, match=message):
+        wnn_jax.nowcast(snapshot_every=1, roles=roles).init(params)
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize("value", [0, -3, True, 2.0, "10", None])
+def test_snapshot_every_must_be_a_positive_int(value: Any):
+    with pytest.raises(ValueError, match=rf"snapshot_every={re.escape(repr(value))} must be an int >= 1: .*steps"):
+        wnn_jax.nowcast(snapshot_every=value)
+
+
+def test_an_unknown_nowcaster_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"nowcaster='linaer' is not known.*linear.*quadratic.*path"):
+        wnn_jax.nowcast("linaer", snapshot_every=1)
+
+
+def test_wnn_is_answered_with_how_to_get_its_weights():
+    with pytest.raises(ValueError, match=r"'wnn' has no bundled weights.*keras_wnn.*pass 'wnn.npz'"):
+        wnn_jax.nowcast("wnn", snapshot_every=1)
+
+
+class NoContext:
+    def __call__(self, history: Any, roles: Any, horizon: Any) -> Any:
+        return history[-1]
+
+
+class NotCallable:
+    context = 5
+
+
+@pytest.mark.parametrize(
+    "value", [3, None, lambda history, roles, horizon: history[-1], NoContext(), NotCallable(), wnn_jax.nowcasters.WNN]
+)
+def test_what_is_no_nowcaster_is_refused(value: Any):
+    with pytest.raises(ValueError, match=rf"nowcaster={re.escape(repr(value))} is not a nowcaster.*wnn_jax.leafwise"):
+        wnn_jax.nowcast(value, snapshot_every=1)
+
+
+def test_a_horizon_is_refused_where_the_nowcaster_takes_none(wnn: wnn_jax.nowcasters.WNN):
+    with pytest.raises(ValueError, match=r"horizon=10 was given, but WNN takes none.*Leave horizon out"):
+        wnn_jax.nowcast(wnn, snapshot_every=1, horizon=10)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "far"])
+def test_horizon_must_be_a_positive_int_or_a_schedule(value: Any):
+    with pytest.raises(ValueError, match=rf"horizon={re.escape(repr(value))} must be an int >= 1: .*schedule"):
+        wnn_jax.nowcast(snapshot_every=1, horizon=value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0", True, None])
+def test_scale_must_be_a_finite_float_or_a_schedule(value: Any):
+    with pytest.raises(ValueError, match=rf"scale={re.escape(repr(value))} must be a finite float, or a schedule"):
+        wnn_jax.nowcast(snapshot_every=1, scale=value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, False, None])
+def test_start_must_be_a_step(value: Any):
+    with pytest.raises(ValueError, match=rf"start={re.escape(repr(value))} must be an int >= 0: the first step"):
+        wnn_jax.nowcast(snapshot_every=1, start=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True])
+def test_stop_must_be_a_step(value: Any):
+    with pytest.raises(ValueError, match=rf"stop={re.escape(repr(value))} must be an int >= 1: .*None for never"):
+        wnn_jax.nowcast(snapshot_every=1, stop=value)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(10, 10), (10, 3)])
+def test_stop_must_come_after_start(start: int, stop: int):
+    with pytest.raises(ValueError, match=rf"stop={stop} must be greater than start={start}; pass stop=None"):
+        wnn_jax.nowcast(snapshot_every=1, start=start, stop=stop)
+
+
+def test_history_dtype_is_not_there_yet():
+    with pytest.raises(NotImplementedError, match=r"history_dtype=.*bfloat16.* is not supported yet; pass None"):
+        wnn_jax.nowcast(snapshot_every=1, history_dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.complex64, jnp.bool_])
+def test_parameters_that_are_not_real_floats_are_named(dtype: Any):
+    params = {"layer": {"w": jnp.zeros(2), "table": jnp.zeros(2, dtype)}}
+    message = rf"dtype {jnp.dtype(dtype)} at \['layer'\]\['table'\].*optax.masked or optax.partition"
+    with pytest.raises(ValueError, match=message):
+        wnn_jax.nowcast(snapshot_every=1).init(params)
+
+
+def test_update_needs_params():
+    tx = wnn_jax.nowcast(snapshot_every=1)
+    params = {"w": jnp.zeros(2)}
+    with pytest.raises(ValueError, match="params") as optax_error:
+        optax.chain(optax.scale_by_trust_ratio()).update(params, (optax.EmptyState(),))
+    with pytest.raises(ValueError, match=re.escape(str(optax_error.value))):
+        tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize(
+    ("predict", "returned"),
+    [
+        (lambda leaf: leaf[:1], r"\{'w': \(1,\)\}"),
+        (lambda leaf: leaf[None], r"\{'w': \(1, 2\)\}"),
+    ],
+)
+def test_a_nowcaster_that_returns_other_shapes_is_refused(predict: Callable[[Any], Any], returned: str):
+    cut = wnn_jax.leafwise(lambda history, role, horizon: predict(history[-1]))
+    with pytest.raises(ValueError, match=rf"returned the shapes {returned}.*shapes \{{'w': \(2,\)\}}.*like the param"):
+        train(wnn_jax.nowcast(cut, snapshot_every=1), {"w": jnp.zeros(2)}, 1)
+
+
+def test_a_nowcaster_that_returns_another_tree_is_refused():
+    class Bare:
+        context = 5
+
+        def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
+            return history[-1]["w"]
+
+    with pytest.raises(ValueError, match=r"returned the shapes \(2,\).*a tree like the parameters"):
+        train(wnn_jax.nowcast(Bare(), snapshot_every=1), {"w": jnp.zeros(2)}, 1)
+
+
+# Trees of other makes.
+
+
+@jax.tree_util.register_pytree_node_class
+class Weights:
+    """A node that, unlike a dict, is equal only to itself."""
+
+    def __init__(self, w: Any) -> None:
+        self.w = w
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        return (self.w,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Any]) -> "Weights":
+        return cls(*children)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda w: w, lambda w: [w], lambda w: (w, None), Weights, lambda w: {"a": {}, "b": {"c": w}}]
+)
+def test_parameters_of_any_tree(make: Callable[[Any], Any]):
+    steps = train(wnn_jax.nowcast(last_plus_one(), snapshot_every=1), make(jnp.zeros([])), 5, gradient=ones_like)
+    assert jax.tree.leaves(steps[-1].params) == [6]
+
+
+@pytest.mark.parametrize("params", [1.0, np.ones(3, np.float32), jnp.asarray(1.0)])
+def test_parameters_that_are_not_yet_arrays_of_jax(params: Any):
+    steps = train(wnn_jax.nowcast(last_plus_one(), snapshot_every=1), params, 5, gradient=ones_like)
+    assert steps[-1].state.num_nowcasts == 1
+    np.testing.assert_array_equal(steps[-1].params, params + 6)
+
+
+def test_no_parameters_at_all():
+    (step,) = train(wnn_jax.nowcast(last_plus_one(), snapshot_every=1), {}, 1)
+    assert step.updates == {}

@@ -1,0 +1,97 @@
+"""A run saved by Orbax in the middle of a window goes on as if nothing had happened."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from helpers import network_params, train
+from jax.sharding import AxisType
+
+import wnn_jax
+
+SNAPSHOT_EVERY = 2
+# Three of a window's five snapshots are taken, and the step is not one with a snapshot.
+SAVED_AFTER = 7
+NUM_STEPS = 22
+
+Save = Callable[[Path, Any], None]
+Restore = Callable[[Path, Any], Any]
+
+
+def make_tx() -> Any:
+    return optax.chain(optax.adam(0.1), wnn_jax.nowcast("linear", snapshot_every=SNAPSHOT_EVERY))
+
+
+def save_with_checkpointer(folder: Path, tree: Any) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "checkpoint", tree)
+
+
+def restore_with_checkpointer(folder: Path, target: Any) -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder / "checkpoint", target)
+
+
+def save_with_manager(folder: Path, tree: Any) -> None:
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(SAVED_AFTER, args=ocp.args.StandardSave(tree))
+
+
+def restore_with_manager(folder: Path, target: Any) -> Any:
+    with ocp.CheckpointManager(folder) as manager:
+        return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target))
+
+
+def bits(tree: Any) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+@pytest.mark.parametrize(
+    ("save", "restore"),
+    [(save_with_checkpointer, restore_with_checkpointer), (save_with_manager, restore_with_manager)],
+)
+@pytest.mark.parametrize(("num_devices", "axis_type"), [(1, AxisType.Auto), (8, AxisType.Auto), (8, AxisType.Explicit)])
+def test_a_resumed_run_is_the_undisturbed_one(
+    tmp_path: Path, save: Save, restore: Restore, num_devices: int, axis_type: AxisType
+):
+    mesh = jax.make_mesh((num_devices,), ("x",), axis_types=(axis_type,))
+    shardings = {"Conv_0": {"kernel": jax.P(None, None, "x"), "bias": jax.P("x")}}
+    shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), shardings)
+    params = jax.device_put(network_params(), shardings)
+
+    undisturbed = train(make_tx(), params, NUM_STEPS)
+    saved = undisturbed[SAVED_AFTER - 1]
+    assert saved.state[1].num_nowcasts == 0
+    assert [bool(snapshot["Conv_0"]["bias"].any()) for snapshot in saved.state[1].history] == [True] * 3 + [False]
+    save(tmp_path, {"params": saved.params, "state": saved.state})
+
+    # All that a new process has: the transformation, and the shapes and shardings of the parameters.
+    tx = make_tx()
+    shapes = jax.eval_shape(network_params)
+    state_shapes = jax.eval_shape(tx.init, shapes)
+    state_shardings = optax.tree.map_params(
+        tx,
+        lambda _, sharding: sharding,
+        state_shapes,
+        shardings,
+        transform_non_params=lambda _: jax.NamedSharding(mesh, jax.P()),
+    )
+    target = {"params": abstract(shapes, shardings), "state": abstract(state_shapes, state_shardings)}
+    restored = restore(tmp_path, target)
+    assert jax.tree.structure(restored["state"]) == jax.tree.structure(saved.state)
+    assert bits(restored) == bits({"params": saved.params, "state": saved.state})
+
+    resumed = train(tx, restored["params"], NUM_STEPS - SAVED_AFTER, state=restored["state"])
+    for step, expected in zip(resumed, undisturbed[SAVED_AFTER:], strict=True):
+        assert jax.tree.structure(step) == jax.tree.structure(expected)
+        assert bits(step) == bits(expected)
+    assert resumed[-1].state[1].num_nowcasts == 2

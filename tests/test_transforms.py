@@ -1,0 +1,266 @@
+"""`nowcast` inside what JAX and Optax make of functions and transformations."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import (
+    Step,
+    assert_trees_close,
+    assert_trees_equal,
+    last_plus_one,
+    make_step,
+    network_params,
+    ones_like,
+    pull_to_one,
+    train,
+)
+
+import wnn_jax
+
+CONTEXT = 5
+JUMP = 2.0  # of `last_plus_one`, where the ordinary update is 1
+
+
+def adam_and_nowcast(nowcaster: str | wnn_jax.Nowcaster, **kwargs: Any) -> Any:
+    return optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=2, **kwargs))
+
+
+def stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def seeds(num_seeds: int) -> list[Any]:
+    """The parameters of several runs."""
+    return [jax.tree.map(lambda leaf, seed=seed: leaf + seed, network_params()) for seed in range(num_seeds)]
+
+
+# jit, scan
+
+
+def test_donated_state_and_parameters(nowcaster: str | wnn_jax.Nowcaster):
+    tx = adam_and_nowcast(nowcaster)
+
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        return make_step(tx, pull_to_one)(params, state)[1:]
+
+    donated_step = jax.jit(step, donate_argnums=(0, 1))
+    params, state = network_params(), tx.init(network_params())
+    for expected in train(tx, params, 23):
+        old = jax.tree.leaves((params, state))
+        params, state = donated_step(params, state)
+        assert all(leaf.is_deleted() for leaf in old)
+        assert_trees_close((params, state), expected[1:])
+    assert state[1].num_nowcasts == 2
+
+
+def test_scan_equals_a_loop(nowcaster: str | wnn_jax.Nowcaster):
+    tx = adam_and_nowcast(nowcaster)
+    step = make_step(tx, pull_to_one)
+    params = network_params()
+
+    def body(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Step]:
+        result = step(*carry)
+        return (result.params, result.state), result
+
+    _, scanned = jax.jit(lambda carry: jax.lax.scan(body, carry, length=12))((params, tx.init(params)))
+    assert_trees_close(scanned, stack(train(tx, params, 12)))
+    assert scanned.state[1].num_nowcasts[-1] == 1
+
+
+def test_gradients_flow_through_training():
+    nowcast = wnn_jax.nowcast(last_plus_one(context=2), snapshot_every=1, scale=0.5)
+    step = make_step(optax.chain(optax.sgd(0.5), nowcast), pull_to_one)
+
+    def trained(params: jax.Array) -> jax.Array:
+        state = (optax.sgd(0.5).init(params), nowcast.init(params))
+        for _ in range(2):
+            _, params, state = step(params, state)
+        return params
+
+    # Each step halves the distance to one; the second is replaced by half the way to its own end plus one.
+    value, gradient = jax.jit(jax.value_and_grad(trained))(jnp.array(3.0))
+    assert value == 2.0 + 0.5 * (1.5 + 1 - 2.0)
+    assert gradient == 0.5 * (0.5 + 0.25)
+
+
+# vmap
+
+
+def test_seeds_in_parallel_equal_separate_runs(nowcaster: str | wnn_jax.Nowcaster):
+    tx = adam_and_nowcast(nowcaster)
+    together = train(tx, stack(seeds(3)), 12, transform=jax.vmap)
+    separate = [train(tx, params, 12) for params in seeds(3)]
+    for t, step in enumerate(together):
+        assert_trees_close(step, stack([steps[t] for steps in separate]))
+    assert together[-1].state[1].num_nowcasts.tolist() == [1, 1, 1]
+
+
+def test_seeds_may_be_at_different_steps():
+    tx = adam_and_nowcast("linear")
+    runs = [train(tx, params, 20)[3 + 3 * seed :] for seed, params in enumerate(seeds(3))]
+    start = stack([run[0] for run in runs])
+    together = train(tx, start.params, 10, state=start.state, transform=jax.vmap)
+    for t, step in enumerate(together):
+        assert_trees_close(step, stack([run[t + 1] for run in runs]))
+    assert start.state[1].num_nowcasts.tolist() == [0, 0, 1]
+    assert together[-1].state[1].num_nowcasts.tolist() == [1, 1, 2]
+
+
+def test_a_bad_forecast_of_one_seed_is_its_own():
+    def fn(history: Any, role: str, horizon: Any) -> jax.Array:
+        return jnp.where(history[-1] > 10, jnp.nan, history[-1] + 1)
+
+    tx = wnn_jax.nowcast(wnn_jax.leafwise(fn, context=1), snapshot_every=1)
+    (step,) = train(tx, {"w": jnp.array([1.0, 20.0, 2.0])}, 1, gradient=ones_like, transform=jax.vmap)
+    assert step.updates["w"].tolist() == [JUMP, 1, JUMP]
+    assert step.state.num_nowcasts.tolist() == [1, 0, 1]
+    assert step.state.num_rejected.tolist() == [0, 1, 0]
+
+
+def test_nested_vmap_equals_separate_runs():
+    tx = adam_and_nowcast("linear")
+    params = stack([stack(seeds(3)), jax.tree.map(jnp.negative, stack(seeds(3)))])
+    together = train(tx, params, 12, transform=lambda fn: jax.vmap(jax.vmap(fn)))
+    for row in range(2):
+        separate = train(tx, jax.tree.map(lambda leaf, row=row: leaf[row], params), 12, transform=jax.vmap)
+        assert_trees_close(jax.tree.map(lambda leaf, row=row: leaf[row], together[-1]), separate[-1])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_forecast_is_made_only_on_the_steps_that_jump(depth: int):
+    """A conditional that `vmap` had turned into a select would run the nowcaster on every step."""
+    calls: list[None] = []
+
+    def fn(history: Any, role: str, horizon: Any) -> jax.Array:
+        jax.debug.callback(lambda: calls.append(None))
+        return history[-1] + 1
+
+    tx = wnn_jax.nowcast(wnn_jax.leafwise(fn, context=2), snapshot_every=2)
+    batched = jnp.zeros((2,) * depth)
+    step = make_step(tx, ones_like)
+    init = tx.init
+    for _ in range(depth):
+        step, init = jax.vmap(step), jax.vmap(init)
+    compiled_step = jax.jit(step)
+    params, state = batched, init(batched)
+    jump_steps = []
+    for t in range(8):
+        _, params, state = compiled_step(params, state)
+        jax.effects_barrier()
+        if calls:
+            jump_steps.append(t)
+            calls.clear()
+    assert jump_steps == [3, 7]
+    np.testing.assert_array_equal(params, np.full(batched.shape, 8 + 2))
+
+    text = compiled_step.lower(params, state).compile().as_text()
+    assert text is not None
+    assert text.count(" conditional(") == 2
+
+
+# Optax's wrappers
+
+
+def test_masked_jumps_only_where_the_mask_is():
+    params = {"a": {"w": jnp.zeros(2), "b": jnp.zeros(3)}, "c": jnp.zeros([])}
+    mask = {"a": {"w": True, "b": False}, "c": True}
+    tx = optax.masked(wnn_jax.nowcast(last_plus_one(context=1), snapshot_every=2), mask)
+    steps = train(tx, params, 2, gradient=ones_like)
+    expected = jax.tree.map(lambda p, jumps: jnp.full_like(p, JUMP if jumps else 1), params, mask)
+    assert_trees_equal(steps[1].updates, expected)
+
+
+def test_masked_parameters_cost_no_history():
+    params = {"kernel": jnp.zeros((2, 3)), "step": jnp.zeros([], jnp.int32)}
+    tx = optax.masked(wnn_jax.nowcast(snapshot_every=2), {"kernel": True, "step": False})
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tx.init(params).inner_state.history)]  # pyright: ignore[reportAttributeAccessIssue]
+    assert shapes == [(2, 3)] * (CONTEXT - 1)
+
+
+def test_partition_jumps_only_its_part():
+    params = {"body": jnp.zeros(2), "head": jnp.zeros(3)}
+    one_up = optax.sgd(-1.0)
+    tx = optax.partition(
+        {
+            "forecast": optax.chain(one_up, wnn_jax.nowcast(last_plus_one(context=2), snapshot_every=2)),
+            "plain": one_up,
+        },
+        {"body": "forecast", "head": "plain"},
+    )
+    steps = train(tx, params, 8, gradient=ones_like)
+    for t, step in enumerate(steps):
+        expected = JUMP if t in (3, 7) else 1.0
+        assert_trees_equal(step.updates, {"body": jnp.full(2, expected), "head": jnp.ones(3)})
+
+
+def test_partition_with_two_nowcasts_of_different_rhythm():
+    params = {"body": jnp.zeros([]), "head": jnp.zeros([])}
+    tx = optax.partition(
+        {
+            "body": wnn_jax.nowcast(last_plus_one(context=1), snapshot_every=2),
+            "head": wnn_jax.nowcast(last_plus_one(context=3), snapshot_every=1),
+        },
+        {"body": "body", "head": "head"},
+    )
+    steps = train(tx, params, 6, gradient=ones_like)
+    assert [step.updates["body"].item() for step in steps] == [1, JUMP, 1, JUMP, 1, JUMP]
+    assert [step.updates["head"].item() for step in steps] == [1, 1, JUMP, 1, 1, JUMP]
+
+
+def test_after_an_injected_learning_rate():
+    schedule = optax.linear_schedule(0.1, 0.01, 10)
+    nowcast = wnn_jax.nowcast("linear", snapshot_every=2)
+    params = network_params()
+    injected = train(optax.chain(optax.inject_hyperparams(optax.adam)(schedule), nowcast), params, 12)
+    plain = train(optax.chain(optax.adam(schedule), nowcast), params, 12)
+    for step, expected in zip(injected, plain, strict=True):
+        assert_trees_close(step.params, expected.params)
+        assert_trees_close(step.state[1], expected.state[1])
+    assert injected[-1].state[1].num_nowcasts == 1
+    np.testing.assert_allclose(injected[5].state[0].hyperparams["learning_rate"], schedule(5))
+
+
+def accumulate(tx: optax.GradientTransformation, num_micro_steps: int) -> optax.GradientTransformation:
+    return optax.MultiSteps(tx, num_micro_steps).gradient_transformation()
+
+
+def test_after_multi_steps_micro_steps_are_counted():
+    nowcast = wnn_jax.nowcast(last_plus_one(), snapshot_every=4)
+    tx = optax.chain(accumulate(optax.sgd(-1.0), 4), nowcast)
+    steps = train(tx, {"w": jnp.zeros([])}, 40, gradient=ones_like)
+
+    assert [int(step.state[1].count) for step in steps] == list(range(1, 41))
+    # One full step up on every fourth micro-step, and every fifth of these jumps: at the end of the cycle of 20.
+    full_steps = [1, 1, 1, 1, JUMP, 1, 1, 1, 1, JUMP]
+    assert [step.updates["w"].item() for step in steps] == [u for full in full_steps for u in (0, 0, 0, full)]
+    assert [leaf["w"].item() for leaf in steps[-1].state[1].history] == [7, 8, 9, 10]
+    assert [int(step.state[1].num_nowcasts) for step in steps] == [0] * 19 + [1] * 20 + [2]
+
+
+def test_after_multi_steps_of_adam(nowcaster: str | wnn_jax.Nowcaster):
+    """Accumulating four equal gradients is a step of Adam, so every fourth micro-step is a step without them."""
+    params = network_params()
+    nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=4)
+    accumulated = train(optax.chain(accumulate(optax.adam(0.1), 4), nowcast), params, 24)
+    plain = train(optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1)), params, 6)
+    for step, expected in zip(accumulated[3::4], plain, strict=True):
+        assert_trees_close(step.params, expected.params)
+        assert step.state[1].num_nowcasts == expected.state[1].num_nowcasts
+    assert plain[-1].state[1].num_nowcasts == 1
+
+
+def test_inside_multi_steps_full_steps_are_counted():
+    nowcast = wnn_jax.nowcast(last_plus_one(), snapshot_every=2)
+    tx = accumulate(optax.chain(optax.sgd(-1.0), nowcast), 4)
+    steps = train(tx, {"w": jnp.zeros([])}, 40, gradient=ones_like)
+
+    full_steps = [1] * 9 + [JUMP]
+    assert [step.updates["w"].item() for step in steps] == [u for full in full_steps for u in (0, 0, 0, full)]
+    states = [step.state.inner_opt_state[1] for step in steps]
+    assert [int(state.count) for state in states[3::4]] == list(range(1, 11))
+    assert [int(state.num_nowcasts) for state in states] == [0] * 39 + [1]
+    assert [leaf["w"].item() for leaf in states[-1].history] == [2, 4, 6, 8]

@@ -1,0 +1,14 @@
+"""Weight nowcasting for JAX and Optax: train in fewer steps by forecasting where the weights are going."""
+
+from wnn_jax import convert as convert
+from wnn_jax import nowcasters as nowcasters
+from wnn_jax._nowcast import NowcastState as NowcastState
+from wnn_jax._nowcast import nowcast as nowcast
+from wnn_jax._nowcaster import Nowcaster as Nowcaster
+from wnn_jax._nowcaster import leafwise as leafwise
+from wnn_jax._roles import default_roles as default_roles
+from wnn_jax._store import available as available
+from wnn_jax._store import load as load
+from wnn_jax._store import save as save
+
+__version__ = "0.1.0"

@@ -1,0 +1,317 @@
+"""Weight nowcasting as an Optax transformation."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.custom_batching
+import jax.numpy as jnp
+import optax
+from optax._src.base import NO_PARAMS_MSG
+
+from wnn_jax._history import History, init_history, write_snapshot
+from wnn_jax._nowcaster import Nowcaster
+from wnn_jax._roles import RolesLike, resolve_roles
+from wnn_jax._store import DEFAULT_NOWCASTER, load
+
+Schedule = Callable[[Any], Any]
+
+
+class NowcastState(NamedTuple):
+    """State of `nowcast`. Its structure never changes after `init`.
+
+    Attributes:
+      count: int32, the steps taken.
+      history: the snapshots of the current window, `context - 1` trees shaped, typed and sharded like the
+        parameters, oldest first. Which of them are filled follows from `count`.
+      num_nowcasts: int32, the predictions applied.
+      num_rejected: int32, the predictions not applied because they were not finite.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    history: History
+    num_nowcasts: jax.Array
+    num_rejected: jax.Array
+
+
+def nowcast(
+    nowcaster: str | os.PathLike[str] | Nowcaster = DEFAULT_NOWCASTER,
+    *,
+    snapshot_every: int,
+    roles: RolesLike = None,
+    horizon: int | Schedule | None = None,
+    scale: float | Schedule = 1.0,
+    start: int = 0,
+    stop: int | None = None,
+    history_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces the parameters, now and then, by a forecast of where they are going.
+
+    Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s` be `snapshot_every`. The window
+    :math:`H = (w_s, w_{2s}, \dots, w_{cs})` of :math:`c` = `nowcaster.context` snapshots is complete at step
+    :math:`cs`. At that step the update is
+
+    .. math::
+      u = \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs-1})
+
+    in place of the optimizer's own. At every other step the update passes through untouched. A new, empty
+    window begins after each forecast, so that none ever spans a jump; one cycle is :math:`cs` steps. The states
+    of the transformations before this one (the moments of Adam, say) are left alone.
+
+    A forecast with a NaN or an infinity anywhere in it is not applied: the optimizer's own update is, and
+    `NowcastState.num_rejected` counts it.
+
+    Args:
+      nowcaster: what makes the forecast: a name from `wnn_jax.available()`, the path of a file that
+        `wnn_jax.save` wrote, or any `Nowcaster`.
+      snapshot_every: steps between snapshots. The paper takes one snapshot per epoch.
+      roles: which kind of operation each parameter belongs to: a tree of role names like the parameters, or a
+        function from the parameters to such a tree. Default: `wnn_jax.default_roles`.
+      horizon: how many snapshots beyond the last one to forecast, an int >= 1 or a schedule of the nowcast's
+        index (0 for the first). Only for nowcasters that take one; `None` leaves the choice to the nowcaster.
+      scale: multiplies the jump, a float or a schedule of the nowcast's index.
+      start: the first step that may take a snapshot. Steps are numbered from 0, as by Optax's schedules.
+        Snapshots stay on the multiples of `snapshot_every` whatever `start` is.
+      stop: the first step that may no longer jump; `None` for never.
+      history_dtype: reserved for a compact history. Only `None`, the parameters' own dtypes, works so far.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with a `NowcastState`. Its `update` needs `params` and ignores
+      extra arguments that it does not know.
+
+    Raises:
+      ValueError: if an argument is out of its range, or does not fit the nowcaster; at `init`, if a parameter
+        is not of a real floating-point type or if `roles` does not match the parameters; at `update`, if
+        `params` is missing.
+      NotImplementedError: if `history_dtype` is not `None`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> import wnn_jax
+      >>> tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast("linear", snapshot_every=2))
+      >>> params = {"w": jnp.array([1.0, 2.0])}
+      >>> state = tx.init(params)
+      >>> for step in range(10):
+      ...     gradient = {"w": jnp.array([1.0, -1.0])}
+      ...     updates, state = tx.update(gradient, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params["w"].round(3))  # 10 steps of 0.1 each, and the forecast 5 snapshots = 10 steps ahead
+      [-1.  4.]
+
+    References:
+      Jang et al., `Learning to Boost Training by Periodic Nowcasting Near Future Weights
+      <https://proceedings.mlr.press/v202/jang23b.html>`_, ICML 2023
+
+    .. note::
+      `nowcast` comes last in a chain: it replaces what the transformations before it made of the step, and its
+      snapshots are of the parameters after that step. In particular
+
+      - gradient accumulation goes inside: `chain(MultiSteps(...), nowcast(...))` counts micro-steps and jumps
+        at most once per cycle of them; in `MultiSteps(chain(..., nowcast(...)))` `snapshot_every` counts full
+        steps, and the forecast is computed, and thrown away, on micro-steps too;
+      - under `optax.masked` and `optax.partition` give `roles` as a function (or leave it out), because this
+        transformation then sees a part of the parameters;
+      - under `optax.inject_hyperparams` name a callable `nowcaster` or `roles` in `static_args`, or it is
+        taken for a schedule;
+      - `jax.vmap` over seeds keeps the forecast inside a conditional: it runs only on steps on which some
+        member of the batch jumps.
+    """
+    if isinstance(nowcaster, (str, os.PathLike)):
+        nowcaster = load(nowcaster)
+    context = _check_nowcaster(nowcaster)
+    _check_int("snapshot_every", snapshot_every, "the number of optimizer steps between snapshots", minimum=1)
+    _check_int("start", start, "the first step that may take a snapshot", minimum=0)
+    if stop is not None:
+        _check_int("stop", stop, "the first step that may no longer jump, or None for never", minimum=1)
+        if not _is_hyperparameter(start) and not _is_hyperparameter(stop) and stop <= start:
+            raise ValueError(f"stop={stop} must be greater than start={start}; pass stop=None to never stop.")
+    _check_horizon(horizon, nowcaster)
+    _check_scale(scale)
+    if history_dtype is not None:
+        raise NotImplementedError(
+            f"history_dtype={history_dtype!r} is not supported yet; pass None to keep snapshots as the parameters are."
+        )
+
+    def init_fn(params: Any) -> NowcastState:
+        _check_params(params)
+        resolve_roles(roles, params)
+        return NowcastState(
+            count=jnp.zeros([], jnp.int32),
+            history=init_history(params, context - 1),
+            num_nowcasts=jnp.zeros([], jnp.int32),
+            num_rejected=jnp.zeros([], jnp.int32),
+        )
+
+    def update_fn(updates: Any, state: NowcastState, params: Any = None, **extra_args: Any) -> tuple[Any, NowcastState]:
+        del extra_args
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        params_roles = resolve_roles(roles, params)
+
+        count = state.count
+        is_snapshot = (count % snapshot_every == snapshot_every - 1) & (count >= start)
+        if stop is not None:
+            is_snapshot &= count < stop
+        slot = (count // snapshot_every - start // snapshot_every) % context
+        is_jump = is_snapshot & (slot == context - 1)
+        is_recording = is_snapshot & ~is_jump
+
+        # Two conditionals, each with the writing branch taken on True and returning no more than it writes: on an
+        # ordinary step XLA then copies nothing. The parameters after the step are computed in the branches, because
+        # one more operand of a conditional is one more buffer that every step fills.
+        def record(history: History, params: Any, updates: Any) -> History:
+            return write_snapshot(history, jnp.where(is_recording, slot, -1), optax.apply_updates(params, updates))
+
+        history = jax.lax.cond(
+            _any_member(is_recording), record, lambda history, *_: history, state.history, params, updates
+        )
+
+        index = state.num_nowcasts + state.num_rejected
+        horizon_now = horizon(index) if callable(horizon) else horizon
+        scale_now = scale(index) if callable(scale) else scale
+
+        def jump(updates: Any, params: Any, history: History) -> tuple[Any, jax.Array]:
+            window = (*history, optax.apply_updates(params, updates))
+            prediction = nowcaster(window, params_roles, horizon_now)
+            _check_prediction(prediction, params)
+            if getattr(nowcaster, "moves_frozen", False):
+                prediction = _hold_frozen(prediction, window)
+            replacement = jax.tree.map(
+                lambda predicted, param, update: _difference(predicted, param, scale_now).astype(update.dtype),
+                prediction,
+                params,
+                updates,
+            )
+            accepted = is_jump & _all_finite(replacement)
+            return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), replacement, updates), accepted
+
+        updates, accepted = jax.lax.cond(
+            _any_member(is_jump),
+            jump,
+            lambda updates, *_: (updates, jnp.zeros_like(is_jump)),
+            updates,
+            params,
+            history,
+        )
+        return updates, NowcastState(
+            count=cast(jax.Array, optax.safe_increment(count)),
+            history=history,
+            num_nowcasts=state.num_nowcasts + accepted.astype(jnp.int32),
+            num_rejected=state.num_rejected + (is_jump & ~accepted).astype(jnp.int32),
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+
+
+@jax.custom_batching.custom_vmap
+def _any_member(predicate: jax.Array) -> jax.Array:
+    """The predicate itself; under `vmap`, one unbatched scalar: whether it holds for any member of the batch.
+
+    `vmap` turns a conditional on a batched predicate into a select, which runs both branches at every step.
+    """
+    return predicate
+
+
+@_any_member.def_vmap
+def _any_member_vmap(axis_size: int, in_batched: list[bool], predicate: jax.Array) -> tuple[jax.Array, bool]:  # pyright: ignore[reportUnusedFunction]
+    del axis_size
+    return _any_member(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
+
+
+def _difference(predicted: jax.Array, param: jax.Array, scale: Any) -> jax.Array:
+    # In at least fp32: what bf16 loses in a difference would move the parameters off the prediction.
+    dtype = jnp.promote_types(param.dtype, jnp.float32)
+    return scale * (predicted.astype(dtype) - param.astype(dtype))
+
+
+def _hold_frozen(prediction: Any, window: History) -> Any:
+    """The prediction, with the weights that did not change within the window kept as they are."""
+
+    def hold(predicted: jax.Array, *leaf_history: jax.Array) -> jax.Array:
+        last = leaf_history[-1]
+        is_frozen = jnp.ones_like(last, dtype=bool)
+        for snapshot in leaf_history[:-1]:
+            is_frozen &= snapshot == last
+        return jnp.where(is_frozen, last, predicted)
+
+    return jax.tree.map(hold, prediction, *window)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    finite = jnp.array(True)
+    for leaf in jax.tree.leaves(tree):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    return finite
+
+
+def _check_nowcaster(nowcaster: Any) -> int:
+    """The context of a nowcaster."""
+    context = getattr(nowcaster, "context", None)
+    if (
+        isinstance(nowcaster, type)
+        or not callable(nowcaster)
+        or isinstance(context, bool)
+        or not isinstance(context, int)
+        or context < 1
+    ):
+        raise ValueError(
+            f"nowcaster={nowcaster!r} is not a nowcaster: it must be callable and have a positive int `context`. Pass "
+            "a name from wnn_jax.available(), the path of a saved nowcaster, or make one with wnn_jax.leafwise."
+        )
+    return context
+
+
+def _is_hyperparameter(value: Any) -> bool:
+    """Whether `optax.inject_hyperparams` keeps this value in its state, so that only its type is known."""
+    return isinstance(value, jax.Array) and value.ndim == 0
+
+
+def _check_int(name: str, value: Any, meaning: str, *, minimum: int) -> None:
+    if _is_hyperparameter(value) and jnp.issubdtype(value.dtype, jnp.integer):
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}={value!r} must be an int >= {minimum}: {meaning}.")
+
+
+def _check_horizon(horizon: Any, nowcaster: Nowcaster) -> None:
+    if horizon is None:
+        return
+    if not getattr(nowcaster, "takes_horizon", True):
+        raise ValueError(
+            f"horizon={horizon!r} was given, but {type(nowcaster).__name__} takes none: its horizon is fixed by its "
+            "training. Leave horizon out; `scale` changes the length of the jump."
+        )
+    if not callable(horizon):
+        _check_int("horizon", horizon, "the number of snapshots to forecast ahead, or a schedule of it", minimum=1)
+
+
+def _check_scale(scale: Any) -> None:
+    if callable(scale) or _is_hyperparameter(scale):
+        return
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r} must be a finite float, or a schedule of the nowcast's index.")
+
+
+def _check_params(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"params has a leaf of dtype {dtype} at {jax.tree_util.keystr(path) or 'its root'}, and only real "
+                "floating-point parameters can be forecast. Leave such leaves out with optax.masked or optax.partition."
+            )
+
+
+def _check_prediction(prediction: Any, params: Any) -> None:
+    def shapes(tree: Any) -> list[tuple[int, ...]]:
+        return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+    # Structures and leaves, not trees: a node of a user's class need not define equality.
+    if jax.tree.structure(prediction) != jax.tree.structure(params) or shapes(prediction) != shapes(params):
+        raise ValueError(
+            f"the nowcaster returned the shapes {jax.tree.map(jnp.shape, prediction)} for parameters of the shapes "
+            f"{jax.tree.map(jnp.shape, params)}; it must return a tree like the parameters."
+        )
