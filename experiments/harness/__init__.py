@@ -1,0 +1,1 @@
+"""What the experiments share: data, models, arms, the training loop, the report and the command line."""
