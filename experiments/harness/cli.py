@@ -97,7 +97,7 @@ def run(options: OptionsT, make_task: Callable[[OptionsT], Task]) -> list[dict[s
     check(options)
     arms = parse_arms(options.nowcaster)
     task = make_task(options)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 132)
     _prepare_output(options, task)
     results: list[dict[str, Any]] = []
     trainers = {arm.label: Trainer(task, arm) for arm in arms}
