@@ -338,6 +338,10 @@ def test_snapshot_every_must_be_a_positive_int(value: Any):
         wnn_jax.nowcast(snapshot_every=value)
 
 
+def test_snapshot_every_may_be_an_integer_of_numpy():
+    wnn_jax.nowcast(snapshot_every=np.int64(3))  # pyright: ignore[reportArgumentType]
+
+
 def test_an_unknown_nowcaster_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"nowcaster='linaer' is not known.*linear.*quadratic.*path"):
         wnn_jax.nowcast("linaer", snapshot_every=1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
@@ -116,6 +117,8 @@ def nowcast(
         transformation then sees a part of the parameters;
       - under `optax.inject_hyperparams` name a callable `nowcaster` or `roles` in `static_args`, or it is
         taken for a schedule;
+      - `init` gives the history the shardings of the parameters it is called with; under `jit` that takes
+        explicit mesh axes, or `out_shardings` made with `optax.tree.map_params`;
       - `jax.vmap` over seeds keeps the forecast inside a conditional: it runs only on steps on which some
         member of the batch jumps.
     """
@@ -272,7 +275,7 @@ def _is_hyperparameter(value: Any) -> bool:
 def _check_int(name: str, value: Any, meaning: str, *, minimum: int) -> None:
     if _is_hyperparameter(value) and jnp.issubdtype(value.dtype, jnp.integer):
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name}={value!r} must be an int >= {minimum}: {meaning}.")
 
 

@@ -282,6 +282,18 @@ def test_explicitly_sharded_leaves_stay_where_they_are(kind: str):
     assert_close_to_span(np.asarray(prediction).reshape(-1), predict(kind, flat), flat, FLATNESS)
 
 
+@pytest.mark.parametrize("kind", ["linear", "power"])
+def test_seeds_in_parallel_sharded_over_explicit_axes(kind: str):
+    mesh = jax.make_mesh((8,), ("seeds",), axis_types=(AxisType.Explicit,))
+    flat = noisy_history(16 * 3)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("seeds", None))
+        history = [jax.device_put(h.reshape(16, 3), sharding) for h in flat]
+        prediction = jax.jit(jax.vmap(lambda *history: CurveFit(kind)(history, "dense", 5)))(*history)
+    assert prediction.sharding == sharding
+    assert_close_to_span(np.asarray(prediction).reshape(-1), predict(kind, flat), flat, FLATNESS)
+
+
 @pytest.mark.parametrize("kind", ["linear", "quadratic"])
 def test_closed_forms_do_not_communicate(kind: str):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

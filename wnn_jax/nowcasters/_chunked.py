@@ -18,7 +18,7 @@ def map_in_chunks(fn: Callable[[Arrays], jax.Array], arrays: Arrays, chunk_size:
 
     Args:
       fn: an elementwise function `(tuple of [n] arrays) -> [n] array`.
-      arrays: arrays of one shape and dtype.
+      arrays: arrays of one shape.
       chunk_size: the largest `n` that `fn` is given.
 
     Returns:

@@ -288,7 +288,9 @@ def _best_guess(curve: _Curve, y: Arrays) -> Arrays:
     unit = jnp.stack([s / _norm(shape) for s in shape], axis=-1)
     shares = jnp.tensordot(unit, jnp.stack(y), axes=1, precision=jax.lax.Precision.HIGHEST)
     best = jnp.argmax(jnp.abs(shares), axis=0)
-    return tuple(guess[best] for guess in guesses)
+    # Where mesh axes are explicit a gather must be told what becomes of them.
+    sharding = jax.typeof(best).sharding
+    return tuple(guess.at[best].get(out_sharding=None if sharding.mesh.empty else sharding) for guess in guesses)
 
 
 def _step(curve: _Curve, parameters: Arrays, at: _Evaluation, damping: jax.Array) -> Arrays:
