@@ -198,4 +198,4 @@ def test_a_run_with_a_jump(run_framework: Callable[..., Run]):
 
 
 def test_a_run_with_a_jump_of_the_network(wnn: wnn_jax.Nowcaster):
-    assert_runs_with_a_jump(run_linen, wnn)
+    assert_runs_with_a_jump(run_haiku, wnn)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
 from wnn_jax._roles import ROLES
 
@@ -64,11 +65,11 @@ class _Leafwise:
                 f"pass a sequence of {self.context} parameter trees, oldest first."
             )
 
-        def predict(role: str, *leaf_history: jax.Array) -> jax.Array:
-            last = leaf_history[-1]
+        def predict(role: str, *leaf_history: Any) -> jax.Array:
+            arrays = tuple(jnp.asarray(leaf) for leaf in leaf_history)
             if role not in self.roles:
-                return last
-            return self.fn(leaf_history, role, horizon).astype(last.dtype)
+                return arrays[-1]
+            return self.fn(arrays, role, horizon).astype(arrays[-1].dtype)
 
         return jax.tree.map(predict, roles, *history)
 

@@ -58,7 +58,8 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 def main(options_type: type[OptionsT], make_task: Callable[[OptionsT], Task], description: str) -> None:
     """The entry point of an experiment."""
-    options = tyro.cli(options_type, description=description)
+    program = f"python -m experiments.{Path(sys.argv[0]).stem}"
+    options = tyro.cli(options_type, prog=program, description=description)
     try:
         run(options, make_task)
     except UsageError as error:
