@@ -45,4 +45,4 @@ def make_task(options: Options) -> Task:
 
 
 if __name__ == "__main__":
-    cli.main(Options, make_task, __doc__ or "")
+    cli.main(Options, make_task, __doc__)

@@ -1,6 +1,30 @@
 """Nowcasting on scikit-learn's handwritten digits, the experiment that needs no download.
 
-A small CNN on 897 real 8x8 images; 500 others are for validation.
+A small CNN on 897 real 8x8 images with batches of 64; 500 others are for validation. `make demo` runs it with the
+defaults.
+
+    for rate in 1e-3 3e-3 1e-2; do
+        python -m experiments.digits --learning-rate $rate --output runs/digits-$rate
+    done
+
+Epochs to the lowest final validation accuracy of the reference (`none`) at that rate, median over 5 seeds (min-max),
+and final test accuracy (mean ± std). 60 epochs of 14 steps, one snapshot per epoch, EMA decay 0.99 per step. CPU, 2
+cores; Python 3.11, jax 0.10.2, optax 0.2.8. A run takes 1 s, so seconds say little here.
+
+| Adam's rate | target | arm | weights | EMA | test, weights |
+|---|---|---|---|---|---|
+| 1e-3 | 95.8 % | none | 32 (25-41) | 40 (35-45) | 96.75 ± 0.77 |
+| | | none+cosine | 2 of 5 reach it | 2 of 5 | 95.80 ± 0.57 |
+| | | linear | **24** (17-27) | **32** (26-37) | 97.25 ± 0.95 |
+| 3e-3 | 97.2 % | none | **24** (15-28) | **33** (19-53) | 97.15 ± 0.91 |
+| | | none+cosine | 27 (15-never) | 40 (21-never) | 97.10 ± 1.26 |
+| | | linear | 1 of 5 reaches it | 1 of 5 | 96.55 ± 0.76 |
+| 1e-2 | 97.0 % | none | **9** (9-15) | **18** (14-26) | 97.30 ± 0.33 |
+| | | none+cosine | 11 (9-15) | 19 (14-35) | 97.00 ± 0.31 |
+| | | linear | 18 (13-21) | 18 (10-never) | 97.10 ± 0.49 |
+
+At the common default of 1e-3, too low a rate for this task, the linear forecast saves a quarter of the epochs. At a
+tuned rate it does harm: a higher learning rate has then already taken what extrapolation would give.
 """
 
 import dataclasses
@@ -31,4 +55,4 @@ def make_task(options: Options) -> Task:
 
 
 if __name__ == "__main__":
-    cli.main(Options, make_task, __doc__ or "")
+    cli.main(Options, make_task, __doc__)

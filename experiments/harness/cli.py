@@ -56,9 +56,10 @@ class Options:
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-def main(options_type: type[OptionsT], make_task: Callable[[OptionsT], Task], description: str) -> None:
-    """The entry point of an experiment."""
+def main(options_type: type[OptionsT], make_task: Callable[[OptionsT], Task], record: str | None) -> None:
+    """The entry point of an experiment, whose docstring is `record`."""
     program = f"python -m experiments.{Path(sys.argv[0]).stem}"
+    description = (record or "").partition("\n\n")[0]
     options = tyro.cli(options_type, prog=program, description=description)
     try:
         run(options, make_task)
