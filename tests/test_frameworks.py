@@ -12,9 +12,9 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
-from helpers import assert_trees_close
 
 import wnn_jax
+from tests.helpers import assert_trees_close
 
 SNAPSHOT_EVERY = 2
 NUM_STEPS = 5 * SNAPSHOT_EVERY + 3  # past one jump

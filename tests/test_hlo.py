@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from helpers import last_plus_one
 
 import wnn_jax
+from tests.helpers import last_plus_one
 
 # Prime, so that nothing else in the program has as many elements.
 SIZE = 1009

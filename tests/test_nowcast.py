@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import (
+
+import wnn_jax
+from tests.helpers import (
     Step,
     assert_trees_close,
     assert_trees_equal,
@@ -16,8 +18,6 @@ from helpers import (
     ones_like,
     train,
 )
-
-import wnn_jax
 
 JUMP = 2.0  # of `last_plus_one`, where the ordinary update is 1: from w - 1, past w, to w + 1
 

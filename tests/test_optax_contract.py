@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from helpers import (
+from jax.sharding import AxisType
+
+import wnn_jax
+from tests.helpers import (
     Step,
     assert_trees_close,
     assert_trees_equal,
@@ -18,9 +21,6 @@ from helpers import (
     pull_to_one,
     train,
 )
-from jax.sharding import AxisType
-
-import wnn_jax
 
 # Optax's types say of a state no more than that it is some tree.
 nowcast: Any = wnn_jax.nowcast

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import network_params, train
 from jax.sharding import AxisType
 
 import wnn_jax
+from tests.helpers import network_params, train
 
 SNAPSHOT_EVERY = 2
 # Three of a window's five snapshots are taken, and the step is not one with a snapshot.

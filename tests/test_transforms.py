@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import (
+
+import wnn_jax
+from tests.helpers import (
     Step,
     assert_trees_close,
     assert_trees_equal,
@@ -18,8 +20,6 @@ from helpers import (
     pull_to_one,
     train,
 )
-
-import wnn_jax
 
 CONTEXT = 5
 JUMP = 2.0  # of `last_plus_one`, where the ordinary update is 1
