@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def test_a_run_learns_and_jumps(task: Task, tmp_path: Path) -> None:
     steps = [evaluation["step"] for evaluation in result["evaluations"]]
     assert steps == [4, 8, 12, 16, 20, 21]
     assert [evaluation["num_nowcasts"] for evaluation in result["evaluations"]] == [0, 0, 1, 1, 2, 2]
-    assert result["evaluations"][-1]["accuracy"] > 0.3
+    before_jumps = result["evaluations"][1]
+    assert before_jumps["train_loss"] < result["evaluations"][0]["train_loss"]
+    assert before_jumps["accuracy"] > 0.15, "no better than chance"
     assert result["evaluations"][-1]["epoch"] == 3.0
     assert json.loads(json.dumps(result)) == result
 
@@ -75,8 +78,9 @@ def test_the_moving_average_of_the_weights_follows_jumps(task: Task) -> None:
     trainer = Trainer(dataclasses.replace(task, ema_decay=0.0), parse_arms(("linear",))[0])
     state = trainer.init(0)
     images, labels = map(jnp.asarray, task.dataset.train)
+    step = jax.jit(trainer._train_step)
     for _ in range(10):
-        state, _ = trainer._train_step(state, images, labels, jnp.arange(16), jax.random.key(0))
+        state, _ = step(state, images, labels, jnp.arange(16), jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
 
 
@@ -97,15 +101,13 @@ def test_evaluations_survive_json() -> None:
 
 
 def experiment(output: Path, *arguments: str) -> list[str]:
-    options = {"--nowcaster": "linear", "--seeds": 3, "--num-epochs": 40, "--snapshot-every": 7}
+    options = {"--nowcaster": "linear", "--seeds": 3, "--num-epochs": 20, "--snapshot-every": 7}
     flat = [str(part) for option in options.items() for part in option]
     return [
         sys.executable,
         "-m",
         "experiments.digits",
         *flat,
-        "--checkpoint-seconds",
-        "0",
         "--output",
         str(output),
         *arguments,
@@ -120,10 +122,12 @@ def test_a_killed_run_goes_on_to_identical_weights(tmp_path: Path) -> None:
     subprocess.run(experiment(undisturbed), check=True, capture_output=True, **options)
 
     checkpoints = killed / "checkpoints" / "linear-seed3"
-    with subprocess.Popen(experiment(killed), stdout=subprocess.DEVNULL, **options) as process:
+    with subprocess.Popen(
+        experiment(killed, "--checkpoint-seconds", "0"), stdout=subprocess.DEVNULL, **options
+    ) as process:
         # Steps 21 and 28 are the third and fourth snapshots of the first window, which jumps at 35.
-        while process.poll() is None and not any((checkpoints / str(step)).is_dir() for step in range(21, 560, 7)):
-            pass
+        while process.poll() is None and not any((checkpoints / str(step)).is_dir() for step in range(21, 280, 7)):
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (killed / "linear-seed3.json").exists()
