@@ -107,8 +107,8 @@ def test_polynomials_equal_numpy(kind: str, degree: int, horizon: int):
 @pytest.mark.parametrize("kind", ["linear", "quadratic"])
 @settings(max_examples=50)
 @given(
-    start=hnp.arrays(np.float32, 7, elements=st.floats(-1e3, 1e3, width=32)),
-    slope=hnp.arrays(np.float32, 7, elements=st.floats(-1e3, 1e3, width=32)),
+    start=hnp.arrays(np.float32, 7, elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False)),
+    slope=hnp.arrays(np.float32, 7, elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False)),
 )
 def test_linear_data_are_continued_exactly(kind: str, start: np.ndarray, slope: np.ndarray):
     history = start[None] + TIMES[:, None] * slope[None].astype(np.float64)
@@ -180,7 +180,7 @@ def test_equivariant_to_shift_and_scale(kind: str):
 
 @pytest.mark.parametrize("kind", CURVES)
 @settings(max_examples=50)
-@given(history=hnp.arrays(np.float32, (5, 16), elements=st.floats(-1e6, 1e6, width=32)))
+@given(history=hnp.arrays(np.float32, (5, 16), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False)))
 def test_finite_for_finite_histories(kind: str, history: np.ndarray):
     prediction = predict(kind, history)
     assert np.all(np.isfinite(prediction))
