@@ -23,7 +23,7 @@ class RunProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps  loss {task.fields[loss]}  accuracy {task.fields[accuracy]} "),
+            TextColumn("steps  {task.fields[metrics]}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -31,7 +31,7 @@ class RunProgress:
             disable=not console.is_terminal,
             speed_estimate_period=120,
         )
-        self._total = self._progress.add_task("all runs", total=num_runs * num_steps, loss="", accuracy="")
+        self._total = self._progress.add_task("all runs", total=num_runs * num_steps, metrics="")
         self._finished = 0
         self._last_line = -_SECONDS_BETWEEN_LINES
 
@@ -45,13 +45,16 @@ class RunProgress:
     @contextlib.contextmanager
     def run(self, name: str) -> Generator[Report]:
         """Yields the report function of one run."""
-        bar = self._progress.add_task(name, total=self._num_steps, loss="-", accuracy="-")
+        bar = self._progress.add_task(name, total=self._num_steps, metrics="")
+        accuracy = "-"
 
         def report(step: int, loss: float, evaluation: Evaluation | None) -> None:
-            self._progress.update(bar, completed=step, loss=f"{loss:.3f}")
+            nonlocal accuracy
+            if evaluation is not None:
+                accuracy = f"{evaluation.accuracy:.4f}"
+            self._progress.update(bar, completed=step, metrics=f"loss {loss:.3f}  accuracy {accuracy}")
             self._progress.update(self._total, completed=self._finished * self._num_steps + step)
             if evaluation is not None:
-                self._progress.update(bar, accuracy=f"{evaluation.accuracy:.4f}")
                 is_last = step == self._num_steps
                 if not self._console.is_terminal and (is_last or self._is_time_for_a_line()):
                     self._console.print(
