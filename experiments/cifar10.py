@@ -1,6 +1,6 @@
 """Nowcasting on CIFAR-10.
 
-By default the experiment of Jang et al. (ICML 2023, section 4.1): their vanilla CNN, batches of 1024, Adam at 1e-3,
+By default the experiment of Jang et al. (ICML 2023): their vanilla CNN, batches of 1024, Adam at 1e-3,
 50 epochs with rotations, shifts and zooms. That takes a quarter of an hour per run on 2 cores, so what is recorded here
 is the three-conv net of Knyazev et al. (ICLR 2025, task C10/16; Adam, batches of 128) in 6,103 steps of their 10,000:
 

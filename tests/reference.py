@@ -10,7 +10,7 @@ Network = Mapping[str, Any]
 
 
 def wnn(history: Sequence[np.ndarray], network: Network, *, published_bias: bool = False) -> np.ndarray:
-    """Forecasts every weight of one leaf (Jang et al., ICML 2023, section 3).
+    """Forecasts every weight of one leaf (Jang et al., ICML 2023).
 
     Args:
       history: five arrays of one shape, oldest first.

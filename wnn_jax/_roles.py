@@ -30,8 +30,8 @@ _Names = tuple[str, ...]
 def default_roles(params: Any) -> Any:
     """Names the role of every parameter, from its path and rank.
 
-    The roles are those of the weight nowcaster network (Jang et al., ICML 2023, section 3: one network per
-    kind of operation), with two more for what its published code skips:
+    The roles are those of the weight nowcaster network (Jang et al., ICML 2023: one network per kind of
+    operation), with two more for what its published code skips:
 
     - `"bias"`: anything called a bias (also the shift of a norm layer), and any other leaf of rank <= 1;
     - `"norm"`: the scale of a norm layer;

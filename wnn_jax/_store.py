@@ -5,7 +5,6 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,10 @@ def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
         raise TypeError(
             f"nowcaster.record cannot be saved: {error}. Make it of dicts, lists, strings, numbers, booleans and None."
         ) from error
-    arrays = {f"params/{name}": _portable(array) for name, array in _flatten(params).items()}
+    arrays = {
+        f"params/{name}": _portable(array)
+        for name, array in flax.traverse_util.flatten_dict(dict(params), sep="/").items()
+    }
     with replace_on_success(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(file, metadata=np.array(metadata_json), **arrays)  # pyright: ignore[reportArgumentType]
 
@@ -150,7 +152,9 @@ def _read(path: Path) -> Nowcaster:
     try:
         cls = _CLASSES[metadata["class"]]
         params = {name.removeprefix("params/"): jnp.asarray(array) for name, array in content.items()}
-        settings = metadata["settings"] | ({"params": _unflatten(params)} if params else {})
+        settings = metadata["settings"]
+        if params:
+            settings["params"] = flax.traverse_util.unflatten_dict(params, sep="/")
         return cls(**settings)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: what it holds makes no nowcaster ({error}).") from error
@@ -159,14 +163,6 @@ def _read(path: Path) -> Nowcaster:
 def _portable(array: Any) -> np.ndarray:
     # A `.npy` file has no name for bfloat16.
     return np.asarray(array, jnp.promote_types(array.dtype, jnp.float32))
-
-
-def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(dict(params), sep="/")
-
-
-def _unflatten(params: Mapping[str, Any]) -> dict[str, Any]:
-    return flax.traverse_util.unflatten_dict(dict(params), sep="/")
 
 
 def _bundled_folder() -> Path:

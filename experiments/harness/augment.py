@@ -17,7 +17,7 @@ def random_affine(
 ) -> jax.Array:
     """Rotates, shifts and zooms every image on its own, with bilinear interpolation and the edge pixels repeated.
 
-    The defaults are the augmentation of Jang et al., ICML 2023, section 4.1.
+    The defaults are the augmentation of Jang et al., ICML 2023.
 
     Args:
       key: a `jax.random` key.

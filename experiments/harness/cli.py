@@ -17,7 +17,7 @@ from experiments.harness.data import Dataset
 from experiments.harness.errors import UsageError
 from experiments.harness.progress import RunProgress
 from experiments.harness.report import compare, print_table, save_plot, save_table
-from experiments.harness.training import Augment, Task, Trainer, describe, save_result
+from experiments.harness.training import Augment, Task, Trainer, describe, save_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def _prepare_output(options: Options, task: Task) -> None:
             )
     else:
         options.output.mkdir(parents=True, exist_ok=True)
-        save_result(settings, settings_file)
+        save_json(settings, settings_file)
 
 
 def _run_or_load(trainer: Trainer, seed: int, options: Options, progress: RunProgress) -> dict[str, Any]:
@@ -167,6 +167,6 @@ def _run_or_load(trainer: Trainer, seed: int, options: Options, progress: RunPro
     with progress.run(name) as report:
         if not result_file.exists():
             checkpoints = options.output / "checkpoints" / name
-            save_result(trainer.run(seed, checkpoints, report, options.checkpoint_seconds), result_file)
+            save_json(trainer.run(seed, checkpoints, report, options.checkpoint_seconds), result_file)
             shutil.rmtree(checkpoints, ignore_errors=True)
     return json.loads(result_file.read_text())

@@ -1,6 +1,7 @@
 """Image classification data sets, decoded once and kept in memory as uint8."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Dataset:
     num_classes: int
     max_value: int
 
-    @property
+    @functools.cached_property
     def mean_image(self) -> np.ndarray:
         """The per-pixel mean of the training images, `[height, width, channels]` float32 in [0, 1]."""
         return self.train.images.mean(axis=0, dtype=np.float64).astype(np.float32) / self.max_value

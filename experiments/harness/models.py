@@ -20,7 +20,7 @@ def _max_pool(images: jax.Array) -> jax.Array:
 class VanillaCNN(nn.Module):
     """Convolutions with max-pooling after each, a hidden dense layer and a classifier.
 
-    With the defaults, the "vanilla CNN" of Jang et al., ICML 2023, section 4.1.
+    With the defaults, the "vanilla CNN" of Jang et al., ICML 2023.
     """
 
     num_classes: int = 10

@@ -257,10 +257,10 @@ class Trainer:
         return float(np.mean(np.concatenate(jax.device_get(logits)).argmax(axis=-1) == split.labels))
 
 
-def save_result(result: dict[str, Any], path: Path) -> None:
-    """Writes a run's result, whole or not at all."""
+def save_json(content: dict[str, Any], path: Path) -> None:
+    """Writes a JSON file, whole or not at all."""
     with replace_on_success(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def describe(task: Task) -> dict[str, Any]:

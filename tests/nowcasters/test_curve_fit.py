@@ -267,13 +267,18 @@ def test_vmap(kind: str):
     assert_close_to_span(batched.reshape(-1), predict(kind, history), history, FLATNESS)
 
 
+def shard_rows(flat: np.ndarray, axis_type: AxisType) -> tuple[jax.sharding.Mesh, NamedSharding, list[jax.Array]]:
+    """The snapshots `[5, 48]` as matrices `[16, 3]` with their rows on 8 devices."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(axis_type,))
+    sharding = NamedSharding(mesh, PartitionSpec("rows", None))
+    return mesh, sharding, [jax.device_put(snapshot.reshape(16, 3), sharding) for snapshot in flat]
+
+
 @pytest.mark.parametrize("kind", ["quadratic", "x_exp_x", "sigmoid"])
 def test_explicitly_sharded_leaves_stay_where_they_are(kind: str):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     flat = noisy_history(16 * 3)
+    mesh, sharding, history = shard_rows(flat, AxisType.Explicit)
     with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, PartitionSpec("data", None))
-        history = [jax.device_put(h.reshape(16, 3), sharding) for h in flat]
         call = jax.jit(lambda history, horizon: CurveFit(kind, chunk_size=4)(history, "dense", horizon))
         program = call.lower(history, jnp.int32(5)).compile()
         prediction = program(history, jnp.int32(5))
@@ -284,11 +289,9 @@ def test_explicitly_sharded_leaves_stay_where_they_are(kind: str):
 
 @pytest.mark.parametrize("kind", ["linear", "power"])
 def test_seeds_in_parallel_sharded_over_explicit_axes(kind: str):
-    mesh = jax.make_mesh((8,), ("seeds",), axis_types=(AxisType.Explicit,))
     flat = noisy_history(16 * 3)
+    mesh, sharding, history = shard_rows(flat, AxisType.Explicit)
     with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, PartitionSpec("seeds", None))
-        history = [jax.device_put(h.reshape(16, 3), sharding) for h in flat]
         prediction = jax.jit(jax.vmap(lambda *history: CurveFit(kind)(history, "dense", 5)))(*history)
     assert prediction.sharding == sharding
     assert_close_to_span(np.asarray(prediction).reshape(-1), predict(kind, flat), flat, FLATNESS)
@@ -296,9 +299,7 @@ def test_seeds_in_parallel_sharded_over_explicit_axes(kind: str):
 
 @pytest.mark.parametrize("kind", ["linear", "quadratic"])
 def test_closed_forms_do_not_communicate(kind: str):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    sharding = NamedSharding(mesh, PartitionSpec("data", None))
-    history = [jax.device_put(h.reshape(16, 3), sharding) for h in noisy_history(48)]
+    _, sharding, history = shard_rows(noisy_history(16 * 3), AxisType.Auto)
     program = jax.jit(lambda history: CurveFit(kind)(history, "dense", 5)).lower(history).compile()
     assert program(history).sharding == sharding
     assert not communicates(program)

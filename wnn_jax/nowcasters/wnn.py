@@ -36,7 +36,7 @@ class TwoStreamNetwork(nn.Module):
     """Forecasts normalised weights from their values and from the differences between these.
 
     References:
-      Jang et al., ICML 2023, section 3.3 and figure 3.
+      Jang et al., ICML 2023.
     """
 
     @nn.compact
@@ -69,7 +69,7 @@ def normalize(history: Sequence[jax.Array]) -> Normalized:
       history: `context` arrays of shape `[n]`, oldest first.
 
     References:
-      Jang et al., ICML 2023, section 3.2, with the constants of the published code.
+      Jang et al., ICML 2023, with the constants of the published code.
     """
     first = history[0]
     shifted = jnp.stack([snapshot - first for snapshot in history], axis=-1)
