@@ -22,7 +22,13 @@ def wnn() -> wnn_jax.nowcasters.WNN:
     return wnn_jax.nowcasters.WNN.init(jax.random.key(0))
 
 
-@pytest.fixture(scope="session", params=["linear", "wnn"])
+@pytest.fixture(scope="session")
+def wnn_plus() -> wnn_jax.nowcasters.WNNPlus:
+    """An untrained network, a narrow one."""
+    return wnn_jax.nowcasters.WNNPlus.init(jax.random.key(0), width=16)
+
+
+@pytest.fixture(scope="session", params=["linear", "wnn", "wnn_plus"])
 def nowcaster(request: pytest.FixtureRequest) -> str | wnn_jax.Nowcaster:
-    """A closed form on whole leaves, and a network on chunks of them."""
-    return request.getfixturevalue("wnn") if request.param == "wnn" else request.param
+    """A closed form on whole leaves, a network on chunks of them, and one that is told of the whole leaf as well."""
+    return request.param if request.param in wnn_jax.available() else request.getfixturevalue(request.param)

@@ -1,13 +1,15 @@
-"""What several test files need to train for some steps and to compare the results."""
+"""What several test files need: weights, short trainings, published files, comparisons."""
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import wnn_jax
 
@@ -79,6 +81,37 @@ def network_params(dtype: Any = jnp.float32) -> Any:
     return {"Conv_0": {name: jnp.asarray(random.normal(size=shape), dtype) for name, shape in shapes.items()}}
 
 
+def random_leaves(template: Any, seed: int) -> Any:
+    """Parameters of a network, all drawn, biases too: what `init` makes zero would hide its misuse."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), template)
+
+
+def random_history(shape: tuple[int, ...], dtype: Any = jnp.float32, *, seed: int = 0) -> list[jax.Array]:
+    """Five snapshots of one leaf: random walks of very different lengths of step."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(0, 1, (5, *shape)) * 10.0 ** rng.uniform(-5, 0, shape)
+    return list(jnp.asarray(rng.normal(0, 1, shape) + np.cumsum(steps, axis=0), dtype))
+
+
+def published_file(name: str) -> Path:
+    """A file of weights, or of outputs, of published code. Tests that need it are skipped where it is not."""
+    path = Path(__file__).parents[2] / "shared" / "reference" / name
+    if not path.exists():
+        pytest.skip(f"{name}, of published code, is not shipped with this repository and not here")
+    return path
+
+
+def assert_close(actual: Any, expected: Any, *, rtol: float = 1e-5) -> None:
+    """Close relative to the largest magnitude.
+
+    A prediction is a sum with the weight itself, so that its error has the size of a rounding of the weights, not of
+    the prediction, which may by chance be near zero.
+    """
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.abs(expected).max(initial=0))
+
+
 def assert_trees_equal(actual: Any, expected: Any) -> None:
     def assert_equal(one: Any, other: Any) -> None:
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
@@ -88,8 +121,8 @@ def assert_trees_equal(actual: Any, expected: Any) -> None:
 
 
 def assert_trees_close(actual: Any, expected: Any, *, rtol: float = 1e-5, atol: float = 1e-5) -> None:
-    def assert_close(one: Any, other: Any) -> None:
+    def assert_leaves_close(one: Any, other: Any) -> None:
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
         np.testing.assert_allclose(np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=rtol, atol=atol)
 
-    jax.tree.map(assert_close, actual, expected)
+    jax.tree.map(assert_leaves_close, actual, expected)

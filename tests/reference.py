@@ -54,6 +54,36 @@ def _stream(inputs: np.ndarray, layers: Mapping[str, Layer]) -> np.ndarray:
     return np.where(s > 0, s, 0.3 * s)
 
 
+def wnn_plus(history: Sequence[np.ndarray], network: Network, role: int, horizon: int) -> np.ndarray:
+    """Forecasts every weight of one leaf (WNN+ of Knyazev et al., ICLR 2025).
+
+    Args:
+      history: five arrays of one shape, oldest first.
+      network: the parameters of a `HorizonNetwork`.
+      role: the row of its role's embedding.
+      horizon: how many snapshots ahead.
+
+    Returns:
+      An array of that shape, of the precision of `history`.
+    """
+    h = np.stack(history, axis=-1)
+    mean, std = h.mean(), h.std(ddof=1)
+    forecasts = [
+        wnn_plus_outputs((h[index] - mean) / (std + 1e-6), network, role)[horizon - 1] * std + mean
+        for index in np.ndindex(history[0].shape)
+    ]
+    return np.array(forecasts, h.dtype).reshape(history[0].shape)
+
+
+def wnn_plus_outputs(x: np.ndarray, network: Network, role: int) -> np.ndarray:
+    """What the network expects of a single weight's normalised values, at every horizon."""
+    h = _dense(x, network["expand"]) + np.asarray(network["role"]["embedding"], x.dtype)[role]
+    for index in range(sum(name.startswith("hidden_") for name in network)):
+        a = _dense(h, network[f"hidden_{index}"])
+        h = a / (1 + np.exp(-a))
+    return x[4] + _dense(h, network["output"])
+
+
 def _dense(inputs: np.ndarray, layer: Layer) -> np.ndarray:
     kernel, bias = (np.asarray(layer[name], inputs.dtype) for name in ("kernel", "bias"))
     return inputs @ kernel + bias

@@ -30,12 +30,16 @@ PUBLIC = (
     "load",
     "save",
     "available",
+    "decaying_horizon",
     "default_roles",
     "nowcasters",
     "nowcasters.WNN",
+    "nowcasters.WNNPlus",
+    "nowcasters.AdaptiveLinear",
     "nowcasters.CurveFit",
     "convert",
     "convert.keras_wnn",
+    "convert.nino_mlp",
 )
 
 
@@ -47,17 +51,20 @@ def public(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def imported_modules() -> set[str]:
-    """The top-level modules that `import wnn_jax` leaves in a fresh interpreter."""
-    script = "import json, sys, wnn_jax; print(json.dumps(sorted(sys.modules)))"
+def imported() -> dict[str, list[str]]:
+    """What `import wnn_jax` leaves in a fresh interpreter, where no test has imported any more of it."""
+    script = (
+        "import json, sys, wnn_jax; print(json.dumps({'modules': list(sys.modules), 'names': list(vars(wnn_jax))}))"
+    )
     output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    return {name.split(".")[0] for name in json.loads(output)}
+    return json.loads(output)
 
 
 @pytest.mark.parametrize("module", OPTIONAL)
-def test_import_brings_no_optional_dependency(imported_modules: set[str], module: str):
-    assert "wnn_jax" in imported_modules
-    assert module not in imported_modules
+def test_import_brings_no_optional_dependency(imported: dict[str, list[str]], module: str):
+    packages = {name.split(".")[0] for name in imported["modules"]}
+    assert "wnn_jax" in packages
+    assert module not in packages
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -67,11 +74,12 @@ def test_public_names_are_documented(name: str):
     assert not documented.startswith(f"{name.split('.')[-1]}("), "made by dataclass or NamedTuple"
 
 
-@pytest.mark.parametrize("method", [wnn_jax.nowcasters.WNN.init, wnn_jax.nowcasters.WNN.__call__])
-def test_public_methods_are_documented(method: Any):
-    assert inspect.getdoc(method)
+@pytest.mark.parametrize("cls", ["WNN", "WNNPlus", "AdaptiveLinear"])
+@pytest.mark.parametrize("method", ["init", "__call__"])
+def test_public_methods_are_documented(cls: str, method: str):
+    assert inspect.getdoc(getattr(public(f"nowcasters.{cls}"), method))
 
 
-def test_nothing_else_is_public():
-    names = {name for name in vars(wnn_jax) if not name.startswith("_")}
+def test_nothing_else_is_public(imported: dict[str, list[str]]):
+    names = {name for name in imported["names"] if not name.startswith("_")}
     assert names == {name for name in PUBLIC if "." not in name}

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 import wnn_jax
-from wnn_jax.nowcasters import CURVES, WNN, CurveFit
+from tests.helpers import assert_trees_equal
+from wnn_jax._roles import ROLES
+from wnn_jax.nowcasters import CURVES, WNN, AdaptiveLinear, CurveFit, WNNPlus
+from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 
 
 @pytest.fixture
@@ -63,6 +66,24 @@ def test_bfloat16_networks_are_saved_without_loss(small_wnn: WNN, path: Path):
     loaded = wnn_jax.load(path)
     assert isinstance(loaded, WNN)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+@pytest.mark.parametrize("cls", [WNNPlus, AdaptiveLinear])
+def test_multi_horizon_networks_come_back_as_they_were(cls: type[MultiHorizonNowcaster], path: Path):
+    params = cls.init(jax.random.key(0), width=8, num_hidden=2).params
+    horizon: Any = np.int64(7)
+    saved = cls(params, default_horizon=horizon, chunk_size=77, record={"steps": 20_000})
+    wnn_jax.save(saved, path)
+    loaded = wnn_jax.load(path)
+    assert isinstance(loaded, cls)
+    assert (loaded.default_horizon, loaded.chunk_size, loaded.record) == (7, 77, {"steps": 20_000})
+    assert_trees_equal(loaded.params, params)
+    history = [jnp.arange(3.0) * t**2 for t in range(5)]
+    np.testing.assert_array_equal(loaded(history, "norm", 40), saved(history, "norm", 40))
+    with np.load(path) as file:
+        assert "params/hidden_1/kernel" in file.files
+        metadata = json.loads(str(file["metadata"]))
+    assert (metadata["class"], metadata["context"], metadata["roles"]) == (cls.__name__, 5, list(ROLES))
 
 
 @pytest.mark.parametrize("kind", CURVES)
@@ -239,7 +260,32 @@ def test_a_file_of_a_newer_version(path: Path):
     ids=str,
 )
 def test_a_file_that_makes_no_nowcaster(small_wnn: WNN, path: Path, changes: dict[str, Any]):
-    wnn_jax.save(small_wnn, path)
+    assert_damaged(small_wnn, path, changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class": "WNN"},
+        {"class": "AdaptiveLinear"},
+        {"settings": {"default_horizon": 41}},
+        {"settings": {"default_horizon": "far"}},
+        {"params/output/kernel": None},
+        {"params/output/kernel": np.zeros(3)},
+        {"params/output/kernel": np.array("x")},
+        {"params/expand/bias": np.zeros(2)},
+        {"params/output": np.zeros(1)},
+        {"other": np.zeros(1)},
+    ],
+    ids=str,
+)
+def test_a_file_that_makes_no_wnn_plus(wnn_plus: WNNPlus, path: Path, changes: dict[str, Any]):
+    assert_damaged(wnn_plus, path, changes)
+
+
+def assert_damaged(nowcaster: wnn_jax.Nowcaster, path: Path, changes: dict[str, Any]) -> None:
+    """Whether the file of a nowcaster is refused with these changes."""
+    wnn_jax.save(nowcaster, path)
     rewrite(path, **changes)
     with pytest.raises(ValueError, match=r"nowcaster\.npz is damaged: what it holds makes no nowcaster"):
         wnn_jax.load(path)
@@ -257,7 +303,7 @@ def test_a_curve_fit_has_no_weights(path: Path):
 
 def test_functions_are_not_saved(path: Path):
     nowcaster = wnn_jax.leafwise(lambda history, role, horizon: history[-1])
-    with pytest.raises(ValueError, match=r"cannot be saved: its class is none of WNN, CurveFit.*wnn_jax\.leafwise"):
+    with pytest.raises(ValueError, match=r"cannot be saved: its class is none of WNN, .*CurveFit.*wnn_jax\.leafwise"):
         wnn_jax.save(nowcaster, path)
     assert not path.exists()
 

@@ -15,14 +15,14 @@ import numpy as np
 from wnn_jax._files import replace_on_success
 from wnn_jax._nowcaster import Nowcaster
 from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters import CURVES, WNN, CurveFit
+from wnn_jax.nowcasters import CURVES, WNN, AdaptiveLinear, CurveFit, WNNPlus
 
 # What `nowcast` uses by default. A curve fit until networks of our own are bundled.
 DEFAULT_NOWCASTER = "linear"
 
 _FORMAT = "wnn_jax.nowcaster"
 _VERSION = 1
-_CLASSES = {cls.__name__: cls for cls in (WNN, CurveFit)}
+_CLASSES = {cls.__name__: cls for cls in (WNN, WNNPlus, AdaptiveLinear, CurveFit)}
 # What reading a damaged archive can raise, from the zip directory down to an array's header and its data.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError, RuntimeError)
 
@@ -86,7 +86,7 @@ def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
     moved, so that an interrupted call leaves what was there.
 
     Args:
-      nowcaster: a `WNN` or a `CurveFit`.
+      nowcaster: of one of the classes of `wnn_jax.nowcasters`.
       path: where to write, by custom ending in `.npz`.
 
     Raises:
@@ -114,7 +114,7 @@ def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
         "version": _VERSION,
         "class": type(nowcaster).__name__,
         "context": nowcaster.context,
-        "roles": sorted(params) if params else list(ROLES),
+        "roles": sorted(params) if isinstance(nowcaster, WNN) else list(ROLES),
         "settings": settings,
     }
     try:

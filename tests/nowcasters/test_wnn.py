@@ -1,5 +1,4 @@
 import functools
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -13,18 +12,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import wnn_jax
 from tests import reference
+from tests.helpers import assert_close, published_file, random_history, random_leaves
 from wnn_jax.nowcasters import WNN
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
 
 ROLES = ("conv", "dense", "bias")
-REFERENCE_FOLDER = Path(__file__).parents[3] / "shared" / "reference"
 
 
 def random_network(seed: int) -> Any:
-    """A network with every parameter drawn, biases too: `WNN.init` makes these zero, and would hide their misuse."""
-    rng = np.random.default_rng(seed)
     template = jax.eval_shape(TwoStreamNetwork().init, jax.random.key(0), jnp.zeros(5))["params"]
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), template)
+    return random_leaves(template, seed)
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +34,10 @@ def random_wnn(networks: dict[str, Any]) -> WNN:
     return WNN(networks)
 
 
-def random_history(shape: tuple[int, ...], dtype: Any = jnp.float32, *, seed: int = 0) -> list[jax.Array]:
-    """Random walks of very different lengths of step."""
-    rng = np.random.default_rng(seed)
-    steps = rng.normal(0, 1, (5, *shape)) * 10.0 ** rng.uniform(-5, 0, shape)
-    return list(jnp.asarray(rng.normal(0, 1, shape) + np.cumsum(steps, axis=0), dtype))
-
-
 @functools.partial(jax.jit, static_argnames=("role", "settings"))
 def predict(networks: Any, history: Any, role: str, settings: tuple[tuple[str, Any], ...] = ()) -> jax.Array:
     """A prediction, compiled: most of these tests have many small shapes."""
     return WNN(networks, **dict(settings))(history, role, None)
-
-
-def assert_close(actual: Any, expected: Any, *, rtol: float = 1e-5) -> None:
-    """Close relative to the largest magnitude.
-
-    A prediction is a sum with the weight itself, so that its error has the size of a rounding of the weights, not of
-    the prediction, which may by chance be near zero.
-    """
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.abs(expected).max(initial=0))
 
 
 # Against the equations
@@ -104,20 +84,14 @@ def test_agrees_with_the_reference_on_any_history(history: np.ndarray, seed: int
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    path = REFERENCE_FOLDER / "wnn_golden.npz"
-    if not path.exists():
-        pytest.skip("the outputs of the published code, which have no licence to be shipped, are not here")
-    with np.load(path) as file:
+    with np.load(published_file("wnn_golden.npz")) as file:
         return dict(file)
 
 
 @pytest.fixture(scope="module")
 def published() -> WNN:
     pytest.importorskip("h5py")
-    paths = [REFERENCE_FOLDER / f"NWNN_{name}_13.h5" for name in ("Conv", "FC", "Bias")]
-    if not all(path.exists() for path in paths):
-        pytest.skip("the published weights, which have no licence to be shipped, are not here")
-    return wnn_jax.convert.keras_wnn(*paths)
+    return wnn_jax.convert.keras_wnn(*(published_file(f"NWNN_{name}_13.h5") for name in ("Conv", "FC", "Bias")))
 
 
 def golden_leaves(golden: dict[str, np.ndarray], *roles: str) -> list[tuple[str, str, list[np.ndarray]]]:

@@ -1,0 +1,286 @@
+"""What holds for every network that forecasts many horizons."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import wnn_jax
+from tests.helpers import (
+    assert_close,
+    assert_trees_close,
+    network_params,
+    pull_to_one,
+    random_history,
+    random_leaves,
+    train,
+)
+from wnn_jax.nowcasters import AdaptiveLinear, WNNPlus
+from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster, scale_of
+
+ROLES = ("conv", "dense", "bias", "norm", "embedding")
+SIZES = {"width": 16, "num_hidden": 2}
+
+
+def random_params(cls: type[MultiHorizonNowcaster], **sizes: int) -> Any:
+    template = jax.eval_shape(lambda key: cls.init(key, **SIZES | sizes).params, jax.random.key(0))
+    return random_leaves(template, seed=0)
+
+
+@pytest.fixture(scope="module", params=[WNNPlus, AdaptiveLinear], ids=lambda cls: cls.__name__)
+def cls(request: pytest.FixtureRequest) -> type[MultiHorizonNowcaster]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def params(cls: type[MultiHorizonNowcaster]) -> Any:
+    return random_params(cls)
+
+
+@pytest.fixture(scope="module")
+def random_nowcaster(cls: type[MultiHorizonNowcaster], params: Any) -> MultiHorizonNowcaster:
+    return cls(params)
+
+
+@functools.partial(jax.jit, static_argnames=("cls", "role", "horizon", "chunk_size"))
+def predict(
+    cls: type[MultiHorizonNowcaster],
+    params: Any,
+    history: Any,
+    role: str = "dense",
+    horizon: int | None = None,
+    chunk_size: int = 4096,
+) -> jax.Array:
+    """A prediction, compiled: most of these tests have many small shapes."""
+    return cls(params, chunk_size=chunk_size)(history, role, horizon)
+
+
+def test_the_scale_is_that_of_all_values():
+    history = random_history((3, 5))
+    scale = scale_of(history)
+    np.testing.assert_allclose(scale.mean, np.mean(history), rtol=1e-5)
+    np.testing.assert_allclose(scale.std, np.std(history, ddof=1), rtol=1e-5)
+
+
+# What a leaf's shape, size and precision change: nothing
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk_size"),
+    [((3, 4), 1), ((3, 4), 7), ((3, 4), 12), ((3, 4), 1000), ((), 1), ((), 7), ((0,), 1), ((2, 0, 3), 7)],
+)
+def test_chunks_change_nothing(cls: Any, params: Any, shape: tuple[int, ...], chunk_size: int):
+    history = random_history(shape)
+    predicted = predict(cls, params, history, chunk_size=chunk_size)
+    assert (predicted.shape, predicted.dtype) == (shape, jnp.float32)
+    flat = [snapshot.reshape(-1) for snapshot in history]
+    assert_close(predicted.reshape(-1), predict(cls, params, flat), rtol=1e-6)
+    assert np.isfinite(predicted).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_leaves_are_forecast_in_float32(cls: Any, params: Any, dtype: Any):
+    history = random_history((6,), dtype)
+    predicted = predict(cls, params, history)
+    assert predicted.dtype == dtype
+    in_float32 = predict(cls, params, [snapshot.astype(jnp.float32) for snapshot in history])
+    np.testing.assert_array_equal(predicted, in_float32.astype(dtype))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e-20, 1e6])
+def test_a_tensor_that_never_moved_stays(cls: Any, params: Any, value: float):
+    leaf = jnp.full([3, 4], value)
+    assert_close(predict(cls, params, [leaf] * 5), leaf, rtol=1e-5)
+
+
+def test_whether_a_frozen_weight_moves_is_said(cls: Any, params: Any):
+    history = [snapshot.at[0].set(0.5) for snapshot in random_history((6,))]
+    assert (predict(cls, params, history)[0] != 0.5) == cls.moves_frozen
+
+
+def test_each_leaf_is_forecast_by_its_role(cls: Any, params: Any, random_nowcaster: MultiHorizonNowcaster):
+    leaf = random_history((4,))
+    predicted = random_nowcaster([dict.fromkeys(ROLES, snapshot) for snapshot in leaf], {r: r for r in ROLES})
+    for role in ROLES:
+        assert_close(predicted[role], predict(cls, params, leaf, role), rtol=1e-6)
+    assert len({np.asarray(prediction).tobytes() for prediction in predicted.values()}) == len(ROLES)
+
+
+# Horizons
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 39, 40])
+def test_one_horizon_is_one_of_all(random_nowcaster: MultiHorizonNowcaster, horizon: int):
+    history = tuple(random_history((6,)))
+    given = history, random_nowcaster.statistics(history), jnp.array(1)
+    every = random_nowcaster.changes(*given)
+    assert every.shape == (6, 40)
+    change = random_nowcaster.changes(*given, horizon)
+    assert_close(change, every[:, horizon - 1])
+    assert_close(random_nowcaster(history, "dense", horizon), history[-1] + change)
+
+
+def test_without_a_horizon_it_is_the_default_one(cls: Any, params: Any):
+    history = random_history((6,))
+    np.testing.assert_array_equal(predict(cls, params, history), predict(cls, params, history, horizon=5))
+    other = cls(params, default_horizon=np.int64(12))
+    assert_close(other(history, "dense"), predict(cls, params, history, horizon=12), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("traced", "static"), [(1, 1), (7, 7), (40, 40), (0, 1), (-3, 1), (41, 40), (1000, 40)])
+def test_a_traced_horizon_equals_a_static_one(cls: Any, params: Any, traced: int, static: int):
+    history = random_history((6,))
+    predicted = predict_at(cls, params, history, jnp.array(traced))
+    assert_close(predicted, predict(cls, params, history, horizon=static), rtol=1e-6)
+
+
+@functools.partial(jax.jit, static_argnames="cls")
+def predict_at(cls: type[MultiHorizonNowcaster], params: Any, history: Any, horizon: jax.Array) -> jax.Array:
+    return cls(params)(history, "dense", horizon)
+
+
+# Transformations
+
+
+def test_jit(cls: Any, params: Any, random_nowcaster: MultiHorizonNowcaster):
+    history = random_history((3, 4))
+    assert_close(predict(cls, params, history), random_nowcaster(history, "dense"), rtol=1e-6)
+
+
+def test_vmap(cls: Any, params: Any):
+    members = [random_history((3, 4), seed=seed) for seed in range(3)]
+    horizons = [1, 9, 40]
+    stacked = jax.tree.map(lambda *snapshots: jnp.stack(snapshots), *members)
+    predicted = jax.vmap(lambda history, horizon: predict_at(cls, params, history, horizon))(
+        stacked, jnp.array(horizons)
+    )
+    for member, history, horizon in zip(predicted, members, horizons, strict=True):
+        assert_close(member, predict(cls, params, history, horizon=horizon), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize(
+    ("spec", "chunk_size"), [(PartitionSpec("x"), 16), (PartitionSpec(None, "x"), 16), (PartitionSpec("x"), 4096)]
+)
+def test_sharded_leaves(cls: Any, params: Any, axis_type: AxisType, spec: PartitionSpec, chunk_size: int):
+    history = random_history((16, 24))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(history, NamedSharding(mesh, spec))
+        predicted = predict(cls, params, sharded, chunk_size=chunk_size)
+        assert jax.typeof(predicted) == jax.typeof(sharded[0])
+    assert_close(predicted, predict(cls, params, history))
+
+
+def test_a_decaying_horizon_on_sharded_parameters(random_nowcaster: MultiHorizonNowcaster):
+    horizon = wnn_jax.decaying_horizon(3, first=40, last=1)
+    tx = optax.chain(optax.sgd(1e-3), wnn_jax.nowcast(random_nowcaster, snapshot_every=1, scale=0.1, horizon=horizon))
+    single = train(tx, network_params(), 15)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.tree.map(
+            lambda leaf: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "x"))),
+            network_params(),
+        )
+        for step, expected in zip(train(tx, sharded, 15), single, strict=True):
+            assert jax.tree.map(jax.typeof, step.params) == jax.tree.map(jax.typeof, sharded)
+            assert_trees_close(jax.device_get(step), jax.device_get(expected))
+    assert single[-1].state[1].num_nowcasts == 3
+
+
+def test_a_decaying_horizon_is_forecast(random_nowcaster: MultiHorizonNowcaster):
+    horizon = wnn_jax.decaying_horizon(2, first=40, last=1)
+    tx = optax.chain(optax.sgd(1e-3), wnn_jax.nowcast(random_nowcaster, snapshot_every=1, horizon=horizon))
+    params = network_params()
+    steps = train(tx, params, 10)
+    for jump_step, static in ((4, 40), (9, 1)):
+        window = [step.params for step in steps[jump_step - 4 : jump_step]]
+        last = jax.tree.map(lambda p, g: p - 1e-3 * g, window[-1], pull_to_one(window[-1]))
+        expected = random_nowcaster([*window, last], wnn_jax.default_roles(params), static)
+        assert_trees_close(steps[jump_step].params, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_working_memory_does_not_grow_with_the_leaf(random_nowcaster: MultiHorizonNowcaster):
+    def temporary_bytes(size: int) -> int:
+        history = [jax.ShapeDtypeStruct((size // 100, 100), jnp.float32)] * 5
+        compiled = jax.jit(lambda history: random_nowcaster(history, "dense")).lower(history).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    small, large = temporary_bytes(10**5), temporary_bytes(10**6)
+    # The output, or the four changes between snapshots, of which a compiler may write out the statistics' terms.
+    assert large - small <= 4 * 10**6 * 4
+    assert large < 16 * 2**20
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 41, True, 2.0, "3", np.int64(41), np.array(3), (5,)], ids=repr)
+def test_a_horizon_out_of_range_is_refused(cls: Any, params: Any, random_nowcaster: Any, horizon: Any):
+    with pytest.raises(ValueError, match=r"horizon=.* must be an int from 1 to 40"):
+        random_nowcaster(random_history((4,)), "dense", horizon)
+    with pytest.raises(ValueError, match=r"default_horizon=.* must be an int from 1 to 40"):
+        cls(params, default_horizon=horizon)
+
+
+@pytest.mark.parametrize("horizon", [jnp.array(2.5), jnp.array(True), jnp.array([1, 2])], ids=["2.5", "True", "[1, 2]"])
+def test_a_traced_horizon_that_is_no_int_is_refused(cls: Any, params: Any, horizon: jax.Array):
+    with pytest.raises(ValueError, match=r"horizon is of the type .*; an array must be a scalar int"):
+        predict_at(cls, params, random_history((4,)), horizon)
+
+
+@pytest.mark.parametrize("num_snapshots", [0, 4, 6])
+def test_another_number_of_snapshots_is_refused(random_nowcaster: MultiHorizonNowcaster, num_snapshots: int):
+    with pytest.raises(ValueError, match=f"history has {num_snapshots} snapshots .* context=5"):
+        random_nowcaster([jnp.zeros(3)] * num_snapshots, "conv")
+
+
+def test_params_of_another_network_are_refused(cls: Any, params: dict[str, Any]):
+    wider = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), params)
+    other_class = random_params(AdaptiveLinear if cls is WNNPlus else WNNPlus)
+    without_role = {name: layer for name, layer in params.items() if name != "role"}
+    with_more = params | {"more": params["expand"]}
+    others: list[Any] = [wider, other_class, without_role, with_more, params["expand"], {}, jnp.zeros(3), None]
+    for other in others:
+        with pytest.raises(ValueError, match=f"params are not the parameters of a {cls.network_class.__name__}"):
+            cls(other)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, True, 2.5, None, "4096"])
+def test_bad_chunk_sizes_are_refused(cls: Any, params: Any, chunk_size: Any):
+    with pytest.raises(ValueError, match=r"chunk_size=.* must be an int >= 1"):
+        cls(params, chunk_size=chunk_size)
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"width": 8}, {"num_hidden": 1}, {"num_hidden": 12}, {"num_horizons": 7}], ids=str
+)
+def test_the_network_is_read_from_its_parameters(cls: Any, sizes: dict[str, int]):
+    nowcaster = cls.init(jax.random.key(0), **SIZES | sizes)
+    network = nowcaster.network
+    found = {"width": network.width, "num_hidden": network.num_hidden, "num_horizons": network.num_horizons}
+    assert found == SIZES | {"num_horizons": 40} | sizes
+    predicted = nowcaster(random_history((4,)), "dense", network.num_horizons)
+    assert np.isfinite(predicted).all()
+
+
+def test_init_draws_from_its_key(cls: Any):
+    kernels = [cls.init(jax.random.key(seed), **SIZES).params["output"]["kernel"] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not jnp.allclose(kernels[0], kernels[2])
+
+
+def test_an_untrained_network_stays_near_the_last_value(cls: Any):
+    history = random_history((100,))
+    moved = np.abs(cls.init(jax.random.key(0))(history, "dense") - history[-1])
+    assert 0 < moved.max() < 0.1 * np.std(history)

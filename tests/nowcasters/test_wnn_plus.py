@@ -1,0 +1,109 @@
+"""WNN+ against its equations and against the published code; what it shares with others is in test_multi_horizon."""
+
+import functools
+from typing import Any
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+
+import wnn_jax
+from tests import reference
+from tests.helpers import assert_close, published_file, random_history, random_leaves
+from wnn_jax._roles import ROLES
+from wnn_jax.nowcasters import WNNPlus
+
+# Of the published network, whose embedding has 15 rows; ours has one for each role.
+PUBLISHED_SIZES = {"wnn_plus": (128, 57_384), "wnn_plus_h32": (32, 5_160)}
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return random_leaves(WNNPlus.init(jax.random.key(0), width=16).params, seed=0)
+
+
+@functools.partial(jax.jit, static_argnames="role")
+def predict(network: Any, history: Any, role: str, horizon: Any) -> jax.Array:
+    """A prediction, compiled once for all horizons."""
+    return WNNPlus(network)(history, role, horizon)
+
+
+# Against the equations
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("horizon", [1, 40])
+@pytest.mark.parametrize("shape", [(3, 5, 7), ()])
+def test_agrees_with_the_reference(network: Any, role: str, horizon: int, shape: tuple[int, ...]):
+    history = random_history(shape)
+    predicted = predict(network, history, role, horizon)
+    exact = [np.asarray(snapshot, np.float64) for snapshot in history]
+    assert_close(predicted, reference.wnn_plus(exact, network, ROLES.index(role), horizon))
+    assert np.abs(predicted - history[-1]).max() > 0.01 * np.std(history)
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+    hnp.arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32, allow_subnormal=False)),
+    st.integers(1, 40),
+    st.sampled_from(ROLES),
+)
+def test_agrees_with_the_reference_on_any_history(network: Any, history: np.ndarray, horizon: int, role: str):
+    predicted = predict(network, list(history), role, horizon)
+    expected = reference.wnn_plus(list(history.astype(np.float64)), network, ROLES.index(role), horizon)
+    # A tensor that is nearly constant is normalised by little more than the rounding error of its mean.
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-5 * np.abs([*history, expected]).max() + 1e-9)
+
+
+# Against the published code
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(published_file("nino_golden.npz")) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module", params=[("wnn_plus", "nino_mlp.pt"), ("wnn_plus_h32", "nino_mlp_h32.pt")])
+def published(request: pytest.FixtureRequest) -> tuple[str, WNNPlus]:
+    """The key of its outputs, and the network."""
+    pytest.importorskip("torch")
+    key, name = request.param
+    return key, wnn_jax.convert.nino_mlp(published_file(name))
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 40])
+def test_predictions_of_the_published_code(golden: dict[str, np.ndarray], published: tuple[str, WNNPlus], horizon: int):
+    key, nowcaster = published
+    names = [name.removeprefix("history/") for name in golden if name.startswith("history/")]
+    # In PyTorch's layout, where only ranks tell the roles apart.
+    roles = {name: {1: "bias", 2: "dense", 4: "conv"}[golden[f"history/{name}"].ndim - 1] for name in names}
+    assert set(roles.values()) == {"bias", "dense", "conv"}
+    history = [{name: golden[f"history/{name}"][..., t] for name in names} for t in range(5)]
+    predicted = jax.jit(lambda history: nowcaster(history, roles, horizon))(history)
+    for name in names:
+        assert_close(predicted[name], golden[f"{key}/k{horizon}/{name}"])
+
+
+def test_the_reference_predicts_what_the_published_code_does(
+    golden: dict[str, np.ndarray], published: tuple[str, WNNPlus]
+):
+    key, nowcaster = published
+    for name, role in (("fc.8.weight", "dense"), ("fc.0.bias", "bias"), ("fc.0.weight", "conv")):
+        history = list(np.moveaxis(golden[f"history/{name}"], -1, 0).astype(np.float64))
+        predicted = reference.wnn_plus(history, nowcaster.params, ROLES.index(role), 10)
+        assert_close(predicted, golden[f"{key}/k10/{name}"])
+
+
+@pytest.mark.parametrize(("width", "num_published"), PUBLISHED_SIZES.values(), ids=PUBLISHED_SIZES)
+def test_init_has_the_published_size(width: int, num_published: int):
+    params = WNNPlus.init(jax.random.key(0), width=width).params
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert num_params == num_published - (15 - len(ROLES)) * width
+
+
+def test_the_published_size_is_the_default():
+    assert WNNPlus.init(jax.random.key(0)).network.width == PUBLISHED_SIZES["wnn_plus"][0]

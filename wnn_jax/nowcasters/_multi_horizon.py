@@ -1,0 +1,232 @@
+"""What nowcasters with one network for all roles and many horizons have in common."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wnn_jax._nowcaster import leafwise
+from wnn_jax._roles import ROLES
+from wnn_jax.nowcasters._chunked import map_in_chunks
+
+CONTEXT = 5
+NUM_HORIZONS = 40
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MultiHorizonNowcaster:
+    """A network that forecasts every weight from its own history and a few statistics of its tensor.
+
+    Subclasses name the class of their network and say what it is given: `statistics` and `changes`. Both are used as
+    they are by the forecast and by the training of the network.
+    """
+
+    params: Mapping[str, Any]
+    default_horizon: int = 5
+    chunk_size: int = 4096
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    # Not annotated, and so no fields.
+    context = CONTEXT
+    takes_horizon = True
+    moves_frozen = True
+
+    network_class: ClassVar[type["HorizonNetwork"]]
+
+    def __post_init__(self) -> None:
+        try:
+            network = self.network
+            expected = jax.tree.map(jnp.shape, _init_shapes(network))
+        except (KeyError, TypeError, ValueError, IndexError):
+            expected = None
+        if expected is None or jax.tree.map(jnp.shape, dict(self.params)) != expected:
+            raise ValueError(
+                f"params are not the parameters of a {self.network_class.__name__}: they have the shapes "
+                f"{jax.tree.map(jnp.shape, self.params)} where {expected or 'others'} are expected."
+            )
+        check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
+        object.__setattr__(self, "default_horizon", int(self.default_horizon))  # JSON has no integers of NumPy.
+        if type(self.chunk_size) is not int or self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size!r} must be an int >= 1: weights per pass of the network.")
+
+    @property
+    def network(self) -> "HorizonNetwork":
+        """The network that `params` are of."""
+        return self.network_class.of(self.params)
+
+    @classmethod
+    def init(cls, key: jax.Array, **sizes: Any) -> Self:
+        """A randomly initialised network, to be trained.
+
+        Args:
+          key: a `jax.random` key.
+          **sizes: the sizes of the network, where they are not to be the usual ones.
+        """
+        return cls(_init(cls.network_class(**sizes), key))
+
+    def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
+        """Forecasts a tree of parameters.
+
+        Args:
+          history: 5 parameter trees, oldest first.
+          roles: a tree like the parameters with a role name at each leaf.
+          horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced one is brought
+            into that range.
+
+        Returns:
+          The forecast, a tree like the parameters.
+
+        Raises:
+          ValueError: if `horizon` is out of range or no int, or `history` does not have 5 trees.
+        """
+        horizon = self.default_horizon if horizon is None else horizon
+        if not isinstance(horizon, jax.Array):
+            check_horizon("horizon", horizon, self.network.num_horizons)
+        elif horizon.ndim > 0 or not jnp.issubdtype(horizon.dtype, jnp.integer):
+            raise ValueError(f"horizon is of the type {jax.typeof(horizon)}; an array must be a scalar int.")
+        clipped = jnp.clip(jnp.asarray(horizon), 1, self.network.num_horizons)
+        return leafwise(self._predict_leaf, context=CONTEXT)(history, roles, clipped)
+
+    def _predict_leaf(self, history: tuple[jax.Array, ...], role: str, horizon: jax.Array) -> jax.Array:
+        # Whatever the leaf's precision: the network is fp32.
+        history = tuple(snapshot.astype(jnp.float32) for snapshot in history)
+        operands = self.statistics(history), jnp.array(ROLES.index(role)), horizon
+        return map_in_chunks(self._predict, history, self.chunk_size, *operands)
+
+    def _predict(self, history: tuple[jax.Array, ...], statistics: Any, role: jax.Array, horizon: Any) -> jax.Array:
+        return history[-1] + self.changes(history, statistics, role, horizon)
+
+    @staticmethod
+    def statistics(history: Sequence[Any]) -> Any:
+        """What the network is told of a whole tensor.
+
+        Args:
+          history: its snapshots, oldest first, NumPy or JAX arrays of one shape.
+
+        Returns:
+          A tree of scalars.
+        """
+        raise NotImplementedError
+
+    def changes(
+        self, history: tuple[jax.Array, ...], statistics: Any, role: jax.Array, horizon: Any = None
+    ) -> jax.Array:
+        """Forecasts how far weights of one tensor will have moved from their last snapshot.
+
+        Args:
+          history: 5 arrays `[n]`, oldest first.
+          statistics: of the tensor.
+          role: the index in `ROLES` of its role.
+          horizon: a horizon, or `None` for all of them.
+
+        Returns:
+          `[n]`, or `[n, num_horizons]` where `horizon` is `None`.
+        """
+        raise NotImplementedError
+
+
+class HorizonNetwork(nn.Module):
+    """A network of a `MultiHorizonNowcaster`: hidden layers that know the role, and an output per horizon.
+
+    Attributes:
+      width: features of the hidden layers.
+      num_hidden: how many hidden layers there are.
+      num_horizons: how many snapshots ahead it forecasts.
+    """
+
+    width: int = 128
+    num_hidden: int = 3
+    num_horizons: int = NUM_HORIZONS
+
+    # Not annotated, and so no fields.
+    num_inputs = CONTEXT
+    outputs_per_horizon = ()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, role: jax.Array, horizon: Any = None) -> jax.Array:
+        """Maps inputs `[n, num_inputs]` to `[n, num_horizons, *outputs_per_horizon]`.
+
+        Args:
+          inputs: what is known of each weight.
+          role: the index in `ROLES` of the role of these weights.
+          horizon: a horizon (an int, possibly traced), of which alone the outputs are computed, without an axis for
+            horizons; or `None` for all of them.
+        """
+        embedded = nn.Embed(len(ROLES), self.width, name="role")(role)
+        x = nn.Dense(self.width, name="expand")(inputs) + embedded[None]
+        for index in range(self.num_hidden):
+            x = nn.silu(nn.Dense(self.width, name=f"hidden_{index}")(x))
+        return OneOfMany(self.num_horizons, self.outputs_per_horizon, name="output")(x, horizon)
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Self:
+        """The network that has such parameters."""
+        width, num_horizons = jnp.shape(params["output"]["kernel"])[:2]
+        return cls(width, sum(name.startswith("hidden_") for name in params), num_horizons)
+
+
+class OneOfMany(nn.Module):
+    """Dense layers of which one can be computed without the others.
+
+    Attributes:
+      number: how many there are.
+      shape: of the outputs of each.
+    """
+
+    number: int
+    shape: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, features: jax.Array, chosen: Any = None) -> jax.Array:
+        """Maps `[n, f]` to `[n, number, *shape]`, or to `[n, *shape]`, the outputs of a chosen one, counted from 1."""
+        shape = (self.number, *self.shape)
+        kernel = self.param("kernel", _output_init, (features.shape[-1], *shape))
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if chosen is not None:
+            kernel, bias = kernel[:, chosen - 1], bias[chosen - 1]
+        return jnp.tensordot(features, kernel, axes=1) + bias[None]
+
+
+def _output_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    # Small, so that training starts near the last value.
+    return 0.01 * jax.random.normal(key, shape)
+
+
+class Scale(NamedTuple):
+    """Mean and unbiased standard deviation of all values in the history of a tensor (scalars)."""
+
+    mean: Any
+    std: Any
+
+
+def scale_of(history: Sequence[Any]) -> Scale:
+    """The scale of a tensor.
+
+    Args:
+      history: its snapshots, NumPy or JAX arrays of one shape.
+
+    References:
+      Knyazev et al., ICLR 2025.
+    """
+    count = max(len(history) * history[0].size, 2)
+    mean = sum(snapshot.sum() for snapshot in history) / count
+    variance = sum(((snapshot - mean) ** 2).sum() for snapshot in history) / (count - 1)
+    return Scale(mean, variance**0.5)
+
+
+def check_horizon(name: str, horizon: Any, num_horizons: int) -> None:
+    """Raises a `ValueError` unless `horizon` is one that is forecast."""
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or not 1 <= horizon <= num_horizons:
+        raise ValueError(f"{name}={horizon!r} must be an int from 1 to {num_horizons}: how many snapshots ahead.")
+
+
+def _init(network: HorizonNetwork, key: jax.Array) -> Any:
+    return network.init(key, jnp.zeros([1, network.num_inputs]), jnp.array(0))["params"]
+
+
+def _init_shapes(network: HorizonNetwork) -> Any:
+    return jax.eval_shape(lambda key: _init(network, key), jax.random.key(0))

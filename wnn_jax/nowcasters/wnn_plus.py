@@ -1,0 +1,51 @@
+"""WNN+: one network for all kinds of operation and for many horizons at once."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from wnn_jax.nowcasters._multi_horizon import HorizonNetwork, MultiHorizonNowcaster, Scale, scale_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WNNPlus(MultiHorizonNowcaster):
+    """The multi-horizon nowcaster WNN+, the plain network beside NiNo.
+
+    One network forecasts every scalar weight from its own last 5 snapshots, any number of snapshots up to 40 ahead.
+    The history of each tensor is first brought to mean 0 and standard deviation 1; the network is told the role.
+
+    Attributes:
+      params: the parameters of its network.
+      default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
+      chunk_size: how many weights go through the network at a time, which bounds the working memory: about 4 KiB
+        for each of them.
+      record: how the network was trained; kept by `wnn_jax.save`.
+
+    Raises:
+      ValueError: if `params` are of another network, or `default_horizon` is not one that it forecasts.
+
+    References:
+      Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
+      <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
+    """
+
+    network_class: ClassVar[type[HorizonNetwork]] = HorizonNetwork
+
+    @staticmethod
+    def statistics(history: Sequence[Any]) -> Scale:
+        """Mean and standard deviation of a tensor's history."""
+        return scale_of(history)
+
+    def changes(
+        self, history: tuple[jax.Array, ...], statistics: Scale, role: jax.Array, horizon: Any = None
+    ) -> jax.Array:
+        """Forecasts how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
+        # The constant is that of the published code.
+        values = (jnp.stack(history, axis=-1) - statistics.mean) / (statistics.std + 1e-6)
+        change = self.network.apply({"params": self.params}, values, role, horizon)
+        assert isinstance(change, jax.Array)
+        last, values_last = (x.reshape(x.shape + (1,) * (change.ndim - 1)) for x in (history[-1], values[:, -1]))
+        return (values_last + change) * statistics.std + statistics.mean - last
