@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import wnn_jax
-from experiments.harness.training import environment
+from wnn_jax.meta.end_to_end import environment
 
 _SNAPSHOT_EVERY = 10
 _CYCLES = 4

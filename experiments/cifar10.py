@@ -47,9 +47,9 @@ from typing import Literal
 
 from experiments.harness import cli
 from experiments.harness.augment import random_affine
-from experiments.harness.data import load_cifar10
-from experiments.harness.models import ThreeConv, VanillaCNN
-from experiments.harness.training import Task
+from wnn_jax.meta.architectures import ThreeConv, VanillaCNN
+from wnn_jax.meta.datasets import load_cifar10
+from wnn_jax.meta.end_to_end import Task
 
 _MODELS = {"vanilla": VanillaCNN, "three-conv": ThreeConv}
 

@@ -31,9 +31,9 @@ import dataclasses
 from pathlib import Path
 
 from experiments.harness import cli
-from experiments.harness.data import load_digits
-from experiments.harness.models import VanillaCNN
-from experiments.harness.training import Task
+from wnn_jax.meta.architectures import VanillaCNN
+from wnn_jax.meta.datasets import load_digits
+from wnn_jax.meta.end_to_end import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Options(cli.Options):
 def make_task(options: Options) -> Task:
     """The data and the network of this experiment, with the options applied."""
     dataset = load_digits()
-    model = VanillaCNN(num_classes=dataset.num_classes, features=(8, 16), hidden=32)
+    model = VanillaCNN(num_classes=dataset.num_classes, features=(8, 16), hidden=(32,))
     return cli.make_task(options, dataset=dataset, model=model, augment=None)
 
 

@@ -1,8 +1,6 @@
-"""The command line and the course of a comparison: every arm with every seed, then the report."""
+"""The command line of a comparison: every arm with every seed, then the report."""
 
 import dataclasses
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +10,12 @@ import flax.linen as nn
 import tyro
 from rich.console import Console
 
-from experiments.harness.arms import ARM_HELP, parse_arms
-from experiments.harness.data import Dataset
-from experiments.harness.errors import UsageError
-from experiments.harness.progress import RunProgress
-from experiments.harness.report import compare, print_table, save_plot, save_table
-from experiments.harness.training import Augment, Task, Trainer, describe, save_json
+from wnn_jax.meta.arms import ARM_HELP, parse_arms
+from wnn_jax.meta.comparison import default_target, run_arms
+from wnn_jax.meta.datasets import Dataset
+from wnn_jax.meta.end_to_end import Augment, Task
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.report import compare, print_table, save_plot, save_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +71,9 @@ def make_task(options: Options, *, dataset: Dataset, model: nn.Module, augment: 
     Raises:
       UsageError: if a batch is larger than the training set.
     """
-    steps_per_epoch = len(dataset.train.labels) // options.batch_size
+    steps_per_epoch = len(dataset.train.targets) // options.batch_size
     if steps_per_epoch == 0:
-        raise UsageError(f"--batch-size {options.batch_size} exceeds the {len(dataset.train.labels)} training images.")
+        raise UsageError(f"--batch-size {options.batch_size} exceeds the {len(dataset.train.targets)} training images.")
     snapshot_every = options.snapshot_every or steps_per_epoch
     return Task(
         dataset=dataset,
@@ -100,16 +98,16 @@ def run(options: OptionsT, make_task: Callable[[OptionsT], Task]) -> list[dict[s
     arms = parse_arms(options.nowcaster)
     task = make_task(options)
     console = Console(width=None if sys.stdout.isatty() else 132)
-    _prepare_output(options, task)
-    results: list[dict[str, Any]] = []
-    trainers = {arm.label: Trainer(task, arm) for arm in arms}
-    with RunProgress(console, num_runs=len(arms) * len(options.seeds), num_steps=task.num_steps) as progress:
-        # Seed by seed rather than arm by arm: a machine that slows down then slows all arms alike.
-        for seed in options.seeds:
-            results += [_run_or_load(trainers[arm.label], seed, options, progress) for arm in arms]
-    target = options.target
-    if target is None:
-        target = min(r["evaluations"][-1]["accuracy"] for r in results if r["arm"] == arms[0].label)
+    results = run_arms(
+        task,
+        arms,
+        options.seeds,
+        options.output,
+        console,
+        resume=options.resume,
+        checkpoint_seconds=options.checkpoint_seconds,
+    )
+    target = default_target(results) if options.target is None else options.target
     rows = compare(results, target)
     save_table(rows, options.output / "summary.csv")
     save_plot(results, target, options.output / "curves.png")
@@ -137,36 +135,3 @@ def check(options: Options) -> None:
         raise UsageError(f"--target {options.target} must be an accuracy in (0, 1]: 0.65 for 65 %.")
     if not options.seeds or len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
         raise UsageError(f"--seeds {' '.join(map(str, options.seeds))} must be distinct and not negative.")
-
-
-def _prepare_output(options: Options, task: Task) -> None:
-    """Makes the output folder, or checks that what is in it is of the same task."""
-    settings_file = options.output / "settings.json"
-    settings = describe(task)
-    if settings_file.exists():
-        if not options.resume:
-            raise UsageError(
-                f"--output {options.output} already has results. Go on with --resume, or choose another folder."
-            )
-        before = json.loads(settings_file.read_text())
-        changed = sorted(name for name in settings if settings[name] != before.get(name))
-        if changed:
-            raise UsageError(
-                f"--resume: the runs in {options.output} had other settings: "
-                + ", ".join(f"{name} was {before.get(name)} and is {settings[name]}" for name in changed)
-                + ". Use the same options, or choose another --output."
-            )
-    else:
-        options.output.mkdir(parents=True, exist_ok=True)
-        save_json(settings, settings_file)
-
-
-def _run_or_load(trainer: Trainer, seed: int, options: Options, progress: RunProgress) -> dict[str, Any]:
-    name = f"{trainer.arm.label}-seed{seed}"
-    result_file = options.output / f"{name}.json"
-    with progress.run(name) as report:
-        if not result_file.exists():
-            checkpoints = options.output / "checkpoints" / name
-            save_json(trainer.run(seed, checkpoints, report, options.checkpoint_seconds), result_file)
-            shutil.rmtree(checkpoints, ignore_errors=True)
-    return json.loads(result_file.read_text())

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import wnn_jax
 from experiments import cifar10, digits
 from experiments.harness import cli
-from experiments.harness.arms import parse_arms
-from experiments.harness.errors import UsageError
+from tests.helpers import train
+from wnn_jax.meta.arms import parse_arms
+from wnn_jax.meta.errors import UsageError
 
 REPOSITORY = Path(__file__).parents[2]
 CIFAR10 = REPOSITORY.parent / "shared" / "data" / "tfds"
@@ -69,6 +71,11 @@ def test_resuming_keeps_finished_runs_and_refuses_other_settings(tmp_path: Path)
         ({"nowcaster": ("missing.npz",)}, "no nowcaster file at 'missing.npz'"),
         ({"nowcaster": ("linear@half",)}, "could not convert string to float"),
         ({"nowcaster": ("none@0.5",)}, "no jumps to scale"),
+        ({"nowcaster": ("none~5",)}, "`none` takes no horizon"),
+        ({"nowcaster": ("linear~far",)}, "invalid literal for int"),
+        ({"nowcaster": ("linear~40-1-1",)}, "invalid literal for int"),
+        ({"nowcaster": ("linear~",)}, "not of the form"),
+        ({"nowcaster": ("linear~5@0.5",)}, "not of the form"),
         ({"nowcaster": ("",)}, "not of the form"),
     ],
 )
@@ -91,7 +98,31 @@ def test_arms(tmp_path: Path) -> None:
     assert [arm.label for arm in arms] == ["none", "none+cosine", "linear@0.5", "mine@0.25+cosine"]
     assert [arm.scale for arm in arms] == [1.0, 1.0, 0.5, 0.25]
     assert [arm.cosine for arm in arms] == [False, True, False, True]
+    assert [arm.horizon for arm in arms] == [None] * 4
     assert isinstance(arms[3].nowcaster, wnn_jax.nowcasters.WNN)
+
+
+def test_horizons_of_arms(tmp_path: Path, wnn_plus: wnn_jax.nowcasters.WNNPlus) -> None:
+    wnn_jax.save(wnn_plus, tmp_path / "mine.npz")
+    arms = parse_arms(("linear~20", "linear@0.5~1-7+cosine", f"{tmp_path / 'mine.npz'}~40-1"))
+    assert [arm.label for arm in arms] == ["linear~20", "linear@0.5~1-7+cosine", "mine~40-1"]
+    assert [arm.horizon for arm in arms] == [(20, 20), (1, 7), (40, 1)]
+    assert [arm.scale for arm in arms] == [1.0, 0.5, 1.0]
+    assert [arm.cosine for arm in arms] == [False, True, False]
+
+
+def test_the_horizon_of_an_arm_goes_from_its_first_to_its_last() -> None:
+    ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + horizon)
+    arm = dataclasses.replace(parse_arms(("linear~40-1",))[0], nowcaster=ahead)
+    tx = arm.optimizer(learning_rate=0.0, num_steps=34, snapshot_every=2)
+    updates = [step.updates["w"].item() for step in train(tx, {"w": jnp.zeros([])}, 34)]
+    assert [update for update in updates if update != 0] == [40, 13, 1]
+
+
+def test_an_arm_whose_nowcaster_takes_no_horizon(tmp_path: Path, wnn: wnn_jax.nowcasters.WNN) -> None:
+    wnn_jax.save(wnn, tmp_path / "mine.npz")
+    with pytest.raises(UsageError, match=r"'.*mine\.npz~5' cannot be used: `.*` takes no horizon"):
+        parse_arms((f"{tmp_path / 'mine.npz'}~5",))
 
 
 @pytest.mark.parametrize("experiment", ["cifar10", "digits"])
@@ -122,12 +153,12 @@ def test_cifar10_trains_for_a_few_steps(tmp_path: Path) -> None:
 
     def make_small_task(options: cifar10.Options) -> cli.Task:
         task = cifar10.make_task(options)
-        assert (len(task.dataset.train.labels), len(task.dataset.validation.labels)) == (46_000, 4_000)
-        assert task.dataset.train.images.shape[1:] == (32, 32, 3)
+        assert (len(task.dataset.train.targets), len(task.dataset.validation.targets)) == (46_000, 4_000)
+        assert task.dataset.train.inputs.shape[1:] == (32, 32, 3)
         small = dataclasses.replace(
             task.dataset,
             train=task.dataset.train._replace(
-                images=task.dataset.train.images[:640], labels=task.dataset.train.labels[:640]
+                inputs=task.dataset.train.inputs[:640], targets=task.dataset.train.targets[:640]
             ),
             test=task.dataset.validation,
         )

@@ -6,23 +6,23 @@ import pytest
 from scipy import ndimage
 
 from experiments.harness.augment import random_affine
-from experiments.harness.data import load_digits
-from experiments.harness.models import ThreeConv, VanillaCNN, _max_pool
+from wnn_jax.meta.architectures import ThreeConv, VanillaCNN, max_pool
+from wnn_jax.meta.datasets import load_digits
 
 
 def test_digits_splits_are_real_and_disjoint() -> None:
     dataset = load_digits()
     splits = (dataset.train, dataset.validation, dataset.test)
-    assert [len(split.labels) for split in splits] == [897, 500, 400]
-    assert sum(split.images.astype(int).sum() for split in splits) == 561_718  # of all 1,797 images, none twice
-    assert dataset.train.images.max() == dataset.max_value == 16
+    assert [len(split.targets) for split in splits] == [897, 500, 400]
+    assert sum(split.inputs.astype(int).sum() for split in splits) == 561_718  # of all 1,797 images, none twice
+    assert dataset.train.inputs.max() == dataset.max_value == 16
     assert dataset.mean_image.shape == (8, 8, 1)
     assert 0 < dataset.mean_image.mean() < 1
 
 
-def test_max_pool_is_flax_max_pool() -> None:
+def testmax_pool_is_flaxmax_pool() -> None:
     images = jax.random.normal(jax.random.key(0), [2, 7, 6, 3])
-    np.testing.assert_array_equal(_max_pool(images), nn.max_pool(images, (2, 2), strides=(2, 2)))
+    np.testing.assert_array_equal(max_pool(images), nn.max_pool(images, (2, 2), strides=(2, 2)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.harness.report import compare, print_table, save_plot, save_table
+from wnn_jax.meta.report import compare, print_table, save_plot, save_table
 
 
 def result(arm: str, seed: int, accuracies: list[float], *, jumps: tuple[int, ...] = ()) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness.arms import parse_arms
-from experiments.harness.data import load_digits
-from experiments.harness.models import VanillaCNN
-from experiments.harness.training import Evaluation, Task, Trainer
+from wnn_jax.meta.architectures import VanillaCNN
+from wnn_jax.meta.arms import parse_arms
+from wnn_jax.meta.datasets import load_digits
+from wnn_jax.meta.end_to_end import Evaluation, Task, Trainer
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 def task() -> Task:
     return Task(
         dataset=load_digits(),
-        model=VanillaCNN(features=(4,), hidden=8),
+        model=VanillaCNN(features=(4,), hidden=(8,)),
         augment=None,
         batch_size=128,
         num_epochs=3,

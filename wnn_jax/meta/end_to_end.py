@@ -1,6 +1,7 @@
 """One training run: resumable, and a pure function of the arm, the task and the seed."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -16,9 +17,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from experiments.harness.arms import Arm
-from experiments.harness.data import Dataset, Split
 from wnn_jax._files import replace_on_success
+from wnn_jax.meta.arms import Arm
+from wnn_jax.meta.datasets import Dataset, Split
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -32,7 +33,8 @@ class Task:
 
     Attributes:
       dataset: the data.
-      model: maps images `[n, height, width, channels]` to logits `[n, num_classes]`.
+      model: maps images `[n, height, width, channels]` to logits `[n, num_classes]`, or tokens `[n, length]` to
+        `[n, length, num_classes]`.
       augment: `(key, images in [0, 1]) -> images`, or `None`.
       batch_size: images per step.
       num_epochs: length of a run, in passes over the training images (an incomplete last batch is left out).
@@ -55,7 +57,7 @@ class Task:
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in the training set."""
-        return len(self.dataset.train.labels) // self.batch_size
+        return len(self.dataset.train.targets) // self.batch_size
 
     @property
     def num_steps(self) -> int:
@@ -105,7 +107,6 @@ class Trainer:
         self._optimizer = arm.optimizer(
             learning_rate=task.learning_rate, num_steps=task.num_steps, snapshot_every=task.snapshot_every
         )
-        self._mean_image = jnp.asarray(task.dataset.mean_image)
         self._scans = jax.default_backend() != "cpu" if scan is None else scan
         self._train = jax.jit(self._train_block if self._scans else self._train_step, donate_argnums=0)
         self._predict = jax.jit(self._logits)
@@ -113,8 +114,8 @@ class Trainer:
 
     def init(self, seed: int) -> TrainState:
         """The state before the first step."""
-        image_shape = self.task.dataset.train.images.shape[1:]
-        params = self.task.model.init(jax.random.key(seed), jnp.zeros([1, *image_shape]))["params"]
+        inputs = self.task.dataset.preprocess(self.task.dataset.train.inputs[:1])
+        params = self.task.model.init(jax.random.key(seed), inputs)["params"]
         return TrainState(
             step=jnp.zeros([], jnp.int32),
             params=params,
@@ -198,15 +199,16 @@ class Trainer:
         }
 
     def _train_step(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
+        self, state: TrainState, inputs: jax.Array, targets: jax.Array, indices: jax.Array, key: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        batch = images[indices].astype(jnp.float32) / self.task.dataset.max_value
-        if self.task.augment is not None:
-            batch = self.task.augment(jax.random.fold_in(key, state.step), batch)
+        augment = self.task.augment
+        if augment is not None:
+            augment = functools.partial(augment, jax.random.fold_in(key, state.step))
 
         def loss_fn(params: Any) -> jax.Array:
+            batch = self.task.dataset.preprocess(inputs[indices], augment)
             logits = self._apply(params, batch)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[indices]).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(logits, targets[indices]).mean()
 
         loss, gradient = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
@@ -215,10 +217,10 @@ class Trainer:
         return TrainState(state.step + 1, params, opt_state, ema), loss
 
     def _train_block(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
+        self, state: TrainState, inputs: jax.Array, targets: jax.Array, indices: jax.Array, key: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         state, losses = jax.lax.scan(
-            lambda state, batch: self._train_step(state, images, labels, batch, key), state, indices
+            lambda state, batch: self._train_step(state, inputs, targets, batch, key), state, indices
         )
         return state, losses.mean()
 
@@ -234,7 +236,7 @@ class Trainer:
             epoch, position = divmod(step, per_epoch)
             if epoch != order_epoch:
                 rng = np.random.default_rng([seed, epoch])
-                order, order_epoch = rng.permutation(len(self.task.dataset.train.labels)).astype(np.int32), epoch
+                order, order_epoch = rng.permutation(len(self.task.dataset.train.targets)).astype(np.int32), epoch
             yield order[position * size : (position + 1) * size]
 
     def _compile(self, state: TrainState, train: tuple[jax.Array, ...], block: np.ndarray, key: jax.Array) -> Any:
@@ -244,17 +246,17 @@ class Trainer:
         return self._compiled[block.shape]
 
     def _apply(self, params: Any, batch: jax.Array) -> jax.Array:
-        logits = self.task.model.apply({"params": params}, batch - self._mean_image[None])
+        logits = self.task.model.apply({"params": params}, batch)
         assert isinstance(logits, jax.Array)
         return logits
 
-    def _logits(self, params: Any, images: jax.Array) -> jax.Array:
-        return self._apply(params, images.astype(jnp.float32) / self.task.dataset.max_value)
+    def _logits(self, params: Any, inputs: jax.Array) -> jax.Array:
+        return self._apply(params, self.task.dataset.preprocess(inputs))
 
     def _accuracy(self, params: Any, split: Split) -> float:
-        batches = range(0, len(split.labels), _EVALUATION_BATCH)
-        logits = [self._predict(params, split.images[start : start + _EVALUATION_BATCH]) for start in batches]
-        return float(np.mean(np.concatenate(jax.device_get(logits)).argmax(axis=-1) == split.labels))
+        batches = range(0, len(split.targets), _EVALUATION_BATCH)
+        logits = [self._predict(params, split.inputs[start : start + _EVALUATION_BATCH]) for start in batches]
+        return float(np.mean(np.concatenate(jax.device_get(logits)).argmax(axis=-1) == split.targets))
 
 
 def save_json(content: dict[str, Any], path: Path) -> None:
@@ -270,13 +272,13 @@ def describe(task: Task) -> dict[str, Any]:
         for field in dataclasses.fields(task)
         if field.name not in ("dataset", "model", "augment")
     }
-    images = task.dataset.train.images
+    images = task.dataset.train.inputs
     return settings | {
         "model": repr(task.model).replace("\n", " "),
         "augment": task.augment is not None,
         "image_shape": list(images.shape[1:]),
         "num_train": len(images),
-        "num_validation": len(task.dataset.validation.labels),
+        "num_validation": len(task.dataset.validation.targets),
     }
 
 

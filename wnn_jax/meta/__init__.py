@@ -1,0 +1,1 @@
+"""Nowcasters of your own: collect trajectories, train on them, evaluate, export."""

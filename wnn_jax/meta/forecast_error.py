@@ -1,0 +1,149 @@
+"""How far forecasts are off, on trajectories that nowcasters were not trained on."""
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import wnn_jax
+from wnn_jax._files import replace_on_success
+from wnn_jax.meta.objectives import WNN_HORIZON
+from wnn_jax.meta.trajectories import Trajectory
+from wnn_jax.meta.windows import CONTEXT, MIN_HORIZON, read_window
+
+HORIZONS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
+STAGES = ("early", "middle", "late")
+_STRIDES = (2, 8)
+
+Row = dict[str, Any]
+
+
+def forecast_errors(
+    label: str, nowcaster: wnn_jax.Nowcaster, scale: float, trajectories: Iterable[Trajectory]
+) -> Iterator[list[Row]]:
+    """Sums of absolute errors, and those of forecasting no change.
+
+    Every run is read in windows at its beginning, its middle and its end, at two spacings.
+
+    Args:
+      label: the nowcaster's name in the rows.
+      nowcaster: what forecasts.
+      scale: multiplies its jumps.
+      trajectories: the runs.
+
+    Yields:
+      For every run, a row per role, stage, spacing and horizon. A nowcaster that takes no horizon has rows for
+      the one of the paper only, 5 snapshots ahead.
+    """
+    horizons = HORIZONS if getattr(nowcaster, "takes_horizon", True) else (WNN_HORIZON,)
+    compiled: dict[Any, Any] = {}
+    for trajectory in trajectories:
+        rows: list[Row] = []
+        # Runs of one architecture share a program.
+        signature = tuple((leaf.name, leaf.role, leaf.shape) for leaf in trajectory.leaves)
+        if signature not in compiled:
+            compiled[signature] = jax.jit(_Forecast(nowcaster, {leaf.name: leaf.role for leaf in trajectory.leaves}))
+        for stage, start, stride in _windows(trajectory):
+            windows = {leaf.name: read_window(trajectory, leaf, start, stride) for leaf in trajectory.leaves}
+            history = [
+                {name: jnp.asarray(past[time]) for name, (past, _) in windows.items()} for time in range(CONTEXT)
+            ]
+            known = min(len(future) for _, future in windows.values())
+            for horizon in (h for h in horizons if h <= known):
+                forecast = jax.device_get(compiled[signature](history, jnp.int32(horizon)))
+                by_role: dict[str, list[float]] = {}
+                for leaf in trajectory.leaves:
+                    past, future = windows[leaf.name]
+                    last, actual = past[-1], future[horizon - 1]
+                    predicted = last + scale * (forecast[leaf.name] - last)
+                    sums = by_role.setdefault(leaf.role, [0.0, 0.0])
+                    sums[0] += float(np.abs(predicted - actual).sum(dtype=np.float64))
+                    sums[1] += float(np.abs(last - actual).sum(dtype=np.float64))
+                rows += [
+                    {
+                        "nowcaster": label,
+                        "run": trajectory.index,
+                        "split": trajectory.split,
+                        "task": f"{trajectory.task.architecture} on {trajectory.task.dataset}",
+                        "optimizer": trajectory.task.optimizer,
+                        "stage": stage,
+                        "spacing": stride * trajectory.task.snapshot_every,
+                        "horizon": horizon,
+                        "role": role,
+                        "error": error,
+                        "no_change": no_change,
+                    }
+                    for role, (error, no_change) in by_role.items()
+                ]
+        yield rows
+
+
+def share(rows: Iterable[Row], **wanted: Any) -> float:
+    """The error as a share of that of forecasting no change: the mean over runs, NaN if there is no such row."""
+    sums: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if all(row[name] == value for name, value in wanted.items()):
+            total = sums.setdefault((row["split"], row["run"]), [0.0, 0.0])
+            total[0] += row["error"]
+            total[1] += row["no_change"]
+    shares = [error / no_change for error, no_change in sums.values() if no_change > 0]
+    return statistics.mean(shares) if shares else math.nan
+
+
+def save_plot(rows: Sequence[Row], path: Path) -> None:
+    """Draws the error against the horizon for every nowcaster, and for the last value."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(splits), figsize=(6.5 * len(splits), 5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, split in zip(axes[0], splits, strict=True):
+        number = len({row["run"] for row in rows if row["split"] == split})
+        for color, label in enumerate(dict.fromkeys(row["nowcaster"] for row in rows)):
+            mine = [row for row in rows if row["nowcaster"] == label and row["split"] == split]
+            horizons = sorted({row["horizon"] for row in mine})
+            shares = [share(mine, horizon=horizon) for horizon in horizons]
+            axis.plot(horizons, shares, "o-", color=f"C{color}", label=label, markersize=4, linewidth=1.5)
+        axis.axhline(1.0, color="0.4", linestyle=":", linewidth=1, label="last value")
+        axis.set(xscale="log", xlabel="horizon in snapshots", title=f"{split} runs (n={number})", ylim=(0.2, 2.0))
+        axis.set_xticks(HORIZONS, [str(horizon) for horizon in HORIZONS])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("error, as a share of that of the last value")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    with replace_on_success(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+
+
+class _Forecast:
+    """A nowcaster bound to the roles of one architecture."""
+
+    def __init__(self, nowcaster: wnn_jax.Nowcaster, roles: Mapping[str, str]) -> None:
+        self._nowcaster = nowcaster
+        self._roles = dict(roles)
+
+    def __call__(self, history: Sequence[Any], horizon: jax.Array) -> Any:
+        takes_horizon = getattr(self._nowcaster, "takes_horizon", True)
+        return self._nowcaster(history, self._roles, horizon if takes_horizon else None)
+
+
+def _windows(trajectory: Trajectory) -> list[tuple[str, int, int]]:
+    """Stage, first snapshot and stride of the windows to read."""
+    windows: list[tuple[str, int, int]] = []
+    for stride in _STRIDES:
+        starts = trajectory.num_snapshots - (CONTEXT + MIN_HORIZON - 1) * stride
+        if starts > 0:
+            windows += [
+                (stage, int(place * (starts - 1)), stride) for stage, place in zip(STAGES, (0, 0.5, 1), strict=True)
+            ]
+    return windows

@@ -1,0 +1,265 @@
+"""Trajectories, the weights of training runs over time, on disk.
+
+A collection is a folder with `manifest.json`, which says how its runs were drawn, and two files per finished run:
+`run-00042.npy`, its snapshots as one float32 array `[num_snapshots, num_weights]` (NumPy's own format, which can be
+read in parts without loading the rest), and `run-00042.json`, its record. Weights are kept in full: a forecast is made
+from differences between snapshots, which half precision would drown late in training.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from wnn_jax._files import replace_on_success
+from wnn_jax._roles import default_roles
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.tasks import SplitName, Task, TaskFamily
+
+_FORMAT = "wnn_jax.trajectories"
+_VERSION = 1
+_RECORD = re.compile(r"run-(\d{5,})\.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One tensor of a network.
+
+    Attributes:
+      name: its path.
+      role: its role.
+      shape: its shape.
+      start: the column of its first weight.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def columns(self) -> slice:
+        """Its columns in the array of snapshots."""
+        return slice(self.start, self.start + int(np.prod(self.shape, dtype=int)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """A finished run.
+
+    Attributes:
+      index: its index in the family.
+      task: what was trained.
+      split: what the run is for.
+      leaves: the tensors of the network.
+      num_snapshots: how many snapshots there are.
+      losses: the mean training loss before each snapshot.
+      validation_loss: after the last step.
+      file: the array of snapshots.
+      sha256: of that file.
+    """
+
+    index: int
+    task: Task
+    split: SplitName
+    leaves: tuple[Leaf, ...]
+    num_snapshots: int
+    losses: tuple[float, ...]
+    validation_loss: float
+    file: Path
+    sha256: str
+
+    @functools.cached_property
+    def snapshots(self) -> np.ndarray:
+        """`[num_snapshots, num_weights]`, mapped into memory: what is not used is not read.
+
+        Raises:
+          UsageError: if the file is missing, truncated or of another shape.
+        """
+        expected = (self.num_snapshots, self.leaves[-1].columns.stop)
+        try:
+            snapshots = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(
+                f"{self.file} is missing or truncated ({error}). Remove its record, {self.file.with_suffix('.json')}, "
+                "and collect again: only this run is repeated."
+            ) from error
+        if snapshots.shape != expected or snapshots.dtype != np.float32:
+            raise UsageError(f"{self.file} holds {snapshots.dtype} {snapshots.shape}, not float32 {expected}.")
+        return snapshots
+
+    def verify(self) -> None:
+        """Compares the file with its checksum.
+
+        Raises:
+          UsageError: if it is damaged.
+        """
+        if not self.file.exists() or _sha256(self.file) != self.sha256:
+            raise UsageError(
+                f"{self.file} is damaged: its checksum is not that of its record. Remove its record, "
+                f"{self.file.with_suffix('.json')}, and collect again: only this run is repeated."
+            )
+
+
+class Collection:
+    """A folder of trajectories."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a collection.
+
+        Raises:
+          UsageError: if the folder holds none, or one of another version, or its records contradict its manifest.
+        """
+        self.folder = folder
+        self.manifest = _read_json(folder / "manifest.json")
+        if self.manifest.get("format") != _FORMAT:
+            raise UsageError(
+                f"{folder} holds no collection of trajectories; make one with: python -m wnn_jax.meta collect"
+            )
+        if self.manifest["version"] != _VERSION:
+            raise UsageError(
+                f"{folder}/manifest.json has version {self.manifest['version']}, but this wnn_jax reads version "
+                f"{_VERSION}. Collect anew into another folder, or use the wnn_jax that wrote it."
+            )
+
+    @classmethod
+    def create(cls, folder: Path, family: TaskFamily) -> "Collection":
+        """Makes an empty collection, or opens the one that is there.
+
+        Raises:
+          UsageError: if the one that is there is of another family.
+        """
+        settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(family)))
+        manifest = {"format": _FORMAT, "version": _VERSION, "family": settings}
+        path = folder / "manifest.json"
+        if path.exists():
+            collection = cls(folder)
+            if collection.manifest != manifest:
+                changed = sorted(
+                    name for name, value in settings.items() if collection.manifest["family"].get(name) != value
+                )
+                raise UsageError(
+                    f"--output {folder} holds runs of another family of tasks, which differs in {', '.join(changed)}. "
+                    "Collect into another folder."
+                )
+            return collection
+        folder.mkdir(parents=True, exist_ok=True)
+        with replace_on_success(path) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+        return cls(folder)
+
+    def finished(self) -> set[int]:
+        """The indices of the finished runs."""
+        return {int(match[1]) for path in self.folder.iterdir() if (match := _RECORD.fullmatch(path.name))}
+
+    def trajectories(self) -> list[Trajectory]:
+        """All finished runs that did not diverge, by index.
+
+        Raises:
+          UsageError: if a record is damaged, or a group of runs is in two splits.
+        """
+        found = [self._read(index) for index in sorted(self.finished())]
+        group_size = self.manifest["family"]["group_size"]
+        splits: dict[int, SplitName] = {}
+        for trajectory in found:
+            group = trajectory.index // group_size
+            if splits.setdefault(group, trajectory.split) != trajectory.split:
+                raise UsageError(
+                    f"{trajectory.file.with_suffix('.json')}: its split is {trajectory.split!r}, but other runs of its "
+                    f"group are {splits[group]!r}. Training and validation runs must be disjoint; collect anew."
+                )
+        return [trajectory for trajectory in found if np.all(np.isfinite(trajectory.losses))]
+
+    def save(
+        self,
+        index: int,
+        task: Task,
+        split: SplitName,
+        snapshots: list[Any],
+        losses: list[float],
+        validation_loss: float,
+    ) -> None:
+        """Writes a finished run: its array first, its record last, each whole or not at all.
+
+        Args:
+          index: its index in the family.
+          task: what was trained.
+          split: what the run is for.
+          snapshots: trees of parameters.
+          losses: the mean training loss before each snapshot.
+          validation_loss: after the last step.
+        """
+        roles = jax.tree.leaves(default_roles(snapshots[0]))
+        leaves: list[Leaf] = []
+        start = 0
+        for (path, array), role in zip(jax.tree_util.tree_leaves_with_path(snapshots[0]), roles, strict=True):
+            leaves.append(Leaf(jax.tree_util.keystr(path, simple=True, separator="/"), role, array.shape, start))
+            start = leaves[-1].columns.stop
+        array = np.stack([np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in snapshots])
+        file = self._file(index)
+        with replace_on_success(file) as temporary:
+            with temporary.open("wb") as opened:
+                np.save(opened, array.astype(np.float32), allow_pickle=False)
+            sha256 = _sha256(temporary)
+        record = {
+            "task": dataclasses.asdict(task),
+            "split": split,
+            "leaves": [dataclasses.asdict(leaf) for leaf in leaves],
+            "num_snapshots": len(snapshots),
+            # JSON has no name for NaN, and a run that diverged is kept as a record only.
+            "losses": [loss if np.isfinite(loss) else None for loss in losses],
+            "validation_loss": validation_loss if np.isfinite(validation_loss) else None,
+            "sha256": sha256,
+        }
+        with replace_on_success(file.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(record, allow_nan=False) + "\n")
+
+    def _read(self, index: int) -> Trajectory:
+        file = self._file(index)
+        record = _read_json(file.with_suffix(".json"))
+        try:
+            return Trajectory(
+                index=index,
+                task=Task(**record["task"]),
+                split=record["split"],
+                leaves=tuple(
+                    Leaf(leaf["name"], leaf["role"], tuple(leaf["shape"]), leaf["start"]) for leaf in record["leaves"]
+                ),
+                num_snapshots=record["num_snapshots"],
+                losses=tuple(float("nan") if loss is None else loss for loss in record["losses"]),
+                validation_loss=float("nan") if record["validation_loss"] is None else record["validation_loss"],
+                file=file,
+                sha256=record["sha256"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"{file.with_suffix('.json')} is damaged ({error!r}). Remove it and collect again: only this run is "
+                "repeated."
+            ) from error
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"run-{index:05d}.npy"
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist; make a collection with: python -m wnn_jax.meta collect") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,132 @@
+"""Windows of trajectories: the examples that nowcasters are trained on."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+
+from wnn_jax._roles import ROLES
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.trajectories import Leaf, Trajectory
+
+CONTEXT = 5
+NUM_HORIZONS = 40
+# Windows that reach less far ahead than this are not drawn.
+MIN_HORIZON = 5
+
+
+class Window(NamedTuple):
+    """Some weights of one tensor, their history and their future. Batches have one more axis in front.
+
+    Attributes:
+      history: `[5, n]` float32, oldest first.
+      targets: `[40, n]` float32, the following snapshots; 0 past the end of the run.
+      is_known: `[40]` bool, which of these the run has.
+      role: the index in `ROLES` of the tensor's role.
+      statistics: what a nowcaster is told of the whole tensor.
+    """
+
+    history: Any
+    targets: Any
+    is_known: Any
+    role: Any
+    statistics: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSampler:
+    """Draws windows: the one of every index is fixed, and reads no more than it needs.
+
+    Roles take turns, so that every `len(roles)` windows in a row have one of each. Run, tensor, spacing and time are
+    drawn at random.
+
+    Attributes:
+      trajectories: the runs to draw from.
+      roles: the roles to draw.
+      statistics: what the nowcaster is told of a whole tensor, from its 5 snapshots.
+      num_weights: weights per window, drawn with replacement where the tensor has fewer.
+      max_stride: the largest spacing, in snapshots of the run.
+      seed: of the draws.
+    """
+
+    trajectories: Sequence[Trajectory]
+    roles: tuple[str, ...]
+    statistics: Callable[[Any], Any]
+    num_weights: int
+    max_stride: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        shortest = CONTEXT + MIN_HORIZON
+        for role in self.roles:
+            if not self._candidates[role]:
+                raise UsageError(
+                    f"the collection has no finished run with role {role!r} for this split; collect more runs."
+                )
+        if too_short := [t for t in self.trajectories if t.num_snapshots < shortest]:
+            raise UsageError(
+                f"{too_short[0].file} has {too_short[0].num_snapshots} snapshots, but a window needs {shortest}; "
+                "collect with more snapshots per run."
+            )
+
+    def __call__(self, index: int) -> Window:
+        """The window of an index."""
+        rng = np.random.default_rng([self.seed, index])
+        role = self.roles[index % len(self.roles)]
+        candidates = self._candidates[role]
+        trajectory, leaves = candidates[rng.integers(len(candidates))]
+        leaf = leaves[rng.integers(len(leaves))]
+        longest = (trajectory.num_snapshots - 1) // (CONTEXT + MIN_HORIZON - 1)
+        stride = int(np.exp(rng.uniform(0, np.log(min(self.max_stride, longest) + 1))))
+        start = int(rng.integers(trajectory.num_snapshots - (CONTEXT + MIN_HORIZON - 1) * stride))
+        history, targets = read_window(trajectory, leaf, start, stride)
+        size = history.shape[-1]
+        chosen = rng.choice(size, self.num_weights, replace=size < self.num_weights)
+        padded = np.zeros([NUM_HORIZONS, self.num_weights], np.float32)
+        padded[: len(targets)] = targets[:, chosen]
+        return Window(
+            history=history[:, chosen],
+            targets=padded,
+            is_known=np.arange(NUM_HORIZONS) < len(targets),
+            role=np.int32(ROLES.index(role)),
+            statistics=jax.tree.map(np.float32, self.statistics(history)),
+        )
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Window]:
+        """Batches without end, prefetched by threads.
+
+        Args:
+          batch_size: windows per batch.
+          start: the number of the first batch.
+        """
+        windows = grain.MapDataset.range(start * batch_size, np.iinfo(np.int32).max).map(self).batch(batch_size)
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        yield from windows.to_iter_dataset(options)
+
+    @functools.cached_property
+    def _candidates(self) -> dict[str, list[tuple[Trajectory, list[Leaf]]]]:
+        """Role -> the runs that have it, each with its tensors of that role."""
+        return {
+            role: [(t, leaves) for t in self.trajectories if (leaves := [x for x in t.leaves if x.role == role])]
+            for role in self.roles
+        }
+
+
+def read_window(trajectory: Trajectory, leaf: Leaf, start: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads one window of one tensor, of one run.
+
+    Args:
+      trajectory: the run.
+      leaf: the tensor.
+      start: the first snapshot.
+      stride: from one snapshot to the next.
+
+    Returns:
+      The history `[5, size]`, and as much as there is of the future `[<= 40, size]`.
+    """
+    rows = trajectory.snapshots[start : start + (CONTEXT + NUM_HORIZONS - 1) * stride + 1 : stride, leaf.columns]
+    return np.array(rows[:CONTEXT]), np.array(rows[CONTEXT:])
