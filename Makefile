@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# `convert` would bring PyTorch, for one reader's tests, which are skipped without it.
+EXTRAS ?= experiments,dev
 
 .PHONY: help demo test lint types check format clean
 
@@ -38,5 +40,5 @@ clean:
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wnn_jax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; choose another one with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,convert,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@

@@ -72,6 +72,7 @@ def test_resuming_keeps_finished_runs_and_refuses_other_settings(tmp_path: Path)
         ({"nowcaster": ("linear@half",)}, "could not convert string to float"),
         ({"nowcaster": ("none@0.5",)}, "no jumps to scale"),
         ({"nowcaster": ("none~5",)}, "`none` takes no horizon"),
+        ({"nowcaster": ("linear~5-0",)}, "at least 1 snapshot"),
         ({"nowcaster": ("linear~far",)}, "invalid literal for int"),
         ({"nowcaster": ("linear~40-1-1",)}, "invalid literal for int"),
         ({"nowcaster": ("linear~",)}, "not of the form"),

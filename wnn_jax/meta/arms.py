@@ -80,6 +80,8 @@ def _parse_arm(specification: str) -> Arm:
             raise ValueError("`none` has no jumps to scale")
         if horizon and (nowcaster is None or not getattr(nowcaster, "takes_horizon", True)):
             raise ValueError(f"`{name}` takes no horizon")
+        if horizon and min(horizon) < 1:
+            raise ValueError("a horizon is at least 1 snapshot")
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(f"--nowcaster {specification!r} cannot be used: {error}") from error
     label = specification.replace(name, Path(name).stem if nowcaster else name, 1)

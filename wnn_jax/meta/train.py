@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 import wnn_jax
 from wnn_jax._files import replace_on_success
 from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.forecast_error import forecast_errors, save_plot
 from wnn_jax.meta.objectives import OBJECTIVES, Objective
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks import SplitName
@@ -163,6 +164,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     }
     nowcaster = objective.nowcaster(jax.device_get(state.best_params), record)
     wnn_jax.save(nowcaster, options.output / "nowcaster.npz")
+    _plot_errors(options, nowcaster, [trajectory for split in _VALIDATION_SPLITS for trajectory in splits[split]])
     return nowcaster
 
 
@@ -250,6 +252,14 @@ def _mean(errors: np.ndarray) -> np.ndarray:
     """The mean over windows at each horizon, NaN where there is none."""
     count = np.isfinite(errors).sum(axis=0)
     return np.where(count > 0, np.nansum(errors, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _plot_errors(options: Train, nowcaster: wnn_jax.Nowcaster, held_out: Sequence[Trajectory]) -> None:
+    """Draws the error against the horizon, beside the linear fit and half of it."""
+    linear = wnn_jax.load("linear")
+    arms = ((options.kind, nowcaster, 1.0), ("linear", linear, 1.0), ("linear@0.5", linear, 0.5))
+    found = (rows for label, drawn, scale in arms for rows in forecast_errors(label, drawn, scale, held_out))
+    save_plot([row for rows in found for row in rows], options.output / "forecast-errors.png")
 
 
 def _is_stuck(metrics: list[dict[str, float]], patience: int) -> bool:
