@@ -347,11 +347,6 @@ def test_an_unknown_nowcaster_is_answered_with_the_known_ones():
         wnn_jax.nowcast("linaer", snapshot_every=1)
 
 
-def test_wnn_is_answered_with_how_to_get_its_weights():
-    with pytest.raises(ValueError, match=r"'wnn' has no bundled weights.*keras_wnn.*pass 'wnn.npz'"):
-        wnn_jax.nowcast("wnn", snapshot_every=1)
-
-
 class NoContext:
     def __call__(self, history: Any, roles: Any, horizon: Any) -> Any:
         return history[-1]

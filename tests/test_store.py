@@ -124,19 +124,35 @@ def test_bundled_networks_are_available(small_wnn: WNN, tmp_path: Path, monkeypa
     assert isinstance(wnn_jax.load("ours"), WNN)
 
 
-def test_the_default_is_available():
+def test_the_default_is_bundled():
     default = wnn_jax.load()
-    assert default in [wnn_jax.load(name) for name in wnn_jax.available()]
+    assert isinstance(default, AdaptiveLinear)
+    assert default.record["name"] in wnn_jax.available()
+
+
+BUNDLED = Path(__file__).parents[1] / "params"
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.npz")), ids=lambda path: path.stem)
+def test_the_record_of_a_bundled_network_says_what_was_held_out_and_what_it_scored(path: Path):
+    record = json.loads(path.with_suffix(".json").read_text())
+    nowcaster = wnn_jax.load(path.stem)
+    assert isinstance(nowcaster, (WNN, WNNPlus, AdaptiveLinear))
+    assert record == nowcaster.record
+    assert record["name"] == path.stem
+    data = record["data"]
+    trained, held_out = set(data["train"]["architectures"]), set(data["held-out architecture"]["architectures"])
+    assert trained.isdisjoint(held_out)
+    for family, seeds in data["train"]["seeds"].items():
+        assert set(seeds).isdisjoint(data["validation"]["seeds"][family])
+    assert data["train"]["runs"] == sum(map(len, data["train"]["seeds"].values())) > 0
+    assert record["scores"]
+    assert {"jax", "optax"} <= record["versions"].keys()
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"nowcaster='linaer' is not known\. Known names: .*linear, quadratic, .*path"):
         wnn_jax.load("linaer")
-
-
-def test_wnn_says_how_to_get_the_weights():
-    with pytest.raises(ValueError, match=r"'wnn' has no bundled weights yet.*wnn_jax\.convert\.keras_wnn"):
-        wnn_jax.load("wnn")
 
 
 @pytest.mark.parametrize("name", ["nowcaster.npz", "folder/nowcaster", "folder/nowcaster.npz", "wnn.npz"])

@@ -17,8 +17,8 @@ from wnn_jax._nowcaster import Nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters import CURVES, WNN, AdaptiveLinear, CurveFit, WNNPlus
 
-# What `nowcast` uses by default. A curve fit until networks of our own are bundled.
-DEFAULT_NOWCASTER = "linear"
+# What `nowcast` uses by default: of the bundled ones, that which saves most training.
+DEFAULT_NOWCASTER = "adaptive-linear"
 
 _FORMAT = "wnn_jax.nowcaster"
 _VERSION = 1
@@ -67,12 +67,6 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster:
         return _read(path)
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise FileNotFoundError(f"there is no nowcaster file at {name!r}; wnn_jax.save writes such files.")
-    if name == "wnn":
-        raise ValueError(
-            "nowcaster='wnn' has no bundled weights yet. Convert the authors' published files once, with "
-            "wnn_jax.save(wnn_jax.convert.keras_wnn(conv, dense, bias), 'wnn.npz'), and pass 'wnn.npz' instead; or "
-            f"use one of: {', '.join(available())}."
-        )
     raise ValueError(
         f"nowcaster={name!r} is not known. Known names: {', '.join(available())}. For a file, give its path."
     )

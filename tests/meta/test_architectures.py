@@ -49,7 +49,8 @@ def test_every_parameter_is_trained(name: str):
         return jax.grad(loss)(params)
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
-        assert np.isfinite(leaf).all() and np.any(leaf), jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+        assert np.any(leaf), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from wnn_jax.meta.datasets import load_dataset
 from wnn_jax.meta.errors import UsageError
@@ -122,13 +121,13 @@ def _run_job(job: _Job) -> tuple[int, ...]:
         for index, task in zip(job.indices, tasks, strict=True):
             snapshots, losses = [], []
             for params, loss in program.run(task):
-                snapshots.append(jax.device_get(params))
-                losses.append(float(loss))
+                snapshots.append(params)
+                losses.append(loss)
             collection.save(index, task, family.split(index), snapshots, losses, program.validation_loss(snapshots[-1]))
         return job.indices
-    steps = [jax.device_get(step) for step in program.run_together(tasks)]
+    steps = list(program.run_together(tasks))
     for member, (index, task) in enumerate(zip(job.indices, tasks, strict=True)):
         snapshots = [jax.tree.map(lambda leaf: leaf[member], params) for params, _ in steps]  # noqa: B023
-        losses = [float(np.asarray(loss)[member]) for _, loss in steps]
+        losses = [float(loss[member]) for _, loss in steps]
         collection.save(index, task, family.split(index), snapshots, losses, program.validation_loss(snapshots[-1]))
     return job.indices

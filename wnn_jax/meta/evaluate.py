@@ -80,8 +80,8 @@ class Evaluate:
     nowcasters: Annotated[tuple[str, ...], tyro.conf.arg(help=ARM_HELP, metavar="ARM [ARM ...]")]
     output: Path
     """Folder for the table, the plot, the errors and the runs. Runs that are there are kept."""
-    collection: Path | None = None
-    """Collected trajectories, whose held-out runs are forecast. Default: no forecasts."""
+    collection: tuple[Path, ...] = ()
+    """Folders of collected trajectories, whose held-out runs are forecast. Default: no forecasts."""
     tasks: tuple[str, ...] = ()
     """Trainings to shorten: three-conv-3e-3, three-conv-6e-3, three-conv-1e-2 (CIFAR-10), digits-1e-2 (no download)."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -101,14 +101,14 @@ def evaluate(options: Evaluate) -> list[dict[str, Any]]:
     Raises:
       UsageError: if an option cannot be used.
     """
-    if options.collection is None and not options.tasks:
+    if not options.collection and not options.tasks:
         raise UsageError("there is nothing to evaluate: give --collection, --tasks, or both.")
     if unknown := sorted(set(options.tasks) - set(END_TO_END_TASKS)):
         raise UsageError(f"--tasks {' '.join(unknown)}: choose from {', '.join(END_TO_END_TASKS)}.")
     arms = parse_arms(options.nowcasters)
     options.output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = [{"arm": arm.label} for arm in arms]
-    if options.collection is not None:
+    if options.collection:
         _add_forecast_errors(rows, arms, options.collection, options.output)
     for name in options.tasks:
         _add_end_to_end(rows, arms, name, options)
@@ -117,10 +117,13 @@ def evaluate(options: Evaluate) -> list[dict[str, Any]]:
     return rows
 
 
-def _add_forecast_errors(rows: list[dict[str, Any]], arms: tuple[Arm, ...], collection: Path, output: Path) -> None:
-    trajectories = [t for t in Collection(collection).trajectories() if t.split != "train"]
+def _add_forecast_errors(
+    rows: list[dict[str, Any]], arms: tuple[Arm, ...], collections: tuple[Path, ...], output: Path
+) -> None:
+    trajectories = [t for folder in collections for t in Collection(folder).trajectories() if t.split != "train"]
     if not trajectories:
-        raise UsageError(f"--collection {collection} has no finished run that was held out; collect more runs.")
+        folders = " ".join(map(str, collections))
+        raise UsageError(f"--collection {folders} has no finished run that was held out; collect more runs.")
     errors: list[forecast_error.Row] = []
     with Progress("forecasts", total=len(arms) * len(trajectories)) as progress:
         for row, arm in zip(rows, arms, strict=True):
@@ -175,7 +178,14 @@ def _save(rows: list[dict[str, Any]], path: Path) -> None:
     with replace_on_success(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """Nothing for a figure that does not exist, such as the time to a target that was not reached."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:.6g}" if math.isfinite(value) else ""
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -67,7 +67,7 @@ def forecast_errors(
                 rows += [
                     {
                         "nowcaster": label,
-                        "run": trajectory.index,
+                        "run": f"{trajectory.family} {trajectory.index}",
                         "split": trajectory.split,
                         "task": f"{trajectory.task.architecture} on {trajectory.task.dataset}",
                         "optimizer": trajectory.task.optimizer,
@@ -85,7 +85,7 @@ def forecast_errors(
 
 def share(rows: Iterable[Row], **wanted: Any) -> float:
     """The error as a share of that of forecasting no change: the mean over runs, NaN if there is no such row."""
-    sums: dict[tuple[str, int], list[float]] = {}
+    sums: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if all(row[name] == value for name, value in wanted.items()):
             total = sums.setdefault((row["split"], row["run"]), [0.0, 0.0])

@@ -1,6 +1,6 @@
 """Training the networks of tasks, keeping their weights over time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,12 +45,11 @@ class Program:
         params = self._model.init(jax.random.key(seed), inputs)["params"]
         return TrainState(jnp.zeros([], jnp.int32), params, self._optimizer(self._rate(self._task)).init(params))
 
-    def run(self, task: Task, on_step: Callable[[int], None] | None = None) -> Iterator[tuple[Any, jax.Array]]:
+    def run(self, task: Task) -> Iterator[tuple[Any, float]]:
         """Trains step by step: convolutions inside a loop of a compiled program are slow on CPU.
 
         Args:
           task: a task of this program.
-          on_step: called with the number of steps done, now and then.
 
         Yields:
           After every `snapshot_every` steps, the parameters and the mean training loss since the last time.
@@ -62,12 +61,10 @@ class Program:
             state, loss = self._step(state, inputs, targets, indices, rate)
             losses.append(loss)
             if step % task.snapshot_every == 0:
-                yield state.params, jnp.stack(losses).mean()
+                yield _on_host(state.params), float(jnp.stack(losses).mean())
                 losses.clear()
-                if on_step is not None:
-                    on_step(step)
 
-    def run_together(self, tasks: Sequence[Task]) -> Iterator[tuple[Any, jax.Array]]:
+    def run_together(self, tasks: Sequence[Task]) -> Iterator[tuple[Any, np.ndarray]]:
         """Trains several tasks of this program at once, vectorised, with the steps between snapshots in one scan.
 
         Yields:
@@ -82,7 +79,7 @@ class Program:
         for _ in range(self._task.num_steps // every):
             block = np.stack([[next(steps) for _ in range(every)] for steps in batches])
             state, losses = self._block(state, inputs, targets, block, rate)
-            yield state.params, losses
+            yield _on_host(state.params), np.asarray(losses)
 
     def validation_loss(self, params: Any, *, max_examples: int = 1_000) -> float:
         """The loss on the first validation examples."""
@@ -128,6 +125,11 @@ class Program:
             if position == 0:
                 order = np.random.default_rng([task.seed, epoch]).permutation(count).astype(np.int32)
             yield order[position * task.batch_size : (position + 1) * task.batch_size]  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def _on_host(params: Any) -> Any:
+    """A copy: the next step takes over the buffers of these."""
+    return jax.tree.map(np.array, params)
 
 
 def make_optimizer(name: OptimizerName, learning_rate: Any) -> optax.GradientTransformation:

@@ -52,6 +52,7 @@ class TaskFamily:
     Tasks come in groups, which differ within in seed, learning rate and decay only. A whole group belongs to one split.
 
     Attributes:
+      name: its name in `FAMILIES`.
       datasets: data set -> the architectures that are drawn with it. All pairs are equally likely.
       held_out_architectures: those kept for validation, which no nowcaster is trained on.
       learning_rates: optimizer -> the range of a log-uniform distribution.
@@ -63,6 +64,7 @@ class TaskFamily:
       seed: of the distribution.
     """
 
+    name: str
     datasets: Mapping[str, tuple[str, ...]]
     held_out_architectures: tuple[str, ...]
     learning_rates: Mapping[str, tuple[float, float]]
@@ -127,6 +129,7 @@ _LEARNING_RATES = {"adam": (1e-3, 1.2e-2), "adamw": (1e-3, 1.2e-2), "sgd": (1e-2
 FAMILIES: Mapping[str, TaskFamily] = {
     # Two minutes of tasks that need no download: for tests and for a first look.
     "digits": TaskFamily(
+        name="digits",
         datasets={"digits": ("mlp-64", "mlp-128-64", "cnn-8-16")},
         held_out_architectures=("mlp-128-64",),
         learning_rates=_LEARNING_RATES,
@@ -135,8 +138,19 @@ FAMILIES: Mapping[str, TaskFamily] = {
         snapshot_every=10,
         group_size=2,
     ),
-    # What the bundled nowcasters are trained on.
+    # What the bundled nowcasters are trained on: these two.
+    "pooled": TaskFamily(
+        name="pooled",
+        datasets={"cifar10-16": ("three-conv-8-16-16", "three-conv-12-24-24", "three-conv-24-24-48")},
+        held_out_architectures=("three-conv-24-24-48",),
+        learning_rates={"adam": (1e-3, 1.2e-2), "adamw": (1e-3, 1.2e-2)},
+        batch_sizes=(64, 128),
+        num_steps=4_000,
+        snapshot_every=20,
+        group_size=2,
+    ),
     "small": TaskFamily(
+        name="small",
         datasets={
             "cifar10-16": _CONVOLUTIONAL,
             "mnist-14": ("mlp-64", "mlp-128-64", "cnn-8-16", "lenet", "vgg", "resnet", "densenet"),

@@ -35,8 +35,8 @@ _VALIDATION_SPLITS: tuple[SplitName, ...] = ("validation", "held-out architectur
 class Train:
     """Train a nowcaster on collected trajectories."""
 
-    collection: Path
-    """Folder that `collect` filled."""
+    collection: tuple[Path, ...]
+    """Folders that `collect` filled."""
     output: Path
     """Folder for the nowcaster, its metrics and its checkpoints."""
     kind: Literal["wnn", "wnn-plus", "adaptive-linear"] = "adaptive-linear"
@@ -49,8 +49,10 @@ class Train:
     """Windows of each role in a batch."""
     num_weights: int = 128
     """Weights of one tensor in a window."""
+    min_stride: int = 4
+    """Smallest spacing of the snapshots in a window, in snapshots of the run."""
     max_stride: int = 16
-    """Largest spacing of the snapshots in a window, in snapshots of the run."""
+    """Largest spacing."""
     validate_every: int = 250
     """Steps between validations."""
     patience: int = 8
@@ -78,12 +80,13 @@ def train(options: Train) -> wnn_jax.Nowcaster:
       UsageError: if an option cannot be used, or the collection lacks what is needed.
     """
     _check(options)
-    trajectories = Collection(options.collection).trajectories()
+    trajectories = [trajectory for folder in options.collection for trajectory in Collection(folder).trajectories()]
     names: tuple[SplitName, ...] = ("train", *_VALIDATION_SPLITS)
     splits = {split: [trajectory for trajectory in trajectories if trajectory.split == split] for split in names}
     for split, members in splits.items():
         if not members:
-            raise UsageError(f"--collection {options.collection} has no finished run for {split}; collect more runs.")
+            folders = " ".join(map(str, options.collection))
+            raise UsageError(f"--collection {folders} has no finished run for {split}; collect more runs.")
     roles = _roles_of(splits["train"])
     objective = OBJECTIVES[options.kind]
     batch_size = options.windows_per_role * len(roles)
@@ -159,7 +162,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         "kind": options.kind,
         "settings": _settings(options),
         "data": describe_data(options.collection, splits),
-        "validation": min(metrics, key=lambda row: sum(row[split] for split in _VALIDATION_SPLITS)),
+        "validation": {name: value for name, value in _best(metrics).items() if np.isfinite(value)},
         "versions": versions(),
     }
     nowcaster = objective.nowcaster(jax.device_get(state.best_params), record)
@@ -168,20 +171,21 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     return nowcaster
 
 
-def describe_data(collection: Path, splits: dict[SplitName, list[Trajectory]]) -> dict[str, Any]:
+def describe_data(collections: Sequence[Path], splits: dict[SplitName, list[Trajectory]]) -> dict[str, Any]:
     """What a nowcaster was trained on and what was held out, as JSON has it."""
+    families = {Collection(folder).name: Collection(folder).manifest["family"] for folder in collections}
 
     def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         tasks = [trajectory.task for trajectory in trajectories]
         return {
             "runs": len(tasks),
-            "seeds": sorted(task.seed for task in tasks),
+            "seeds": {name: sorted(t.index for t in trajectories if t.family == name) for name in families},
             "optimizer_steps": sum(task.num_steps for task in tasks),
             "architectures": sorted({f"{task.architecture} on {task.dataset}" for task in tasks}),
         }
 
     return {
-        "family": Collection(collection).manifest["family"],
+        "families": families,
         **{split: describe(trajectories) for split, trajectories in splits.items()},
     }
 
@@ -203,6 +207,7 @@ def _check(options: Train) -> None:
         "learning_rate",
         "windows_per_role",
         "num_weights",
+        "min_stride",
         "max_stride",
         "validate_every",
         "patience",
@@ -210,6 +215,8 @@ def _check(options: Train) -> None:
     for name in names:
         if getattr(options, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)} must be positive.")
+    if options.min_stride > options.max_stride:
+        raise UsageError(f"--min-stride {options.min_stride} must not exceed --max-stride {options.max_stride}.")
 
 
 def _settings(options: Train) -> dict[str, Any]:
@@ -229,6 +236,7 @@ def _sampler(
         roles=roles,
         statistics=objective.statistics,
         num_weights=options.num_weights,
+        min_stride=options.min_stride,
         max_stride=options.max_stride,
         seed=seed,
     )
@@ -260,6 +268,10 @@ def _plot_errors(options: Train, nowcaster: wnn_jax.Nowcaster, held_out: Sequenc
     arms = ((options.kind, nowcaster, 1.0), ("linear", linear, 1.0), ("linear@0.5", linear, 0.5))
     found = (rows for label, drawn, scale in arms for rows in forecast_errors(label, drawn, scale, held_out))
     save_plot([row for rows in found for row in rows], options.output / "forecast-errors.png")
+
+
+def _best(metrics: list[dict[str, float]]) -> dict[str, float]:
+    return min(metrics, key=lambda row: sum(row[split] for split in _VALIDATION_SPLITS))
 
 
 def _is_stuck(metrics: list[dict[str, float]], patience: int) -> bool:

@@ -55,6 +55,7 @@ class Trajectory:
     """A finished run.
 
     Attributes:
+      family: the name of the family that it is of.
       index: its index in the family.
       task: what was trained.
       split: what the run is for.
@@ -66,6 +67,7 @@ class Trajectory:
       sha256: of that file.
     """
 
+    family: str
     index: int
     task: Task
     split: SplitName
@@ -128,6 +130,11 @@ class Collection:
                 f"{folder}/manifest.json has version {self.manifest['version']}, but this wnn_jax reads version "
                 f"{_VERSION}. Collect anew into another folder, or use the wnn_jax that wrote it."
             )
+
+    @property
+    def name(self) -> str:
+        """The name of the family that its runs are of."""
+        return self.manifest["family"]["name"]
 
     @classmethod
     def create(cls, folder: Path, family: TaskFamily) -> "Collection":
@@ -226,6 +233,7 @@ class Collection:
         record = _read_json(file.with_suffix(".json"))
         try:
             return Trajectory(
+                family=self.name,
                 index=index,
                 task=Task(**record["task"]),
                 split=record["split"],

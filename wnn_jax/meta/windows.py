@@ -49,7 +49,8 @@ class WindowSampler:
       roles: the roles to draw.
       statistics: what the nowcaster is told of a whole tensor, from its 5 snapshots.
       num_weights: weights per window, drawn with replacement where the tensor has fewer.
-      max_stride: the largest spacing, in snapshots of the run.
+      min_stride: the smallest spacing, in snapshots of the run.
+      max_stride: the largest spacing. Both give way where a run is too short for them.
       seed: of the draws.
     """
 
@@ -57,6 +58,7 @@ class WindowSampler:
     roles: tuple[str, ...]
     statistics: Callable[[Any], Any]
     num_weights: int
+    min_stride: int
     max_stride: int
     seed: int
 
@@ -81,7 +83,8 @@ class WindowSampler:
         trajectory, leaves = candidates[rng.integers(len(candidates))]
         leaf = leaves[rng.integers(len(leaves))]
         longest = (trajectory.num_snapshots - 1) // (CONTEXT + MIN_HORIZON - 1)
-        stride = int(np.exp(rng.uniform(0, np.log(min(self.max_stride, longest) + 1))))
+        low, high = min(self.min_stride, longest), min(self.max_stride, longest)
+        stride = int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
         start = int(rng.integers(trajectory.num_snapshots - (CONTEXT + MIN_HORIZON - 1) * stride))
         history, targets = read_window(trajectory, leaf, start, stride)
         size = history.shape[-1]

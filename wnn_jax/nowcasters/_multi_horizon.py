@@ -187,7 +187,8 @@ class OneOfMany(nn.Module):
         kernel = self.param("kernel", _output_init, (features.shape[-1], *shape))
         bias = self.param("bias", nn.initializers.zeros, shape)
         if chosen is not None:
-            kernel, bias = kernel[:, chosen - 1], bias[chosen - 1]
+            # Parameters may be NumPy arrays, which a traced number cannot index.
+            kernel, bias = jnp.asarray(kernel)[:, chosen - 1], jnp.asarray(bias)[chosen - 1]
         return jnp.tensordot(features, kernel, axes=1) + bias[None]
 
 
