@@ -96,7 +96,7 @@ def test_what_is_there_is_not_overwritten(collection: Path, tmp_path: Path):
 
 
 def test_training_stops_when_nothing_improves(collection: Path, tmp_path: Path):
-    train(tiny(collection, tmp_path, num_steps=1000, learning_rate=1e-12, validate_every=2, patience=2))
+    train(tiny(collection, tmp_path, num_steps=1000, learning_rate=1e-30, validate_every=2, patience=2))
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert len(rows) < 30
 

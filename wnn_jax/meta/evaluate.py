@@ -139,7 +139,7 @@ def _add_forecast_errors(
                 for horizon in (1, 5, 20, 40):
                     share = forecast_error.share(mine, split=split, horizon=horizon)
                     row[f"{split}, {horizon} ahead"] = share
-            for kind in ("role", "stage", "task"):
+            for kind in ("role", "stage", "spacing", "task"):
                 for value in sorted({error[kind] for error in mine}):
                     row[f"{kind} {value}, 5 ahead"] = forecast_error.share(mine, horizon=5, **{kind: value})
     _save(errors, output / "forecast-errors.csv")

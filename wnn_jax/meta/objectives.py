@@ -90,7 +90,7 @@ class MultiHorizonObjective:
 
     def optimizer(self, num_steps: int, learning_rate: float) -> optax.GradientTransformation:
         """As Knyazev et al. train theirs."""
-        schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=1e-6 / learning_rate)
+        schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=min(1e-6 / learning_rate, 1.0))
         return optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-2))
 
     def nowcaster(self, params: Any, record: Mapping[str, Any]) -> Nowcaster:

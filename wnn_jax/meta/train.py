@@ -276,7 +276,7 @@ def _best(metrics: list[dict[str, float]]) -> dict[str, float]:
 
 def _is_stuck(metrics: list[dict[str, float]], patience: int) -> bool:
     scores = [sum(row[split] for split in _VALIDATION_SPLITS) for row in metrics]
-    return len(scores) > patience and min(scores[-patience:]) > min(scores)
+    return len(scores) > patience and min(scores[-patience:]) >= min(scores[:-patience])
 
 
 def _save_metrics(metrics: list[dict[str, float]], path: Path) -> None:
