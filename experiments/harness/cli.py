@@ -25,7 +25,7 @@ class Options:
     nowcaster: Annotated[tuple[str, ...], tyro.conf.arg(help=ARM_HELP, metavar="ARM [ARM ...]")] = (
         "none",
         "none+cosine",
-        "linear",
+        "adaptive-linear",
     )
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed is one run per arm, with the same initial weights and data order in all arms."""

@@ -103,8 +103,9 @@ def test_one_table_has_errors_and_steps_saved(scores: Path):
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], message: str):
+    settings: dict[str, Any] = {"nowcasters": ("none",), "output": tmp_path, **options}
     with pytest.raises(UsageError, match=message):
-        evaluate(Evaluate(**{"nowcasters": ("none",), "output": tmp_path, **options}))
+        evaluate(Evaluate(**settings))
 
 
 def test_an_export_is_a_nowcaster_with_its_record(trained: Path, scores: Path, tmp_path: Path):

@@ -139,7 +139,7 @@ class WNNObjective:
             change = nowcaster([{role: x} for x in history], {role: role})[role] - history[-1]
             part = _relative_errors(change[:, None], of_role)
             parts.append(jnp.where(jnp.arange(NUM_HORIZONS)[None] == WNN_HORIZON - 1, part, jnp.nan))
-        return jnp.concatenate(parts)
+        return jnp.stack(parts, axis=1).reshape(-1, NUM_HORIZONS)
 
     def optimizer(self, num_steps: int, learning_rate: float) -> optax.GradientTransformation:
         """Adam, decayed."""

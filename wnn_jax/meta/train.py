@@ -82,7 +82,9 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     _check(options)
     trajectories = [trajectory for folder in options.collection for trajectory in Collection(folder).trajectories()]
     names: tuple[SplitName, ...] = ("train", *_VALIDATION_SPLITS)
-    splits = {split: [trajectory for trajectory in trajectories if trajectory.split == split] for split in names}
+    splits: dict[SplitName, list[Trajectory]] = {
+        split: [trajectory for trajectory in trajectories if trajectory.split == split] for split in names
+    }
     for split, members in splits.items():
         if not members:
             folders = " ".join(map(str, options.collection))
