@@ -114,7 +114,7 @@ def test_an_export_is_a_nowcaster_with_its_record(trained: Path, scores: Path, t
             nowcaster=trained,
             name="ours",
             output=tmp_path / "params",
-            evaluation=scores / "summary.csv",
+            evaluation=(scores / "summary.csv",),
             default_horizon=7,
         )
     )
@@ -123,7 +123,7 @@ def test_an_export_is_a_nowcaster_with_its_record(trained: Path, scores: Path, t
     assert after.default_horizon == 7
     record = json.loads(path.with_suffix(".json").read_text())
     assert record == after.record
-    assert record["scores"] == read_summary(scores / "summary.csv")["nowcaster"]
+    assert record["scores"] == {"nowcaster": read_summary(scores / "summary.csv")["nowcaster"]}
     history = [{"w": np.linspace(0, 1, 6, dtype=np.float32) * time**0.5} for time in range(5)]
     np.testing.assert_array_equal(before(history, {"w": "dense"}, 7)["w"], after(history, {"w": "dense"}, None)["w"])
     assert {file.name for file in path.parent.iterdir()} == {"ours.npz", "ours.json"}
@@ -135,11 +135,17 @@ def test_an_export_is_a_nowcaster_with_its_record(trained: Path, scores: Path, t
         ({"name": "Ours!"}, "--name 'Ours!' must be of lower-case letters"),
         ({"nowcaster": Path("missing.npz")}, r"--nowcaster missing\.npz cannot be used"),
         ({"default_horizon": 41}, "--default-horizon.*from 1 to 40"),
-        ({"arm": "theirs"}, "--arm 'theirs' is not in .*: none, linear, nowcaster"),
     ],
 )
 def test_bad_exports_are_named(trained: Path, scores: Path, tmp_path: Path, options: dict[str, Any], message: str):
-    settings: dict[str, Any] = {"nowcaster": trained, "name": "ours", "evaluation": scores / "summary.csv"}
+    settings: dict[str, Any] = {"nowcaster": trained, "name": "ours", "evaluation": (scores / "summary.csv",)}
     with pytest.raises(UsageError, match=message):
         export(Export(output=tmp_path, **(settings | options)))
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_are_those_of_the_same_file(trained: Path, scores: Path, tmp_path: Path):
+    theirs = tmp_path / "theirs.npz"
+    theirs.write_bytes(trained.read_bytes())
+    with pytest.raises(UsageError, match="--evaluation has no arm of 'theirs', only: linear, none, nowcaster"):
+        export(Export(nowcaster=theirs, name="ours", output=tmp_path / "params", evaluation=(scores / "summary.csv",)))

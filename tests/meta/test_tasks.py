@@ -51,7 +51,7 @@ def test_every_name_is_known():
         assert family.datasets.keys() <= DATASETS.keys()
         for architectures in family.datasets.values():
             assert set(architectures) <= ARCHITECTURES.keys()
-    with pytest.raises(UsageError, match="--family 'large' is not known; choose from digits, small"):
+    with pytest.raises(UsageError, match="--family 'large' is not known; choose from digits, pooled, small"):
         family_of("large")
 
 

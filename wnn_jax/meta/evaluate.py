@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -194,13 +195,13 @@ def _print(rows: list[dict[str, Any]]) -> None:
         title="Errors are shares of those of forecasting no change; steps saved are medians over seeds",
         caption="the target of a training is the lowest final validation accuracy of the first arm's runs",
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(row["arm"], justify="right", overflow="fold")
     for name in dict.fromkeys(name for row in rows for name in row if name != "arm"):
         values = [row.get(name, math.nan) for row in rows]
         table.add_row(name, *(f"{value:.3f}" if math.isfinite(value) else "-" for value in values))
-    Console(width=None).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def read_summary(path: Path) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,8 @@ class Export:
     """Name to give it, in lower case with hyphens."""
     output: Path = Path("params")
     """Folder to write to. What is in this repository's `params/` is bundled."""
-    evaluation: Path | None = None
-    """`summary.csv` of an evaluation that has this nowcaster in it, to put its scores into the record."""
-    arm: str | None = None
-    """Its name there. Default: the name of its file, without the ending."""
+    evaluation: tuple[Path, ...] = ()
+    """`summary.csv` of evaluations of this file, to put the scores of its arms into the record."""
     default_horizon: int | None = None
     """Snapshots ahead that it forecasts where none is asked for. Default: as it was trained."""
 
@@ -59,12 +58,8 @@ def export(options: Export) -> Path:
         if not isinstance(nowcaster, MultiHorizonNowcaster):
             raise UsageError(f"--default-horizon {options.default_horizon}: a {type(nowcaster).__name__} takes none.")
         changes["default_horizon"] = record["default_horizon"] = options.default_horizon
-    if options.evaluation is not None:
-        scores = read_summary(options.evaluation)
-        arm = options.arm or options.nowcaster.stem
-        if arm not in scores:
-            raise UsageError(f"--arm {arm!r} is not in {options.evaluation}, which has: {', '.join(scores)}.")
-        record["scores"] = scores[arm]
+    if options.evaluation:
+        record["scores"] = _scores(options.evaluation, options.nowcaster.stem)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.name}.npz"
     try:
@@ -74,3 +69,17 @@ def export(options: Export) -> Path:
     with replace_on_success(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _scores(evaluations: Sequence[Path], stem: str) -> dict[str, dict[str, float]]:
+    """What the arms of a file scored: an arm is the file's name, with `@SCALE`, `~HORIZON` or `+cosine` behind it."""
+    found: dict[str, dict[str, float]] = {}
+    arms: set[str] = set()
+    for path in evaluations:
+        for arm, figures in read_summary(path).items():
+            arms.add(arm)
+            if re.match(rf"{re.escape(stem)}([@~+]|$)", arm):
+                found.setdefault(arm, {}).update(figures)
+    if not found:
+        raise UsageError(f"--evaluation has no arm of {stem!r}, only: {', '.join(sorted(arms))}.")
+    return found
