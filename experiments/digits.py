@@ -4,8 +4,8 @@ A small CNN on 897 real 8x8 images with batches of 64; 500 others are for valida
 defaults.
 
     for rate in 1e-3 3e-3 1e-2; do
-        python -m experiments.digits --learning-rate $rate --output runs/digits-$rate \\
-            --nowcaster none none+cosine linear adaptive-linear adaptive-linear@1.5~40-1
+        arms="none none+cosine linear adaptive-linear adaptive-linear@1.5~40-1"
+        python -m experiments.digits --learning-rate $rate --nowcaster $arms --output runs/digits-$rate
     done
 
 Epochs to the lowest final validation accuracy of the reference (`none`) at that rate, median over 5 seeds (min-max),
