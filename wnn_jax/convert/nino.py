@@ -56,7 +56,8 @@ def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
 
 def _read_state(path: str) -> dict[str, np.ndarray]:
     try:
-        import torch
+        # pyright: ignore is for environments without it: the type check needs no PyTorch.
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("nino_mlp needs PyTorch; install it with: pip install 'wnn-jax[convert]'") from error
 
