@@ -13,6 +13,9 @@ import pytest
 
 import wnn_jax
 
+# The names in a compiled program of what moves arrays between devices, and of what adds numbers up over them.
+COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "all-reduce")
+
 Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 

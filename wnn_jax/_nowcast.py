@@ -182,13 +182,18 @@ def nowcast(
             _check_prediction(prediction, params)
             if getattr(nowcaster, "moves_frozen", False):
                 prediction = _hold_frozen(prediction, window)
-            replacement = jax.tree.map(
-                lambda predicted, param, update: _difference(predicted, param, scale_now).astype(update.dtype),
-                prediction,
-                params,
-                updates,
-            )
-            accepted = is_jump & _all_finite(replacement)
+
+            def replace(prediction: Any, params: Any) -> Any:
+                return jax.tree.map(
+                    lambda predicted, param, update: _difference(predicted, param, scale_now).astype(update.dtype),
+                    prediction,
+                    params,
+                    updates,
+                )
+
+            # Twice, once for the check, rather than once and kept: the one is reading, the other a copy of the model.
+            accepted = is_jump & _all_finite(replace(prediction, jax.lax.optimization_barrier(params)))
+            replacement = replace(prediction, params)
             return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), replacement, updates), accepted
 
         updates, accepted = jax.lax.cond(

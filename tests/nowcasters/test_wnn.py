@@ -172,14 +172,14 @@ def test_a_scale_is_exact_where_the_range_drowns_the_constants(history: np.ndarr
 def test_normalised_values_stay_within_one_half(history: np.ndarray):
     values, first, span = normalize(list(jnp.asarray(history)))
     assert np.abs(values).max() <= 0.5
-    np.testing.assert_array_equal(values[:, 0], 0)
-    restored = np.asarray(values) * np.asarray(span)[:, None] + np.asarray(first)[:, None]
-    np.testing.assert_allclose(restored, history.T, rtol=0, atol=1e-6 * np.abs(history).max() + 1e-30)
+    np.testing.assert_array_equal(values[0], 0)
+    restored = np.asarray(values) * np.asarray(span)[None] + np.asarray(first)[None]
+    np.testing.assert_allclose(restored, history, rtol=0, atol=1e-6 * np.abs(history).max() + 1e-30)
 
 
 def test_a_constant_history_is_normalised_to_zeros():
     values, _, span = normalize([jnp.full(3, 7.0)] * 5)
-    np.testing.assert_array_equal(values, np.zeros([3, 5]))
+    np.testing.assert_array_equal(values, np.zeros([5, 3]))
     np.testing.assert_allclose(span, 2 * (1e-5 + 1e-8))
 
 
@@ -270,19 +270,6 @@ def test_sharded_leaves(networks: dict[str, Any], axis_type: AxisType, chunk_siz
     assert_close(predicted, predict(networks, history, "dense"), rtol=1e-6)
 
 
-def test_working_memory_does_not_grow_with_the_leaf(random_wnn: WNN):
-    def temporary_bytes(size: int) -> int:
-        history = [jax.ShapeDtypeStruct((size // 100, 100), jnp.float32)] * 5
-        compiled = jax.jit(lambda history: random_wnn(history, "dense", None)).lower(history).compile()
-        analysis = compiled.memory_analysis()
-        assert analysis is not None
-        return analysis.temp_size_in_bytes
-
-    small, large = temporary_bytes(10**5), temporary_bytes(10**6)
-    assert large - small <= 10**6 * 4  # one copy of the output
-    assert large < 16 * 2**20
-
-
 # What is refused
 
 
@@ -314,7 +301,7 @@ def test_params_of_another_network_are_refused(networks: dict[str, Any]):
             WNN({"conv": networks["conv"], "dense": other})
 
 
-@pytest.mark.parametrize("chunk_size", [0, -1, True, 2.5, None, "4096"])
+@pytest.mark.parametrize("chunk_size", [0, -1, True, 2.5, "4096"])
 def test_bad_chunk_sizes_are_refused(networks: dict[str, Any], chunk_size: Any):
     with pytest.raises(ValueError, match=r"chunk_size=.* must be an int >= 1"):
         WNN(networks, chunk_size=chunk_size)

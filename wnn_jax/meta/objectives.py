@@ -121,12 +121,12 @@ class WNNObjective:
         for role, of_role in _by_role(batch, roles):
             history = tuple(jnp.moveaxis(of_role.history, 1, 0).reshape(CONTEXT, -1))
             values, first, span = normalize(history)
-            change = TwoStreamNetwork().apply({"params": params[role]}, values)
+            change = TwoStreamNetwork().apply({"params": params[role]}, values.T)
             assert isinstance(change, jax.Array)
             target = (of_role.targets[:, WNN_HORIZON - 1].reshape(-1) - first) / span
             # A weight that did not move has no range to be normalised by.
-            moved = jnp.ptp(values, axis=-1) > 0.1
-            error = jnp.abs(values[:, -1] + change - target)
+            moved = jnp.ptp(values, axis=0) > 0.1
+            error = jnp.abs(values[-1] + change - target)
             losses.append(jnp.sum(error * moved) / jnp.maximum(jnp.sum(moved), 1) + _regularization(params[role]))
         return jnp.stack(losses).mean()
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax._nowcaster import leafwise
+from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters._chunked import map_in_chunks
+from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, map_by_role
+from wnn_jax.nowcasters._moments import Moments, moments_of_tensor
 
 CONTEXT = 5
 NUM_HORIZONS = 40
@@ -27,7 +28,7 @@ class MultiHorizonNowcaster:
 
     params: Mapping[str, Any]
     default_horizon: int = 5
-    chunk_size: int = 4096
+    chunk_size: int | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
     # Not annotated, and so no fields.
@@ -50,8 +51,7 @@ class MultiHorizonNowcaster:
             )
         check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
         object.__setattr__(self, "default_horizon", int(self.default_horizon))  # JSON has no integers of NumPy.
-        if type(self.chunk_size) is not int or self.chunk_size < 1:
-            raise ValueError(f"chunk_size={self.chunk_size!r} must be an int >= 1: weights per pass of the network.")
+        check_chunk_size(self.chunk_size)
 
     @property
     def network(self) -> "HorizonNetwork":
@@ -89,19 +89,16 @@ class MultiHorizonNowcaster:
         elif horizon.ndim > 0 or not jnp.issubdtype(horizon.dtype, jnp.integer):
             raise ValueError(f"horizon is of the type {jax.typeof(horizon)}; an array must be a scalar int.")
         clipped = jnp.clip(jnp.asarray(horizon), 1, self.network.num_horizons)
-        return leafwise(self._predict_leaf, context=CONTEXT)(history, roles, clipped)
+        leaf_map = LeafMap(_Prediction(type(self)), self.chunk_size, self.summarize)
 
-    def _predict_leaf(self, history: tuple[jax.Array, ...], role: str, horizon: jax.Array) -> jax.Array:
-        # Whatever the leaf's precision: the network is fp32.
-        history = tuple(snapshot.astype(jnp.float32) for snapshot in history)
-        operands = self.statistics(history), jnp.array(ROLES.index(role)), horizon
-        return map_in_chunks(self._predict, history, self.chunk_size, *operands)
+        def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
+            params = jax.tree.map(jnp.asarray, dict(self.params))
+            return leaf_map(leaves, params, jnp.array(ROLES.index(role)), clipped)
 
-    def _predict(self, history: tuple[jax.Array, ...], statistics: Any, role: jax.Array, horizon: Any) -> jax.Array:
-        return history[-1] + self.changes(history, statistics, role, horizon)
+        return map_by_role(history, roles, predict, context=CONTEXT, handled=ROLES)
 
-    @staticmethod
-    def statistics(history: Sequence[Any]) -> Any:
+    @classmethod
+    def statistics(cls, history: Sequence[Any]) -> Any:
         """What the network is told of a whole tensor.
 
         Args:
@@ -110,6 +107,11 @@ class MultiHorizonNowcaster:
         Returns:
           A tree of scalars.
         """
+        return cls.summarize(moments_of_tensor(history))
+
+    @staticmethod
+    def summarize(moments: Moments) -> Any:
+        """What the network is told of tensors, from their moments."""
         raise NotImplementedError
 
     def changes(
@@ -119,7 +121,7 @@ class MultiHorizonNowcaster:
 
         Args:
           history: 5 arrays `[n]`, oldest first.
-          statistics: of the tensor.
+          statistics: of the tensor: a tree of scalars, or of arrays `[n]` where these are weights of several tensors.
           role: the index in `ROLES` of its role.
           horizon: a horizon, or `None` for all of them.
 
@@ -127,6 +129,20 @@ class MultiHorizonNowcaster:
           `[n]`, or `[n, num_horizons]` where `horizon` is `None`.
         """
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prediction:
+    """The forecast of a chunk. Compares equal for nowcasters of one class."""
+
+    nowcaster_class: type[MultiHorizonNowcaster]
+
+    def __call__(
+        self, history: LeafHistory, statistics: Any, params: Any, role: jax.Array, horizon: jax.Array
+    ) -> jax.Array:
+        # Whatever the leaf's precision: the network is fp32.
+        history = tuple(snapshot.astype(jnp.float32) for snapshot in history)
+        return history[-1] + self.nowcaster_class(params).changes(history, statistics, role, horizon)
 
 
 class HorizonNetwork(nn.Module):
@@ -204,19 +220,13 @@ class Scale(NamedTuple):
     std: Any
 
 
-def scale_of(history: Sequence[Any]) -> Scale:
-    """The scale of a tensor.
-
-    Args:
-      history: its snapshots, NumPy or JAX arrays of one shape.
+def scale_of(moments: Moments) -> Scale:
+    """The scale of tensors, from their moments.
 
     References:
       Knyazev et al., ICLR 2025.
     """
-    count = max(len(history) * history[0].size, 2)
-    mean = sum(snapshot.sum() for snapshot in history) / count
-    variance = sum(((snapshot - mean) ** 2).sum() for snapshot in history) / (count - 1)
-    return Scale(mean, variance**0.5)
+    return Scale(moments.mean, (moments.squares / (CONTEXT * moments.count - 1)) ** 0.5)
 
 
 def check_horizon(name: str, horizon: Any, num_horizons: int) -> None:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from wnn_jax._nowcaster import LeafHistory, leafwise
-from wnn_jax.nowcasters._chunked import map_in_chunks
+from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._roles import ROLES
+from wnn_jax.nowcasters._leaves import LeafMap, map_by_role
 
 Arrays = tuple[jax.Array, ...]
 
@@ -163,33 +164,32 @@ class CurveFit:
         Raises:
           ValueError: if `history` does not have five snapshots.
         """
-        return leafwise(self._predict_leaf, context=_CONTEXT)(history, roles, horizon)
+        time = _CONTEXT - 1 + jnp.asarray(_DEFAULT_HORIZON if horizon is None else horizon)
 
-    def _predict_leaf(self, history: LeafHistory, role: str, horizon: Any) -> jax.Array:
-        del role
-        dtype = history[-1].dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            return history[-1]
-        compute_dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
-        time = _CONTEXT - 1 + jnp.asarray(_DEFAULT_HORIZON if horizon is None else horizon, compute_dtype)
-
-        def predict(values: Arrays, time: jax.Array) -> jax.Array:
-            first = values[0].astype(compute_dtype)
-            moves = tuple(value.astype(compute_dtype) - first for value in values)
+        def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
+            del role
             if self.kind in _DEGREES:
-                move = _fit_polynomial(_DEGREES[self.kind], moves, time)
-            else:
-                move = _fit_curve(_CURVES[self.kind], moves, time)
-            prediction = (first + move).astype(dtype)
-            return jnp.where(jnp.isfinite(prediction), prediction, values[-1])
+                # Sums of five terms need no chunks, and without them the compiler makes one pass of the whole jump.
+                return [self._predict(leaf, None, time) for leaf in leaves]
+            return LeafMap(self._predict, self.chunk_size)(leaves, time)
 
+        return map_by_role(history, roles, predict, context=_CONTEXT, handled=ROLES)
+
+    def _predict(self, values: Arrays, statistics: None, time: jax.Array) -> jax.Array:
+        del statistics
+        dtype = values[-1].dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return values[-1]
+        compute_dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
+        time = time.astype(compute_dtype)
+        first = values[0].astype(compute_dtype)
+        moves = tuple(value.astype(compute_dtype) - first for value in values)
         if self.kind in _DEGREES:
-            # Sums of five terms need no chunks, and without them leave a sharded leaf where it is.
-            return predict(history, time)
-        # A traced horizon can't be closed over where `shard_map` maps the shards, so it comes as one more array. Where
-        # the horizon is no tracer XLA knows this array to be constant and never makes it.
-        times = time + jnp.zeros_like(history[-1], compute_dtype)
-        return map_in_chunks(lambda arrays: predict(arrays[:-1], arrays[-1]), (*history, times), self.chunk_size)
+            move = _fit_polynomial(_DEGREES[self.kind], moves, time)
+        else:
+            move = _fit_curve(_CURVES[self.kind], moves, time)
+        prediction = (first + move).astype(dtype)
+        return jnp.where(jnp.isfinite(prediction), prediction, values[-1])
 
 
 def _fit_polynomial(degree: int, moves: Arrays, time: jax.Array) -> jax.Array:

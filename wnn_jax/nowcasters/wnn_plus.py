@@ -1,12 +1,12 @@
 """WNN+: one network for all kinds of operation and for many horizons at once."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from wnn_jax.nowcasters._moments import Moments
 from wnn_jax.nowcasters._multi_horizon import HorizonNetwork, MultiHorizonNowcaster, Scale, scale_of
 
 
@@ -21,7 +21,7 @@ class WNNPlus(MultiHorizonNowcaster):
       params: the parameters of its network.
       default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
       chunk_size: how many weights go through the network at a time, which bounds the working memory: about 4 KiB
-        for each of them.
+        for each of them. `None`: 8192 on CPU, 131,072 elsewhere.
       record: how the network was trained; kept by `wnn_jax.save`.
 
     Raises:
@@ -35,17 +35,21 @@ class WNNPlus(MultiHorizonNowcaster):
     network_class: ClassVar[type[HorizonNetwork]] = HorizonNetwork
 
     @staticmethod
-    def statistics(history: Sequence[Any]) -> Scale:
-        """Mean and standard deviation of a tensor's history."""
-        return scale_of(history)
+    def summarize(moments: Moments) -> Scale:
+        """Mean and standard deviation of the history of tensors."""
+        return scale_of(moments)
 
     def changes(
         self, history: tuple[jax.Array, ...], statistics: Scale, role: jax.Array, horizon: Any = None
     ) -> jax.Array:
         """Forecasts how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
         # The constant is that of the published code.
-        values = (jnp.stack(history, axis=-1) - statistics.mean) / (statistics.std + 1e-6)
+        values = jnp.stack([(snapshot - statistics.mean) / (statistics.std + 1e-6) for snapshot in history], axis=-1)
         change = self.network.apply({"params": self.params}, values, role, horizon)
         assert isinstance(change, jax.Array)
-        last, values_last = (x.reshape(x.shape + (1,) * (change.ndim - 1)) for x in (history[-1], values[:, -1]))
-        return (values_last + change) * statistics.std + statistics.mean - last
+        if horizon is None:
+            std, mean = (
+                jnp.broadcast_to(value, history[0].shape)[:, None] for value in (statistics.std, statistics.mean)
+            )
+            return (values[:, -1:] + change) * std + mean - history[-1][:, None]
+        return (values[:, -1] + change) * statistics.std + statistics.mean - history[-1]
