@@ -399,9 +399,16 @@ def test_stop_must_come_after_start(start: int, stop: int):
         wnn_jax.nowcast(snapshot_every=1, start=start, stop=stop)
 
 
-def test_history_dtype_is_not_there_yet():
-    with pytest.raises(NotImplementedError, match=r"history_dtype=.*bfloat16.* is not supported yet; pass None"):
-        wnn_jax.nowcast(snapshot_every=1, history_dtype=jnp.bfloat16)
+@pytest.mark.parametrize("dtype", [jnp.int8, bool, "four bits", jnp.complex64, 16])
+def test_a_history_of_no_floats_is_refused(dtype: Any):
+    with pytest.raises(ValueError, match=r"history_dtype=.* must be a floating-point dtype, such as jnp.bfloat16"):
+        wnn_jax.nowcast(snapshot_every=1, history_dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", ["device", "disk", 1])
+def test_other_kinds_of_memory_are_refused(kind: Any):
+    with pytest.raises(ValueError, match=r"history_memory_kind=.* must be 'pinned_host', or None"):
+        wnn_jax.nowcast(snapshot_every=1, history_memory_kind=kind)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.complex64, jnp.bool_])
