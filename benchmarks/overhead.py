@@ -1,11 +1,14 @@
-"""What nowcasting adds to an optimizer step: adam alone beside adam followed by a nowcast, in one process.
+"""What nowcasting adds to training steps: adam alone beside adam followed by a nowcast, in one process.
 
     python -m benchmarks.overhead | tee benchmarks/overhead.txt
 
-The step is the optimizer's alone, without a model, so that the ratios are upper bounds of what a user sees. The
-variants take turns step by step, with donated buffers, and medians are compared.
+A step is one of a whole training: an MLP's loss and gradients on a batch, the optimizer, and the new parameters, with
+donated buffers. Below it the optimizer alone, on gradients that are given: there the updates, which a conditional may
+replace, are written and read once more, where adam alone never writes them, so that its ratios are upper bounds. The
+variants take turns step by step, and medians are compared.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,62 +22,96 @@ import wnn_jax
 from wnn_jax.meta.end_to_end import environment
 
 _SNAPSHOT_EVERY = 10
-_CYCLES = 4
 _CYCLE = 5 * _SNAPSHOT_EVERY
+# Layers, width, and rows in a batch.
+_MODELS = {"1M": (8, 350, 1024), "10M": (8, 1120, 1024), "100M": (8, 3536, 256)}
 
 
-def make_params(num_weights: int) -> Any:
-    """A tree of a dozen dense and convolution kernels, with biases, of about `num_weights` weights."""
-    width = int((num_weights / 12) ** 0.5)
-    dense = {f"Dense_{i}": {"kernel": jnp.ones([width, width]), "bias": jnp.ones([width])} for i in range(6)}
-    conv = {f"Conv_{i}": {"kernel": jnp.ones([3, 3, width // 9, width]), "bias": jnp.ones([width])} for i in range(6)}
-    return dense | conv
+def make_params(num_layers: int, width: int) -> Any:
+    """The parameters of an MLP."""
+    key = jax.random.key(0)
+    return {
+        f"Dense_{layer}": {
+            "kernel": jax.random.normal(jax.random.fold_in(key, layer), [width, width]) / width**0.5,
+            "bias": jnp.zeros([width]),
+        }
+        for layer in range(num_layers)
+    }
 
 
-def steps(tx: optax.GradientTransformation, params: Any) -> Iterator[float]:
+def loss_fn(params: Any, inputs: jax.Array) -> jax.Array:
+    """A loss on a batch."""
+    x = inputs
+    for layer in params.values():
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
+    return jnp.mean((x - inputs) ** 2)
+
+
+def steps(tx: optax.GradientTransformation, params: Any, inputs: jax.Array | None) -> Iterator[float]:
     """Takes steps for ever, and yields the seconds that each took."""
 
-    def step(params: Any, state: Any, gradient: Any) -> Any:
+    def step(params: Any, state: Any, given: Any) -> Any:
+        gradient = given if inputs is None else jax.grad(loss_fn)(params, inputs)
         updates, state = tx.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    gradient = jax.tree.map(jnp.ones_like, params)
+    given = jax.tree.map(jnp.ones_like, params) if inputs is None else None
     params = jax.tree.map(jnp.copy, params)
     state = tx.init(params)
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, gradient).compile()
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, given).compile()
     while True:
         began = time.perf_counter()
-        params, state = jax.block_until_ready(compiled(params, state, gradient))
+        params, state = jax.block_until_ready(compiled(params, state, given))
         yield time.perf_counter() - began
+
+
+def compare(name: str, model: tuple[int, int, int], num_cycles: int, *, whole: bool) -> None:
+    """Prints the lines of one model."""
+    num_layers, width, batch_size = model
+    params = make_params(num_layers, width)
+    inputs = jax.random.normal(jax.random.key(1), [batch_size, width]) if whole else None
+    nowcasters = {"linear": {}, "adaptive-linear": {}, "adaptive-linear, bf16": {"history_dtype": jnp.bfloat16}}
+    variants = {"adam": steps(optax.adam(1e-4), params, inputs)}
+    for label, options in nowcasters.items():
+        nowcast = wnn_jax.nowcast(label.split(",")[0], snapshot_every=_SNAPSHOT_EVERY, **options)
+        variants[label] = steps(optax.chain(optax.adam(1e-4), nowcast), params, inputs)
+    copy = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree))
+    seconds = {label: np.empty(num_cycles * _CYCLE) for label in [*variants, "copy"]}
+    for index in range(num_cycles * _CYCLE):
+        for label, variant in variants.items():
+            seconds[label][index] = next(variant)
+        began = time.perf_counter()
+        jax.block_until_ready(copy(params))
+        seconds["copy"][index] = time.perf_counter() - began
+    position = np.arange(num_cycles * _CYCLE) % _CYCLE
+    is_snapshot, is_jump = position % _SNAPSHOT_EVERY == _SNAPSHOT_EVERY - 1, position == _CYCLE - 1
+    # The first steps fill buffers.
+    is_ordinary = ~is_snapshot & (np.arange(num_cycles * _CYCLE) >= _SNAPSHOT_EVERY)
+    adam = np.median(seconds["adam"][is_ordinary])
+    one_copy = np.median(seconds["copy"])
+    for label in nowcasters:
+        ordinary, snapshot, jump = (
+            np.median(seconds[label][kind]) for kind in (is_ordinary, is_snapshot & ~is_jump, is_jump)
+        )
+        print(
+            f"{'training' if whole else 'optimizer':>9}  {name:>5}  {label:>21}  {adam * 1e3:8.1f}"
+            f"  {ordinary / adam:8.3f}  {(snapshot - ordinary) / one_copy:8.2f}  {jump * 1e3:9.0f}",
+            flush=True,
+        )
 
 
 def main() -> None:
     """Prints the table."""
     print(", ".join(f"{name} {value}" for name, value in environment().items()))
-    print(f"Medians over {_CYCLES - 1} cycles of {_CYCLE} steps, snapshots every {_SNAPSHOT_EVERY}; ms (ratio)\n")
-    print(f"{'weights':>12}  {'adam':>9}  {'nowcaster':>9}  {'ordinary step':>18}  {'snapshot':>18}  {'jump':>18}")
-    nowcasters: dict[str, Any] = {"linear": "linear", "WNN": wnn_jax.nowcasters.WNN.init(jax.random.key(0))}
-    for num_weights in (1_000_000, 10_000_000):
-        params = make_params(num_weights)
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        variants = {"adam": steps(optax.adam(1e-3), params)} | {
-            name: steps(
-                optax.chain(optax.adam(1e-3), wnn_jax.nowcast(nowcaster, snapshot_every=_SNAPSHOT_EVERY)), params
-            )
-            for name, nowcaster in nowcasters.items()
-        }
-        seconds = {name: np.empty(_CYCLES * _CYCLE) for name in variants}
-        for index in range(_CYCLES * _CYCLE):
-            for name, variant in variants.items():
-                seconds[name][index] = next(variant)
-        position = np.arange(_CYCLES * _CYCLE)[_CYCLE:] % _CYCLE
-        is_snapshot, is_jump = position % _SNAPSHOT_EVERY == _SNAPSHOT_EVERY - 1, position == _CYCLE - 1
-        adam = np.median(seconds["adam"][_CYCLE:])
-        for name in nowcasters:
-            timed = seconds[name][_CYCLE:]
-            kinds = (timed[~is_snapshot], timed[is_snapshot & ~is_jump], timed[is_jump])
-            cells = [f"{np.median(kind) * 1e3:9.2f} ({np.median(kind) / adam:6.2f})" for kind in kinds]
-            print(f"{count:12,}  {adam * 1e3:9.2f}  {name:>9}  " + "  ".join(cells), flush=True)
+    batches = ", ".join(f"{name}: {model[-1]}" for name, model in _MODELS.items())
+    print(f"MLPs, rows in a batch: {batches}; snapshots every {_SNAPSHOT_EVERY} steps; medians, variants in turns.\n")
+    print(f"{'':>9}  {'':>5}  {'':>21}  {'adam':>8}  {'ordinary':>8}  {'snapshot':>8}  {'jump':>9}")
+    print(f"{'step':>9}  {'model':>5}  {'nowcaster':>21}  {'ms':>8}  {'/ adam':>8}  {'copies':>8}  {'ms':>9}")
+    for (name, model), whole in itertools.product(_MODELS.items(), (True, False)):
+        compare(name, model, 1 if name == "100M" else 4, whole=whole)
+    print(
+        "\nsnapshot: the time of a step that records one beyond that of an ordinary step, in copies of the parameters"
+    )
 
 
 if __name__ == "__main__":

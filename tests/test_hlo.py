@@ -93,9 +93,9 @@ def num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-@pytest.fixture(scope="module")
-def step(nowcaster: str | wnn_jax.Nowcaster) -> Program:
-    return read(compile_step(wnn_jax.nowcast(nowcaster, snapshot_every=7)))
+@pytest.fixture(scope="module", params=[None, jnp.bfloat16], ids=["full", "bf16"])
+def step(nowcaster: str | wnn_jax.Nowcaster, request: pytest.FixtureRequest) -> Program:
+    return read(compile_step(wnn_jax.nowcast(nowcaster, snapshot_every=7, history_dtype=request.param)))
 
 
 def test_a_step_has_two_conditionals(step: Program):

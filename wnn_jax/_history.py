@@ -40,12 +40,18 @@ class HistoryFormat:
     def write(self, history: History, slot: jax.Array, params: Any) -> History:
         """The history with `params` in place of the snapshot at `slot` (int32, 0 is the oldest)."""
 
-        def write_leaf(index: int, param: jax.Array, first: jax.Array, old: jax.Array) -> jax.Array:
-            new = param if old.dtype == param.dtype else _difference(param, self._fetch(first)).astype(old.dtype)
+        def write_leaf(index: int, new: jax.Array, old: jax.Array) -> jax.Array:
             return self._put_away(jnp.where(slot == index, new, self._fetch(old)))
 
+        def write_difference(index: int, param: jax.Array, first: jax.Array, old: jax.Array) -> jax.Array:
+            is_difference = old.dtype != param.dtype
+            new = _difference(param, self._fetch(first)).astype(old.dtype) if is_difference else param
+            return write_leaf(index, new, old)
+
+        # From the first snapshot as it is afterwards: were it needed as it was before, every step would copy it.
+        first = jax.tree.map(functools.partial(write_leaf, 0), params, history[0]) if history else ()
         return tuple(
-            jax.tree.map(functools.partial(write_leaf, index), params, history[0], snapshot)
+            jax.tree.map(functools.partial(write_difference, index), params, first, snapshot) if index else first
             for index, snapshot in enumerate(history)
         )
 

@@ -1,0 +1,56 @@
+"""Several processes under `jax.distributed`: train, forecast, save, lose a process, start again."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+NUM_STEPS = 22  # Two forecasts, after 10 and 20.
+
+
+def start(folder: Path, *, killed_after: int = 0) -> list[subprocess.Popen[bytes]]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    folder.mkdir(exist_ok=True)
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.multihost_training", coordinator, "2", str(process), str(folder), *last],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for process, last in enumerate(([str(NUM_STEPS)], [str(NUM_STEPS), str(killed_after)]))
+    ]
+
+
+def run(folder: Path) -> dict[str, np.ndarray]:
+    processes = start(folder)
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors.decode()[-3000:]
+    with np.load(folder / "weights.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("killed_after", [13])
+def test_a_killed_process_changes_nothing(tmp_path: Path, killed_after: int):
+    undisturbed = run(tmp_path / "undisturbed")
+    assert undisturbed["num_nowcasts"] == 2
+
+    other, victim = start(tmp_path / "killed", killed_after=killed_after)
+    victim.communicate(timeout=240)
+    assert victim.returncode == -signal.SIGKILL
+    # It waits for the other for ever, or until the coordinator notices.
+    other.kill()
+    other.communicate(timeout=60)
+    assert not (tmp_path / "killed" / "weights.npz").exists()
+    assert (tmp_path / "killed" / "checkpoints" / "12").exists()
+
+    resumed = run(tmp_path / "killed")
+    for name, expected in undisturbed.items():
+        np.testing.assert_array_equal(resumed[name], expected)
