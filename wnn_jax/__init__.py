@@ -1,6 +1,8 @@
 """Weight nowcasting for JAX and Optax: train in fewer steps by forecasting where the weights are going."""
 
+from wnn_jax import averaging as averaging
 from wnn_jax import convert as convert
+from wnn_jax import late_phase as late_phase
 from wnn_jax import nowcasters as nowcasters
 from wnn_jax._horizon import decaying_horizon as decaying_horizon
 from wnn_jax._nowcast import NowcastState as NowcastState

@@ -1,0 +1,59 @@
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import assert_trees_equal
+from wnn_jax.averaging import update_batch_stats
+
+
+class Network(nn.Module):
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(nn.Dense(4)(x))
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(2)(nn.relu(x)))
+
+
+def make(momentum: float) -> tuple[Any, Any]:
+    network = Network(momentum)
+
+    def apply_fn(variables: Any, batch: jax.Array) -> Any:
+        return network.apply(variables, batch, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    return apply_fn, network.init(jax.random.key(0), jnp.zeros([1, 3]), train=False)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
+def test_they_are_the_means_of_those_of_the_batches(momentum: float):
+    apply_fn, variables = make(momentum)
+    random = np.random.default_rng(0)
+    batches = [jnp.asarray(random.normal(2, 3, (size, 3)), jnp.float32) for size in (20, 20, 10)]
+    found = update_batch_stats(apply_fn, variables, iter(batches))
+    dense = variables["params"]["Dense_0"]
+    outputs = [np.asarray(batch @ dense["kernel"] + dense["bias"][None]) for batch in batches]
+    for name, expected in (("mean", np.mean), ("var", np.var)):
+        values = [expected(output, axis=0) for output in outputs]
+        np.testing.assert_allclose(
+            found["batch_stats"]["BatchNorm_0"][name], np.average(values, axis=0, weights=[20, 20, 10]), rtol=1e-3
+        )
+
+
+def test_nothing_else_changes():
+    apply_fn, variables = make(0.9)
+    before = jax.tree.map(jnp.copy, variables)
+    found = update_batch_stats(apply_fn, variables, [jnp.ones([4, 3])])
+    assert_trees_equal(variables, before)
+    assert_trees_equal(found["params"], variables["params"])
+
+
+def test_what_is_missing_is_named():
+    apply_fn, variables = make(0.9)
+    with pytest.raises(ValueError, match="batches is empty"):
+        update_batch_stats(apply_fn, variables, [])
+    with pytest.raises(ValueError, match=r"variables has the collections \['params'\], and no batch_stats"):
+        update_batch_stats(apply_fn, {"params": variables["params"]}, [jnp.ones([4, 3])])

@@ -1,0 +1,132 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tests.helpers import assert_trees_close, assert_trees_equal, network_params, train
+from wnn_jax import averaging
+
+TRANSFORMS = {
+    "uniform": (lambda: averaging.uniform(2, 3), averaging.uniform_eval_params),
+    "lawa": (lambda: averaging.lawa(2, 3, 2), averaging.lawa_eval_params),
+    "ema": (lambda: averaging.ema(0.7), averaging.ema_eval_params),
+}
+
+
+@pytest.fixture(params=TRANSFORMS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    return TRANSFORMS[request.param]
+
+
+def trained(tx: Any, num_steps: int, params: Any = None) -> Any:
+    return train(optax.chain(optax.sgd(0.1), tx), network_params() if params is None else params, num_steps)
+
+
+def mean_of(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0), *trees)
+
+
+def assert_close_trees(actual: Any, expected: Any) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
+
+
+@pytest.mark.parametrize("num_steps", [4, 5, 8, 14, 16])
+def test_the_uniform_average(num_steps: int):
+    steps = trained(averaging.uniform(2, 3), num_steps)
+    # From step 2 on every third: steps 4, 7, 10, 13, counted from 0.
+    taken = [step.params for step in steps[4::3]]
+    actual = averaging.uniform_eval_params(steps[-1].state, steps[-1].params)
+    assert_close_trees(actual, mean_of(taken) if taken else steps[-1].params)
+
+
+@pytest.mark.parametrize("num_steps", [4, 5, 8, 14, 16])
+def test_the_average_of_the_latest(num_steps: int):
+    steps = trained(averaging.lawa(2, 3, 2), num_steps)
+    taken = [step.params for step in steps[4::3]][-2:]
+    actual = averaging.lawa_eval_params(steps[-1].state, steps[-1].params)
+    assert_close_trees(actual, mean_of(taken) if taken else steps[-1].params)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 9])
+@pytest.mark.parametrize("decay", [0.0, 0.7, 0.99])
+def test_the_exponential_average(num_steps: int, decay: float):
+    steps = trained(averaging.ema(decay), num_steps)
+    weights = (1 - decay) * decay ** np.arange(num_steps)[::-1]
+    trees = [step.params for step in steps]
+    expected = jax.tree.map(lambda *leaves: np.average(leaves, axis=0, weights=weights / weights.sum()), *trees)
+    assert_close_trees(averaging.ema_eval_params(steps[-1].state, steps[-1].params), expected)
+
+
+def test_training_is_left_alone(kind: Any):
+    make, _ = kind
+    assert_trees_equal(trained(make(), 9)[-1].params, trained(optax.identity(), 9)[-1].params)
+
+
+def test_before_any_average_there_are_the_parameters(kind: Any):
+    make, read = kind
+    params = network_params()
+    assert_trees_equal(read(make().init(params), params), params)
+
+
+def test_averages_of_narrow_weights_are_wide(kind: Any):
+    make, read = kind
+    params = network_params(jnp.bfloat16)
+    steps = trained(make(), 9, params)
+    average = read(steps[-1].state, steps[-1].params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(average)} == {jnp.dtype(jnp.bfloat16)}
+    if read is not averaging.lawa_eval_params:
+        assert {leaf.dtype for leaf in jax.tree.leaves(steps[-1].state[1].average)} == {jnp.dtype(jnp.float32)}
+
+
+def test_shards_stay_where_they_are(kind: Any):
+    make, read = kind
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda leaf: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "x"))),
+            network_params(),
+        )
+        steps = trained(make(), 9, params)
+        average = read(steps[-1].state, steps[-1].params)
+        assert jax.tree.map(jax.typeof, average) == jax.tree.map(jax.typeof, params)
+    expected = trained(make(), 9)
+    assert_trees_close(jax.device_get(average), read(expected[-1].state, expected[-1].params))
+
+
+def test_the_average_is_found_in_a_chain(kind: Any):
+    make, read = kind
+    params = network_params()
+    nested = optax.chain(optax.chain(optax.sgd(0.1), make()), optax.identity()).init(params)
+    assert_trees_equal(read(nested, params), params)
+    with pytest.raises(ValueError, match=r"state has 0 of \w+State; give the state of a chain with one"):
+        read(optax.sgd(0.1).init(params), params)
+    with pytest.raises(ValueError, match=r"state has 2 of"):
+        read(optax.chain(make(), make()).init(params), params)
+
+
+def test_update_needs_params(kind: Any):
+    tx = kind[0]()
+    with pytest.raises(ValueError, match="params"):
+        tx.update(network_params(), tx.init(network_params()))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "2"])
+def test_periods_and_sizes_are_positive_ints(value: Any):
+    makers: list[tuple[Any, dict[str, Any]]] = [
+        (averaging.uniform, {"period": value}),
+        (averaging.lawa, {"size": value}),
+        (averaging.lawa, {"size": 2, "period": value}),
+    ]
+    for make, options in makers:
+        with pytest.raises(ValueError, match=r"(period|size)=.* must be an int >= 1"):
+            make(**options)
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, True, "0.9", float("nan")])
+def test_decays_are_shares(decay: Any):
+    with pytest.raises(ValueError, match=r"decay=.* must be a float >= 0 and < 1"):
+        averaging.ema(decay)

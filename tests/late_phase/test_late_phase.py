@@ -1,0 +1,335 @@
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.helpers import assert_trees_close, assert_trees_equal
+from wnn_jax import averaging
+from wnn_jax.late_phase import (
+    LatePhaseState,
+    SplitParams,
+    average_members,
+    ensemble_predict,
+    late_phase,
+    migrate_state,
+    norm_mask,
+    select_member,
+    split_members,
+)
+
+MASK = {"Dense_0": {"kernel": False, "bias": False}, "norm": {"scale": True, "bias": True}}
+NUM_MEMBERS = 3
+
+
+def make_params() -> Any:
+    random = np.random.default_rng(0)
+    shapes = {"Dense_0": {"kernel": (4, 3), "bias": (3,)}, "norm": {"scale": (3,), "bias": (3,)}}
+    return {
+        layer: {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in leaves.items()}
+        for layer, leaves in shapes.items()
+    }
+
+
+def apply(params: Any, x: jax.Array) -> jax.Array:
+    x = jnp.tanh(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None])
+    return x * params["norm"]["scale"][None] + params["norm"]["bias"][None]
+
+
+def loss(params: Any, batch: jax.Array) -> jax.Array:
+    return jnp.mean((apply(params, batch) - batch[:, :3]) ** 2)
+
+
+def batch(index: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(index), [8, 4])
+
+
+def split(num_members: int = NUM_MEMBERS, noise_scale: float = 0.1) -> SplitParams:
+    return split_members(make_params(), MASK, jax.random.key(1), noise_scale, num_members=num_members)
+
+
+def sgd() -> Any:
+    return optax.sgd(0.1, momentum=0.9, nesterov=True)
+
+
+def train_cycle(tx: Any, params: SplitParams, state: LatePhaseState, num_steps: int) -> Any:
+    @jax.jit
+    def step(params: SplitParams, state: LatePhaseState, batch: jax.Array) -> Any:
+        gradient = jax.grad(loss)(select_member(params, state.member), batch)
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for index in range(num_steps):
+        params, state = step(params, state, batch(index))
+    return params, state
+
+
+def train_parallel(tx: Any, params: SplitParams, state: LatePhaseState, num_cycles: int) -> Any:
+    @jax.jit
+    def step(params: SplitParams, state: LatePhaseState, batches: jax.Array) -> Any:
+        members = jnp.arange(params.num_members)
+        gradients = jax.vmap(lambda k, batch: jax.grad(loss)(select_member(params, k), batch))(members, batches)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    number = params.num_members
+    for cycle in range(num_cycles):
+        batches = jnp.stack([batch(cycle * number + k) for k in range(number)])
+        params, state = step(params, state, batches)
+    return params, state
+
+
+def test_members_are_the_parameters_and_noise():
+    params = make_params()
+    exact = split(noise_scale=0.0)
+    for member in range(NUM_MEMBERS):
+        assert_trees_equal(select_member(exact, member), params)
+    many = split_members(params, MASK, jax.random.key(0), 0.5, num_members=4000)
+    deviation = np.std(many.members["norm"]["scale"] - params["norm"]["scale"][None])
+    assert deviation == pytest.approx(0.5 * np.sqrt(np.mean(params["norm"]["scale"] ** 2)), rel=0.05)
+    assert_trees_equal(select_member(many, 7)["Dense_0"], params["Dense_0"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / NUM_MEMBERS])
+def test_both_schedules_are_equal(scale: float):
+    params = split()
+    results: list[Any] = []
+    schedules: list[Any] = [("cycle", train_cycle, 4 * NUM_MEMBERS), ("parallel", train_parallel, 4)]
+    for schedule, run, number in schedules:
+        tx: Any = late_phase(sgd(), optax.adam(0.05), NUM_MEMBERS, scale, schedule=schedule)
+        results.append(run(tx, params, tx.init(params), number))
+    (cycle, cycle_state), (parallel, parallel_state) = results
+    assert_trees_close(cycle, parallel)
+    assert_trees_close(cycle_state.base, parallel_state.base)
+    assert_trees_close(cycle_state.members, parallel_state.members)
+    assert cycle_state.member == 0
+
+
+def test_a_cycle_by_hand():
+    params = split()
+    tx: Any = late_phase(optax.sgd(0.1), optax.sgd(0.2), NUM_MEMBERS, 0.5)
+    trained, state = train_cycle(tx, params, tx.init(params), NUM_MEMBERS)
+    gradients = [jax.grad(loss)(select_member(params, k), batch(k)) for k in range(NUM_MEMBERS)]
+    for name in ("kernel", "bias"):
+        total = sum(gradient["Dense_0"][name] for gradient in gradients)
+        np.testing.assert_allclose(
+            trained.base["Dense_0"][name], params.base["Dense_0"][name] - 0.1 * 0.5 * total, rtol=1e-5, atol=1e-6
+        )
+    for name in ("scale", "bias"):
+        for k, gradient in enumerate(gradients):
+            expected = params.members["norm"][name][k] - 0.2 * gradient["norm"][name]
+            np.testing.assert_allclose(trained.members["norm"][name][k], expected, rtol=1e-5, atol=1e-6)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.gradient))
+
+
+def test_members_whose_turn_it_is_not_stay():
+    params = split()
+    tx: Any = late_phase(sgd(), sgd(), NUM_MEMBERS)
+    moving, state = train_cycle(tx, params, tx.init(params), 2 * NUM_MEMBERS)
+    after, later = train_cycle(tx, moving, state, 1)
+    assert state.member == 0
+    assert later.member == 1
+    for k in range(NUM_MEMBERS):
+        same = [
+            bool((new[k] == old[k]).all())
+            for tree, other in ((after.members, moving.members), (later.members, state.members))
+            for new, old in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+        ]
+        assert all(same) if k > 0 else not any(same)
+    assert_trees_equal(after.base, moving.base)
+
+
+@pytest.mark.parametrize("schedule", ["cycle", "parallel"])
+@pytest.mark.parametrize("make_tx", [sgd, lambda: optax.adam(0.05)], ids=["sgd", "adam"])
+def test_one_member_is_plain_training(schedule: Any, make_tx: Any):
+    tx: Any = late_phase(make_tx(), make_tx(), 1, schedule=schedule)
+    params = split(1, 0.0)
+    run = train_cycle if schedule == "cycle" else train_parallel
+    trained, _ = run(tx, params, tx.init(params), 7)
+    assert_trees_close(select_member(trained, 0), train_plain(make_tx(), 7)[0], rtol=1e-6, atol=1e-6)
+
+
+def train_plain(tx: Any, num_steps: int) -> Any:
+    @jax.jit
+    def step(params: Any, state: Any, batch: jax.Array) -> Any:
+        updates, state = tx.update(jax.grad(loss)(params, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = make_params()
+    state = tx.init(params)
+    for index in range(num_steps):
+        params, state = step(params, state, batch(index))
+    return params, state
+
+
+@pytest.mark.parametrize("make_tx", [sgd, lambda: optax.adam(0.05)], ids=["sgd", "adam"])
+def test_the_state_migrates_in_the_middle_of_a_training(make_tx: Any):
+    params, plain_state = train_plain(make_tx(), 4)
+    members = split_members(params, MASK, jax.random.key(0), num_members=1)
+    tx: Any = late_phase(make_tx(), make_tx(), 1)
+    state = jax.jit(lambda plain, members: migrate_state(plain, tx, members))(plain_state, members)
+
+    @jax.jit
+    def step(params: Any, state: Any, batch: jax.Array) -> Any:
+        updates, state = tx.update(jax.grad(loss)(select_member(params, state.member), batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for index in range(4, 9):
+        members, state = step(members, state, batch(index))
+    assert_trees_close(select_member(members, 0), train_plain(make_tx(), 9)[0], rtol=1e-6, atol=1e-6)
+
+
+def test_all_members_get_the_momentum():
+    _, plain_state = train_plain(sgd(), 4)
+    tx: Any = late_phase(sgd(), sgd(), NUM_MEMBERS)
+    state = migrate_state(plain_state, tx, split())
+    for name in ("scale", "bias"):
+        for k in range(NUM_MEMBERS):
+            np.testing.assert_array_equal(state.members[0].trace["norm"][name][k], plain_state[0].trace["norm"][name])
+    with pytest.raises(ValueError, match=r"plain has nothing at .*optimizers of the same kind"):
+        migrate_state(plain_state, late_phase(optax.adam(0.1), sgd(), NUM_MEMBERS), split())
+
+
+# The end
+
+
+def test_the_average_of_members():
+    params = split()
+    average, stats = average_members(params)
+    assert stats is None
+    assert_trees_equal(average["Dense_0"], params.base["Dense_0"])
+    np.testing.assert_allclose(average["norm"]["scale"], params.members["norm"]["scale"].mean(axis=0), rtol=1e-6)
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = nn.BatchNorm(use_running_average=True, epsilon=1e-3)
+        return Block()(norm(nn.Dense(3)(x)))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.BatchNorm(use_running_average=True, epsilon=1e-3)(x)
+
+
+def test_affine_maps_are_averaged():
+    """The last layer being linear, the average network makes the members' mean output where only one layer differs."""
+    network = Network()
+    variables = network.init(jax.random.key(0), jnp.zeros([1, 4]))
+    params = variables["params"]
+    mask = jax.tree.map(lambda _: False, params)
+    mask["Block_0"]["BatchNorm_0"] = {"scale": True, "bias": True}
+    members = split_members(params, mask, jax.random.key(1), 1.0, num_members=4)
+    keys = jax.random.split(jax.random.key(2), 4)
+    stats = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (4, *leaf.shape)), variables["batch_stats"])
+    inner = stats["Block_0"]["BatchNorm_0"]
+    inner["mean"] = jax.vmap(lambda key: jax.random.normal(key, [3]))(keys)
+    inner["var"] = jax.vmap(lambda key: jax.random.uniform(key, [3]) + 0.1)(keys)
+
+    inputs = jax.random.normal(jax.random.key(3), [5, 4])
+
+    def apply_member(k: Any, stats: Any) -> Any:
+        return network.apply({"params": select_member(members, k), "batch_stats": stats}, inputs)
+
+    outputs = jax.vmap(apply_member)(jnp.arange(4), stats)
+    average, mean_stats = average_members(members, stats, epsilon=1e-3)
+    found: Any = network.apply({"params": average, "batch_stats": mean_stats}, inputs)
+    np.testing.assert_allclose(found, np.mean(outputs, axis=0), rtol=1e-4, atol=1e-5)
+    naive: Any = network.apply({"params": average_members(members)[0], "batch_stats": mean_stats}, inputs)
+    assert np.abs(naive - np.mean(outputs, axis=0)).max() > 0.05
+
+
+def test_statistics_of_another_number_of_members_are_refused():
+    with pytest.raises(ValueError, match=r"batch_stats has the shape \(2, 3\) at .*must be the 3 members"):
+        average_members(split(), {"norm": {"mean": jnp.zeros([2, 3]), "var": jnp.ones([2, 3])}})
+    with pytest.raises(ValueError, match="batch_stats has no `mean` and `var` at norm"):
+        average_members(split(), {"norm": {"mean": jnp.zeros([3, 3])}})
+
+
+def test_the_ensemble_predicts_the_mean():
+    params, inputs = split(), batch(0)
+    expected = np.mean([apply(select_member(params, k), inputs) for k in range(NUM_MEMBERS)], axis=0)
+    np.testing.assert_allclose(ensemble_predict(apply, params, inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: averaging.uniform(), lambda: averaging.ema(0.9)], ids=["uniform", "ema"])
+def test_averages_along_the_training_combine(make: Any):
+    params = split()
+    tx: Any = optax.chain(late_phase(sgd(), sgd(), NUM_MEMBERS), make())
+    state = tx.init(params)
+    for index in range(4):
+        gradient = jax.grad(loss)(select_member(cast(Any, params), state[0].member), batch(index))
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    read = averaging.uniform_eval_params if "num_averaged" in state[1]._fields else averaging.ema_eval_params
+    average, _ = average_members(read(state, params))
+    assert jax.tree.structure(average) == jax.tree.structure(make_params())
+    assert np.isfinite(loss(average, batch(9)))
+
+
+def test_the_mask_of_normalisation_layers():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nn.Dense(2)(nn.LayerNorm()(nn.Dense(3)(x)))
+
+    params = Model().init(jax.random.key(0), jnp.zeros([1, 4]))["params"]
+    assert norm_mask(params) == {
+        "Dense_0": {"kernel": False, "bias": False},
+        "Dense_1": {"kernel": False, "bias": False},
+        "LayerNorm_0": {"scale": True, "bias": True},
+    }
+    assert split_members(params, norm_mask, jax.random.key(0), num_members=2).num_members == 2
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_masks_of_nothing_and_everything(value: bool):
+    mask = jax.tree.map(lambda _: value, MASK)
+    with pytest.raises(ValueError, match=f"mask selects {'everything' if value else 'nothing'}; select some"):
+        split_members(make_params(), mask, jax.random.key(0), num_members=2)
+
+
+def test_masks_of_other_trees():
+    with pytest.raises(ValueError, match="mask has the structure"):
+        split_members(make_params(), {"norm": True}, jax.random.key(0), num_members=2)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
+def test_numbers_of_members(number: Any):
+    with pytest.raises(ValueError, match=r"num_members=.* must be an int >= 1"):
+        split_members(make_params(), MASK, jax.random.key(0), num_members=number)
+    with pytest.raises(ValueError, match=r"num_members=.* must be an int >= 1"):
+        late_phase(sgd(), sgd(), number)
+
+
+def test_another_number_of_members_than_the_transformation_has():
+    with pytest.raises(ValueError, match="params has 3 members, and num_members=2"):
+        late_phase(sgd(), sgd(), 2).init(split())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("member", [-1, 3, 100])
+def test_members_out_of_range(member: int):
+    with pytest.raises(ValueError, match=f"member={member} must be an int from 0 to 2: there are 3 members"):
+        select_member(split(), member)
+
+
+@pytest.mark.parametrize("noise_scale", [-0.1, float("nan"), float("inf"), True, "1"])
+def test_noise(noise_scale: Any):
+    with pytest.raises(ValueError, match=r"noise_scale=.* must be a finite float >= 0"):
+        split(noise_scale=noise_scale)
+
+
+def test_schedules_and_missing_parameters():
+    with pytest.raises(ValueError, match="schedule='both' must be 'cycle' or 'parallel'"):
+        late_phase(sgd(), sgd(), 2, schedule="both")  # pyright: ignore[reportArgumentType]
+    tx: Any = late_phase(sgd(), sgd(), NUM_MEMBERS)
+    with pytest.raises(ValueError, match="params"):
+        tx.update(make_params(), tx.init(split()))

@@ -1,0 +1,322 @@
+"""Trainable weight averaging (TWA): training in the subspace that checkpoints span."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wnn_jax.averaging._packing import BITS, Packed, pack, unpack_one
+
+Coefficients = Any
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mean", "directions", "norms", "mixing"],
+    meta_fields=["form", "bits"],
+)
+@dataclasses.dataclass(frozen=True)
+class Subspace:
+    """The weights that coefficients of checkpoints reach. A pytree; make it with `make_subspace`.
+
+    Attributes:
+      mean: the uniform average of all checkpoints, a tree like the parameters.
+      directions: a tree like the parameters with `[n, *shape]` arrays, sharded like them, or these in few bits: the
+        distances of the `n` independent checkpoints from the mean, each tensor divided by its norm; in the orthonormal
+        form one checkpoint and the distances of the others from it.
+      norms: a tree like the parameters with `[n]` arrays, what each tensor was divided by.
+      mixing: `[n, n]`, which makes the orthonormal basis from the directions; of no use to the other form.
+      form: `"deltas"` or `"orthonormal"`.
+      bits: of a number in `directions`, or `None` if they are as they are.
+    """
+
+    mean: Any
+    directions: Any
+    norms: Any
+    mixing: jax.Array
+    form: Literal["deltas", "orthonormal"]
+    bits: int | None
+
+    @property
+    def size(self) -> int:
+        """How many directions there are."""
+        return self.mixing.shape[0]
+
+
+def make_subspace(
+    checkpoints: Iterable[Any], *, form: Literal["deltas", "orthonormal"] = "deltas", bits: int | None = None
+) -> Subspace:
+    """The subspace of the weights that averages of checkpoints are in.
+
+    Args:
+      checkpoints: trees like the parameters, oldest first; a `WeightHistory`, for instance.
+      form: `"deltas"` for the form of the paper in its journal: coefficients per checkpoint and tensor, of the
+        distances from the uniform average. `"orthonormal"` for that of the conference: coefficients of an orthonormal
+        basis of whole weights, the same for all tensors.
+      bits: 1, 2, 4 or 8, to keep the distances in so many bits a number; for `"deltas"` only. `None`: as they are.
+
+    Returns:
+      A `Subspace`.
+
+    Raises:
+      ValueError: if there are fewer than 2 checkpoints, if they differ in structure, shapes or dtypes, if one has a
+        value that is not finite, if they are all the same, or if an argument is unknown.
+
+    Warns:
+      UserWarning: if checkpoints depend on others linearly. They are left out as directions, though not of the mean.
+
+    References:
+      Li et al., `Trainable Weight Averaging: A General Approach for Subspace Training
+      <https://arxiv.org/abs/2205.13104>`_: ICLR 2023 for `"orthonormal"`, 2025 for `"deltas"` and few bits
+    """
+    if form not in ("deltas", "orthonormal"):
+        raise ValueError(f"form={form!r} must be 'deltas' or 'orthonormal'.")
+    if bits is not None and (bits not in BITS or form != "deltas"):
+        raise ValueError(f"bits={bits!r} must be one of {BITS} with form='deltas', or None; form={form!r}.")
+    trees = list(checkpoints)
+    _check_checkpoints(trees)
+    wide = [jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree) for tree in trees]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *wide)
+    # Of the distances from the last, exact where checkpoints are close to one another, as squares of weights are not.
+    last = wide[-1]
+    moves = [jax.tree.map(jnp.subtract, tree, last) for tree in wide[:-1]]
+    independent = _independent(np.asarray(_gram(moves, moves), np.float64))
+    if not independent:
+        raise ValueError("checkpoints are all the same; an average of them is any of them.")
+    if len(independent) < len(moves):
+        left_out = sorted(set(range(len(moves))) - set(independent))
+        warnings.warn(
+            f"checkpoints {left_out} depend linearly on the others, and are left out as directions.", stacklevel=2
+        )
+    if form == "orthonormal":
+        directions = [*(moves[index] for index in independent), last]
+        norms = jax.tree.map(lambda leaf: jnp.ones(len(directions), leaf.dtype), mean)
+        mixing = _inverse_cholesky(np.asarray(_gram(directions, directions), np.float64))
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
+        return Subspace(mean, stacked, norms, mixing, form, None)
+    chosen = [*(wide[index] for index in independent), last]
+    stacked = jax.tree.map(lambda mean, *leaves: jnp.stack([leaf - mean for leaf in leaves]), mean, *chosen)
+    norms = jax.tree.map(lambda leaf: _or_one(_norms(leaf)), stacked)
+    directions = jax.tree.map(lambda leaf, norm: leaf / _expand(norm, leaf.ndim), stacked, norms)
+    if bits is not None:
+        directions = jax.tree.map(lambda leaf: pack(leaf, bits), directions)
+    return Subspace(mean, directions, norms, jnp.eye(len(chosen)), form, bits)
+
+
+def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean") -> Coefficients:
+    """Coefficients to start training from.
+
+    Args:
+      subspace: what they are of.
+      start: `"mean"`, the uniform average; `"last"`, the last checkpoint.
+
+    Returns:
+      A small tree, for any Optax optimizer: per tensor `[n]` for the form `"deltas"`, zeros for the uniform average;
+      one `[n]` array for `"orthonormal"`.
+
+    Raises:
+      ValueError: if `start` is unknown.
+    """
+    if start not in ("mean", "last"):
+        raise ValueError(f"start={start!r} must be 'mean', the uniform average, or 'last', the last checkpoint.")
+    if subspace.form == "deltas":
+        # The last checkpoint is the last direction.
+        return jax.tree.map(
+            lambda norm: jnp.zeros_like(norm).at[-1].set(norm[-1]) if start == "last" else jnp.zeros_like(norm),
+            subspace.norms,
+        )
+    # The mean is in the span, and the basis orthonormal.
+    of_last = jnp.zeros(subspace.size).at[-1].set(1.0)
+    if start == "last":
+        return jnp.linalg.solve(subspace.mixing.T, of_last)
+    return subspace.mixing @ _project(subspace.directions, subspace.mean)
+
+
+def combine(subspace: Subspace, coefficients: Coefficients) -> Any:
+    """The weights that coefficients stand for. Differentiate through it.
+
+    Args:
+      subspace: from `make_subspace`.
+      coefficients: like those of `init_coefficients`.
+
+    Returns:
+      A tree like the parameters, in float32 or wider.
+    """
+    if subspace.form == "orthonormal":
+        weights = subspace.mixing.T @ coefficients
+        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), subspace.directions)
+    if subspace.bits is None:
+        return jax.tree.map(
+            lambda mean, leaf, x: mean + jnp.tensordot(x, leaf, axes=1),
+            subspace.mean,
+            subspace.directions,
+            coefficients,
+        )
+    return jax.tree.map(
+        lambda mean, packed, x: _add_packed(mean, packed, x, subspace.bits or 0),
+        subspace.mean,
+        subspace.directions,
+        coefficients,
+    )
+
+
+def averaging_coefficients(subspace: Subspace, coefficients: Coefficients) -> Any:
+    """What share of each direction's checkpoint is in the combination.
+
+    The checkpoints are those that were not left out, oldest first, and the last. What is missing to the combination is
+    the uniform average of all, in the share that the sum is short of 1.
+
+    Args:
+      subspace: from `make_subspace`.
+      coefficients: of a combination.
+
+    Returns:
+      Per tensor for the form `"deltas"`, else once for all: an `[n]` array. For `"orthonormal"` its sum need not be 1:
+      those weights are not bound to be an average.
+    """
+    if subspace.form == "deltas":
+        return jax.tree.map(lambda x, norm: x / norm, coefficients, subspace.norms)
+    of_moves = (subspace.mixing.T @ coefficients)[:-1]
+    total = (subspace.mixing.T @ coefficients)[-1]
+    return jnp.append(of_moves, total - of_moves.sum())
+
+
+def project_onto_subspace(subspace: Subspace) -> optax.GradientTransformation:
+    """Replaces a gradient by what the coefficients of the subspace can follow of it.
+
+    With an optimizer of the SGD family behind it in a chain, the parameters take the steps that `combine` takes when
+    the same optimizer trains the coefficients. For one that divides by the size of the gradient, like Adam, that is not
+    so; train the coefficients then.
+
+    Args:
+      subspace: from `make_subspace`. For the form `"orthonormal"` this is the orthogonal projection.
+
+    Returns:
+      A transformation without a state.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from wnn_jax import averaging
+      >>> checkpoints = [{"w": jnp.array([1.0, 0.0, 1.0])}, {"w": jnp.array([0.0, 2.0, 1.0])}]
+      >>> subspace = averaging.make_subspace(checkpoints, form="orthonormal")
+      >>> tx = optax.chain(averaging.project_onto_subspace(subspace), optax.sgd(0.1, momentum=0.9))
+    """
+
+    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        # Linear, so that it is its own derivative; what is constant in it drops out.
+        transposed = jax.linear_transpose(
+            functools.partial(_combine_directions, subspace), jax.eval_shape(lambda: init_coefficients(subspace))
+        )
+        wide = jax.tree.map(lambda update, mean: update.astype(mean.dtype), updates, subspace.mean)
+        (of_coefficients,) = transposed(wide)
+        projected = _combine_directions(subspace, of_coefficients)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), projected, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update_fn)
+
+
+def _combine_directions(subspace: Subspace, coefficients: Coefficients) -> Any:
+    zero = dataclasses.replace(subspace, mean=jax.tree.map(jnp.zeros_like, subspace.mean))
+    return combine(zero, coefficients)
+
+
+def _add_packed(mean: jax.Array, packed: Packed, coefficients: jax.Array, bits: int) -> jax.Array:
+    # One checkpoint at a time, and in the backward pass again, so that never more than one is unpacked.
+    @jax.checkpoint
+    def add(total: jax.Array, one: tuple[Packed, jax.Array]) -> tuple[jax.Array, None]:
+        direction, coefficient = one
+        return total + coefficient * unpack_one(direction, bits, mean.shape), None
+
+    return jax.lax.scan(add, mean, (packed, coefficients))[0]
+
+
+def _project(directions: Any, tree: Any) -> jax.Array:
+    """The inner products of the directions with weights."""
+    products = jax.tree.map(
+        lambda leaf, other: jnp.tensordot(
+            leaf.reshape(len(leaf), -1), other.reshape(-1), axes=1, precision=jax.lax.Precision.HIGHEST
+        ),
+        directions,
+        tree,
+    )
+    return sum(jax.tree.leaves(products), jnp.zeros([]))
+
+
+@jax.jit
+def _gram(trees: Sequence[Any], others: Sequence[Any]) -> jax.Array:
+    """The inner products of all pairs, in float32, by elementwise products: sharded weights stay where they are."""
+
+    def product(one: Any, other: Any) -> jax.Array:
+        return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), one, other)), jnp.zeros([]))
+
+    return jnp.stack([jnp.stack([product(one, other) for other in others]) for one in trees])
+
+
+def _independent(gram: np.ndarray) -> list[int]:
+    """Which rows span the space of all, by Cholesky's method with pivots, in the order of the rows."""
+    left = gram.copy()
+    # What is below the rounding of float32 sums of squares is not to be told from nothing.
+    threshold = 1e-6 * np.diag(gram).max(initial=0)
+    chosen: list[int] = []
+    while len(chosen) < len(gram):
+        pivot = int(np.argmax(np.diag(left)))
+        if left[pivot, pivot] <= threshold:
+            break
+        chosen.append(pivot)
+        column = left[:, pivot] / np.sqrt(left[pivot, pivot])
+        left -= np.outer(column, column)
+        left[pivot] = left[:, pivot] = 0
+    return sorted(chosen)
+
+
+def _inverse_cholesky(gram: np.ndarray) -> jax.Array:
+    """`c`, so that `c @ gram @ c.T` is the identity."""
+    scale = 1 / np.sqrt(np.diag(gram))
+    factor = np.linalg.cholesky(gram * np.outer(scale, scale))
+    return jnp.asarray(np.linalg.inv(factor) * scale, jnp.float32)
+
+
+def _norms(stacked: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(stacked**2, axis=tuple(range(1, stacked.ndim))))
+
+
+def _or_one(norms: jax.Array) -> jax.Array:
+    # A tensor that is the same in all checkpoints has no direction.
+    return jnp.where(norms > 0, norms, 1.0)
+
+
+def _expand(values: jax.Array, ndim: int) -> jax.Array:
+    return values.reshape(-1, *(1,) * (ndim - 1))
+
+
+def _check_checkpoints(trees: Sequence[Any]) -> None:
+    if len(trees) < 2:
+        raise ValueError(f"checkpoints has {len(trees)} of them; give at least 2, or there is nothing to average.")
+
+    def describe(tree: Any) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{jnp.shape(leaf)}" for path, leaf in leaves}
+
+    expected = describe(trees[0])
+    for index, tree in enumerate(trees):
+        found = describe(tree)
+        for path in [*expected, *found]:
+            if expected.get(path) != found.get(path):
+                raise ValueError(
+                    f"checkpoints[{index}] has {found.get(path, 'nothing')} at {path or 'its root'}, where "
+                    f"checkpoints[0] has {expected.get(path, 'nothing')}; give checkpoints of one model."
+                )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not jnp.isfinite(leaf).all():
+                raise ValueError(
+                    f"checkpoints[{index}] has a value that is not finite at {jax.tree_util.keystr(path)}; leave that "
+                    "checkpoint out."
+                )
