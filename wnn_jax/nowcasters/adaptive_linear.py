@@ -54,7 +54,7 @@ class AdaptiveLinear(MultiHorizonNowcaster):
     Attributes:
       params: the parameters of its network.
       default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
-      chunk_size: how many weights go through the network at a time, which bounds the working memory: about 2 KiB
+      chunk_size: how many weights go through the network at a time, which bounds the working memory: at most 1 KiB
         for each of them. `None`: 8192 on CPU, 131,072 elsewhere.
       record: how the network was trained; kept by `wnn_jax.save`.
 
