@@ -63,6 +63,25 @@ def make_step(tx: Any, gradient: Callable[[Any], Any]) -> Callable[[Any, Any], S
     return step
 
 
+def abstract_run(tx: Any, make_params: Callable[[], Any], shardings: Any) -> Any:
+    """Shapes, dtypes and shardings of parameters and state: all that a process knows before it restores a run."""
+    params = jax.eval_shape(make_params)
+    state = jax.eval_shape(tx.init, params)
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    state_shardings = optax.tree.map_params(
+        tx,
+        lambda _, sharding: sharding,
+        state,
+        shardings,
+        transform_non_params=lambda _: jax.NamedSharding(mesh, jax.P()),
+    )
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        {"params": params, "state": state},
+        {"params": shardings, "state": state_shardings},
+    )
+
+
 def pull_to_one(params: Any) -> Any:
     """The gradient of half the squared distance to one."""
     return jax.tree.map(lambda param: param - 1, params)

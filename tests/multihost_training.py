@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 import wnn_jax
+from tests.helpers import abstract_run
 
 SAVE_EVERY = 4
 
@@ -47,21 +48,8 @@ def main(
         return optax.apply_updates(params, updates), state
 
     with jax.set_mesh(mesh):
-        abstract_params = jax.eval_shape(init)
-        abstract_state = jax.eval_shape(tx.init, abstract_params)
-        state_shardings = optax.tree.map_params(
-            tx,
-            lambda _, sharding: sharding,
-            abstract_state,
-            shardings,
-            transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
-        )
-        all_shardings = {"params": shardings, "state": state_shardings}
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            {"params": abstract_params, "state": abstract_state},
-            all_shardings,
-        )
+        abstract = abstract_run(tx, init, shardings)
+        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract["state"])
         with ocp.CheckpointManager(folder / "checkpoints") as manager:
             if manager.latest_step() is None:
                 params = jax.jit(init, out_shardings=shardings)()

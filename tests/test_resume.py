@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 import wnn_jax
-from tests.helpers import network_params, train
+from tests.helpers import abstract_run, network_params, train
 
 SNAPSHOT_EVERY = 2
 # Three of a window's five snapshots are taken, and the step is not one with a snapshot.
@@ -51,10 +51,6 @@ def bits(tree: Any) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def abstract(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
 @pytest.mark.parametrize(
     ("save", "restore"),
     [(save_with_checkpointer, restore_with_checkpointer), (save_with_manager, restore_with_manager)],
@@ -76,16 +72,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
 
     # All that a new process has: the transformation, and the shapes and shardings of the parameters.
     tx = make_tx()
-    shapes = jax.eval_shape(network_params)
-    state_shapes = jax.eval_shape(tx.init, shapes)
-    state_shardings = optax.tree.map_params(
-        tx,
-        lambda _, sharding: sharding,
-        state_shapes,
-        shardings,
-        transform_non_params=lambda _: jax.NamedSharding(mesh, jax.P()),
-    )
-    target = {"params": abstract(shapes, shardings), "state": abstract(state_shapes, state_shardings)}
+    target = abstract_run(tx, network_params, shardings)
     restored = restore(tmp_path, target)
     assert jax.tree.structure(restored["state"]) == jax.tree.structure(saved.state)
     assert bits(restored) == bits({"params": saved.params, "state": saved.state})

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import wnn_jax
-from tests.helpers import COLLECTIVES, assert_trees_close, pull_to_one, train
+from tests.helpers import COLLECTIVES, abstract_run, assert_trees_close, pull_to_one, train
 
 MESH = {"data": 4, "model": 2}
 # Of the kernels and biases of two layers, a wide one and a narrow one.
@@ -104,21 +104,8 @@ def test_restored_onto_another_mesh(tmp_path: Path, on_one_device: Any):
         checkpointer.save(tmp_path / "checkpoint", {"params": saved.params, "state": saved.state})
 
     tx = make_tx()
-    shapes = jax.eval_shape(make_params)
     shardings = jax.tree.map(lambda spec: NamedSharding(after, spec), make_specs("fsdp"))
-    state_shapes = jax.eval_shape(tx.init, shapes)
-    state_shardings = optax.tree.map_params(
-        tx,
-        lambda _, sharding: sharding,
-        state_shapes,
-        shardings,
-        transform_non_params=lambda _: NamedSharding(after, PartitionSpec()),
-    )
-    target = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        {"params": shapes, "state": state_shapes},
-        {"params": shardings, "state": state_shardings},
-    )
+    target = abstract_run(tx, make_params, shardings)
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(tmp_path / "checkpoint", target)
     for snapshot in restored["state"][1].history:
