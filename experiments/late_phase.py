@@ -1,6 +1,23 @@
 """Late-phase weights on CIFAR-10, beside plain SGD with as many minibatches.
 
-@RECORD@
+    python -m experiments.late_phase --data-dir DIR --output runs/late-phase
+
+Network, images and optimizer of `experiments/averaging.py`; every arm takes 8 epochs of 359 minibatches. Late-phase
+weights are the scales and shifts of all batch normalisation, 5 members from epoch 5 on, without noise; gradients of
+shared weights are summed. `late-phase, swa` averages the members' weights once an epoch at a constant 0.05, with
+batch statistics estimated anew. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 3 seeds, about 3 minutes each.
+Accuracies in %, mean ± std. The results are in `results/late-phase/`.
+
+| arm | validation | test |
+|---|---|---|
+| sgd, cosine | 67.95 ± 0.10 | 68.33 ± 0.23 |
+| late-phase, 5 members | 67.54 ± 0.19 | 67.97 ± 0.32 |
+| late-phase, swa | 66.23 ± 0.22 | 66.90 ± 0.09 |
+
+What this says. At equal minibatches late-phase weights are as good as plain SGD within the noise, or a little worse,
+and with SWA as good as SWA alone (67.1 in `experiments/averaging.py`). The gain of the paper, 0.3 points on a large
+network after 200 epochs, could not show here; perhaps in a training this short the shared weights miss the steps, of which
+they take a fifth as many in the last four epochs.
 """
 
 import dataclasses
@@ -69,7 +86,9 @@ def arms(lab: Lab, seed: int, num_members: int) -> Iterator[tuple[str, dict[str,
 
 
 if __name__ == "__main__":
-    chosen_options = tyro.cli(LatePhaseOptions, prog="python -m experiments.late_phase", description=__doc__)
+    chosen_options = tyro.cli(
+        LatePhaseOptions, prog="python -m experiments.late_phase", description=(__doc__ or "").partition("\n\n")[0]
+    )
     run(
         chosen_options,
         Lab(load(chosen_options.data_dir), chosen_options),
