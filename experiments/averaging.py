@@ -166,7 +166,6 @@ def load(data_dir: Path) -> Dataset:
 
 
 if __name__ == "__main__":
-    chosen_options = tyro.cli(
-        AveragingOptions, prog="python -m experiments.averaging", description=(__doc__ or "").partition("\n\n")[0]
-    )
+    summary = (__doc__ or "").partition("\n\n")[0]
+    chosen_options = tyro.cli(AveragingOptions, prog="python -m experiments.averaging", description=summary)
     run(chosen_options, Lab(load(chosen_options.data_dir), chosen_options), arms)

@@ -16,8 +16,8 @@ Accuracies in %, mean ± std. The results are in `results/late-phase/`.
 
 What this says. At equal minibatches late-phase weights are as good as plain SGD within the noise, or a little worse,
 and with SWA as good as SWA alone (67.1 in `experiments/averaging.py`). The gain of the paper, 0.3 points on a large
-network after 200 epochs, could not show here; perhaps in a training this short the shared weights miss the steps, of which
-they take a fifth as many in the last four epochs.
+network after 200 epochs, could not show here; perhaps in a training this short the shared weights miss the steps, of
+which they take a fifth as many in the last four epochs.
 """
 
 import dataclasses
@@ -86,9 +86,8 @@ def arms(lab: Lab, seed: int, num_members: int) -> Iterator[tuple[str, dict[str,
 
 
 if __name__ == "__main__":
-    chosen_options = tyro.cli(
-        LatePhaseOptions, prog="python -m experiments.late_phase", description=(__doc__ or "").partition("\n\n")[0]
-    )
+    summary = (__doc__ or "").partition("\n\n")[0]
+    chosen_options = tyro.cli(LatePhaseOptions, prog="python -m experiments.late_phase", description=summary)
     run(
         chosen_options,
         Lab(load(chosen_options.data_dir), chosen_options),
