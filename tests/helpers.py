@@ -1,7 +1,7 @@
 """What several test files need: weights, short trainings, published files, comparisons."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,3 +148,23 @@ def assert_trees_close(actual: Any, expected: Any, *, rtol: float = 1e-5, atol: 
         np.testing.assert_allclose(np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=rtol, atol=atol)
 
     jax.tree.map(assert_leaves_close, actual, expected)
+
+
+def assert_dots_are_precise(fn: Callable[..., Any], *args: Any) -> None:
+    """There are matrix products in a function, and all are of the highest precision."""
+    dots = [equation for equation in equations(jax.make_jaxpr(fn)(*args)) if equation.primitive.name == "dot_general"]
+    assert dots
+    highest = jax.lax.Precision.HIGHEST
+    assert {dot.params["precision"] for dot in dots} == {(highest, highest)}
+
+
+def equations(node: Any) -> Iterator[Any]:
+    """All equations of a jaxpr, and of those in their parameters: of loops, branches and calls."""
+    node = getattr(node, "jaxpr", node)
+    if hasattr(node, "eqns"):
+        for equation in node.eqns:
+            yield equation
+            yield from equations(tuple(equation.params.values()))
+    elif isinstance(node, (tuple, list)):
+        for element in node:
+            yield from equations(element)

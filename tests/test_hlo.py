@@ -11,6 +11,7 @@ import pytest
 
 import wnn_jax
 from tests.helpers import last_plus_one
+from wnn_jax import averaging
 
 # Prime, so that nothing else in the program has as many elements.
 SIZE = 1009
@@ -130,3 +131,22 @@ def test_memory_of_the_state(context: int):
     assert with_nowcast.argument_size_in_bytes == adam.argument_size_in_bytes + history + counters
     # All of it is donated, and its memory used again.
     assert with_nowcast.alias_size_in_bytes == adam.alias_size_in_bytes + history + counters
+
+
+# Averages
+
+
+@pytest.fixture(scope="module", params=["uniform", "lawa"])
+def averaging_step(request: pytest.FixtureRequest) -> Program:
+    make = {"uniform": lambda: averaging.uniform(period=7), "lawa": lambda: averaging.lawa(3, period=7)}
+    return read(compile_step(make[request.param]()))
+
+
+def test_an_average_is_one_conditional(averaging_step: Program):
+    assert averaging_step.num_conditionals == 1
+
+
+def test_a_step_that_does_not_count_passes_over_no_average(averaging_step: Program):
+    assert {"fusion", "conditional", "parameter"} <= {i.opcode for i in averaging_step.on_an_ordinary_step()}
+    assert averaging_step.copies_of_parameters() == []
+    assert averaging_step.parameter_sized_kernels() == read(compile_step()).parameter_sized_kernels()

@@ -127,16 +127,46 @@ def test_start_and_stop(start: int, stop: int | None, jump_steps: list[int]):
 @pytest.mark.parametrize(
     ("scale", "expected"),
     [
-        (0.25, [0.5, 0.5, 0.5]),
-        (0, [0, 0, 0]),
-        (-1.0, [-2, -2, -2]),
-        (lambda index: 1.0 + index, [2, 4, 6]),
-        (optax.linear_schedule(2.0, 0.0, 2), [4, 2, 0]),
+        (0.25, [1.25, 1.25, 1.25]),
+        (0, [1, 1, 1]),
+        (1, [JUMP, JUMP, JUMP]),
+        (-1.0, [0, 0, 0]),
+        (np.float32(2.5), [3.5, 3.5, 3.5]),
+        (lambda index: 1.0 + index, [2, 3, 4]),
+        (optax.linear_schedule(2.0, 0.0, 2), [3, 2, 1]),
     ],
 )
-def test_scale_multiplies_the_jump(scale: Any, expected: list[float]):
+def test_scale_says_how_far_to_go_from_the_ordinary_step_to_the_forecast(scale: Any, expected: list[float]):
     steps = from_zero(12, last_plus_one(context=2), snapshot_every=2, scale=scale)
     assert [steps[t].updates["w"].item() for t in (3, 7, 11)] == expected
+    assert steps[-1].state.num_nowcasts == 3
+
+
+def bits(tree: Any) -> list[list[int]]:
+    """What tells 0 from -0, too."""
+    return [np.asarray(leaf).view(f"int{8 * leaf.dtype.itemsize}").tolist() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("update_dtype", ["same", "float32"])
+@pytest.mark.parametrize("scale", [0.0, lambda index: 0.0 * index], ids=["float", "schedule"])
+def test_at_scale_0_the_update_is_the_optimizers_own_bit_for_bit(dtype: Any, update_dtype: str, scale: Any):
+    random = np.random.default_rng(3)
+    params = {"w": jnp.asarray(random.normal(size=4000), dtype)}
+    # Zeros of both signs, and updates far below the rounding of the weights.
+    values = random.normal(size=4000) * 10.0 ** random.uniform(-7, 1, 4000) * random.integers(0, 2, 4000)
+    updates = {"w": jnp.asarray(values, dtype if update_dtype == "same" else update_dtype)}
+    tx = wnn_jax.nowcast(last_plus_one(context=1), snapshot_every=1, scale=scale)
+    (step,) = train(tx, params, 1, gradient=lambda _: updates)
+    assert bits(step.updates) == bits(updates)
+    assert step.state.num_nowcasts == 1
+
+
+def test_at_scale_0_a_forecast_that_is_not_finite_is_rejected_all_the_same():
+    bad = wnn_jax.leafwise(lambda history, role, horizon: history[-1] * jnp.nan, context=2)
+    steps = from_zero(4, bad, snapshot_every=1, scale=0.0)
+    assert jumps(steps) == {}
+    assert steps[-1].state.num_rejected == 2
 
 
 @pytest.mark.parametrize(("horizon", "expected"), [(3, [4, 4, 4]), (lambda index: 1 + 2 * index, [2, 4, 6])])
@@ -157,10 +187,8 @@ def test_without_a_horizon_the_nowcaster_chooses():
     assert set(seen) == {None}
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_a_jump_is_the_scaled_difference_to_the_parameters_before_the_step(
-    nowcaster: str | wnn_jax.Nowcaster, scale: float
-):
+@pytest.mark.parametrize("scale", [1.0, 0.3, 1.5])
+def test_a_jump_starts_from_the_parameters_after_the_optimizers_step(nowcaster: str | wnn_jax.Nowcaster, scale: float):
     params = network_params()
     tx = optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=2, scale=scale))
     adam_alone = train(optax.adam(0.1), params, 10)
@@ -171,8 +199,9 @@ def test_a_jump_is_the_scaled_difference_to_the_parameters_before_the_step(
     predict = wnn_jax.load(nowcaster) if isinstance(nowcaster, str) else nowcaster
     window = [adam_alone[t].params for t in (1, 3, 5, 7, 9)]
     prediction = jax.jit(lambda window: predict(window, wnn_jax.default_roles(params), None))(window)
-    expected = jax.tree.map(lambda new, old: scale * (new - old), prediction, steps[8].params)
-    assert_trees_close(steps[9].updates, expected)
+    arrival = jax.tree.map(lambda new, after: after + scale * (new - after), prediction, adam_alone[9].params)
+    assert_trees_close(steps[9].params, arrival)
+    assert_trees_close(steps[9].updates, jax.tree.map(jnp.subtract, arrival, steps[8].params))
     # Adam goes on as if nothing had happened.
     assert_trees_close(steps[9].state[0], adam_alone[9].state)
 
@@ -377,7 +406,7 @@ def test_horizon_must_be_a_positive_int_or_a_schedule(value: Any):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0", True, None])
 def test_scale_must_be_a_finite_float_or_a_schedule(value: Any):
-    with pytest.raises(ValueError, match=rf"scale={re.escape(repr(value))} must be a finite float, or a schedule"):
+    with pytest.raises(ValueError, match=rf"scale={re.escape(repr(value))} must be a finite float: .* or a schedule"):
         wnn_jax.nowcast(snapshot_every=1, scale=value)
 
 
@@ -407,7 +436,7 @@ def test_a_history_of_no_floats_is_refused(dtype: Any):
 
 @pytest.mark.parametrize("kind", ["device", "disk", 1])
 def test_other_kinds_of_memory_are_refused(kind: Any):
-    with pytest.raises(ValueError, match=r"history_memory_kind=.* must be 'pinned_host', or None"):
+    with pytest.raises(ValueError, match=r"history_memory_kind=.* must be 'pinned_host': .* or None"):
         wnn_jax.nowcast(snapshot_every=1, history_memory_kind=kind)
 
 

@@ -43,7 +43,7 @@ def test_wrong_number_of_snapshots():
 
 @pytest.mark.parametrize("context", [0, -1, 2.0, True])
 def test_bad_context(context: Any):
-    with pytest.raises(ValueError, match=rf"context={context!r} must be a positive int"):
+    with pytest.raises(ValueError, match=rf"context={context!r} must be an int >= 1: the number of snapshots"):
         wnn_jax.leafwise(lambda history, role, horizon: history[-1], context=context)
 
 

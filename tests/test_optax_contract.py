@@ -139,7 +139,7 @@ def test_injected_hyperparams_can_be_changed():
     state.hyperparams["snapshot_every"] = jnp.array(1)
     state.hyperparams["scale"] = jnp.array(10.0)
     steps = train(tx, params, 5, gradient=ones_like, state=state)
-    assert [step.updates["w"].item() for step in steps] == [1, 1, 1, 1, 20]
+    assert [step.updates["w"].item() for step in steps] == [1, 1, 1, 1, 1 + 10]
 
 
 def test_inside_multi_steps(tx: Any, steps: list[Step]):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wnn_jax._checks import check_int
+
 
 def decaying_horizon(num_nowcasts: int, *, first: int = 40, last: int = 1) -> Callable[[Any], jax.Array]:
     """A schedule for `nowcast(horizon=...)`: far at the beginning of training, near at its end.
@@ -34,9 +36,9 @@ def decaying_horizon(num_nowcasts: int, *, first: int = 40, last: int = 1) -> Ca
       Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
       <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
     """
-    for name, value in (("num_nowcasts", num_nowcasts), ("first", first), ("last", last)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name}={value!r} must be an int >= 1.")
+    num_nowcasts = check_int("num_nowcasts", num_nowcasts, "how many nowcasts the training has", minimum=1)
+    first = check_int("first", first, "the horizon of the first nowcast, in snapshots", minimum=1)
+    last = check_int("last", last, "the horizon of the last nowcast, in snapshots", minimum=1)
     roots = np.linspace(np.sqrt(first), np.sqrt(last), num_nowcasts)
     horizons = np.round(roots**2).astype(np.int32)
     return lambda index: jnp.asarray(horizons)[jnp.clip(index, 0, num_nowcasts - 1)]

@@ -1,17 +1,16 @@
 """Weight nowcasting as an Optax transformation."""
 
-import math
 import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
-import jax.custom_batching
 import jax.numpy as jnp
-import numpy as np
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
+from wnn_jax._checks import check_choice, check_float, check_float_dtype, check_int, is_injected, is_int
+from wnn_jax._conditionals import any_member
 from wnn_jax._history import History, HistoryFormat
 from wnn_jax._nowcaster import Nowcaster
 from wnn_jax._roles import RolesLike, resolve_roles
@@ -57,9 +56,10 @@ def nowcast(
     :math:`cs`. At that step the update is
 
     .. math::
-      u = \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs-1})
+      u = w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs}) - w_{cs-1}
 
-    in place of the optimizer's own. At every other step the update passes through untouched. A new, empty
+    in place of the optimizer's own :math:`w_{cs} - w_{cs-1}`. With a `scale` of 1 the parameters become the forecast,
+    and with 0 they stay those of plain training. At every other step the update passes through untouched. A new, empty
     window begins after each forecast, so that none ever spans a jump; one cycle is :math:`cs` steps. The states
     of the transformations before this one (the moments of Adam, say) are left alone.
 
@@ -74,7 +74,8 @@ def nowcast(
         function from the parameters to such a tree. Default: `wnn_jax.default_roles`.
       horizon: how many snapshots beyond the last one to forecast, an int >= 1 or a schedule of the nowcast's
         index (0 for the first). Only for nowcasters that take one; `None` leaves the choice to the nowcaster.
-      scale: multiplies the jump, a float or a schedule of the nowcast's index.
+      scale: how far to go along the jump, from where the optimizer's own step leads to the forecast: a float or a
+        schedule of the nowcast's index. 0 is plain training exactly, 1 the forecast, more goes beyond it.
       start: the first step that may take a snapshot. Steps are numbered from 0, as by Optax's schedules.
         Snapshots stay on the multiples of `snapshot_every` whatever `start` is.
       stop: the first step that may no longer jump; `None` for never.
@@ -131,15 +132,31 @@ def nowcast(
     if isinstance(nowcaster, (str, os.PathLike)):
         nowcaster = load(nowcaster)
     context = _check_nowcaster(nowcaster)
-    _check_int("snapshot_every", snapshot_every, "the number of optimizer steps between snapshots", minimum=1)
-    _check_int("start", start, "the first step that may take a snapshot", minimum=0)
+    snapshot_every = check_int(
+        "snapshot_every",
+        snapshot_every,
+        "the number of optimizer steps between snapshots",
+        minimum=1,
+        or_injected=True,
+    )
+    start = check_int("start", start, "the first step that may take a snapshot", minimum=0, or_injected=True)
     if stop is not None:
-        _check_int("stop", stop, "the first step that may no longer jump, or None for never", minimum=1)
-        if not _is_hyperparameter(start) and not _is_hyperparameter(stop) and stop <= start:
+        meaning = "the first step that may no longer jump, or None for never"
+        stop = check_int("stop", stop, meaning, minimum=1, or_injected=True)
+        if not is_injected(start) and not is_injected(stop) and stop <= start:
             raise ValueError(f"stop={stop} must be greater than start={start}; pass stop=None to never stop.")
-    _check_horizon(horizon, nowcaster)
-    _check_scale(scale)
-    _check_history(history_dtype, history_memory_kind)
+    _check_takes_horizon(horizon, nowcaster)
+    if horizon is not None and not callable(horizon):
+        meaning = "the number of snapshots to forecast ahead, or a schedule of it"
+        horizon = check_int("horizon", horizon, meaning, minimum=1, or_injected=True)
+    if not callable(scale):
+        scale = check_float("scale", scale, "how far to go along the jump, or a schedule of it", or_injected=True)
+    if history_dtype is not None:
+        meaning = "what to keep the snapshots after the first in, or None for that of the parameters"
+        check_float_dtype("history_dtype", history_dtype, meaning)
+    if history_memory_kind is not None:
+        meaning = "the memory to keep snapshots in, or None for where the parameters are"
+        check_choice("history_memory_kind", history_memory_kind, ("pinned_host",), meaning)
     history_format = HistoryFormat(context - 1, history_dtype, history_memory_kind)
 
     def init_fn(params: Any) -> NowcastState:
@@ -176,7 +193,7 @@ def nowcast(
             return history_format.write(history, slot_now, optax.apply_updates(params, updates))
 
         history = jax.lax.cond(
-            _any_member(is_recording), record, lambda history, *_: history, state.history, params, updates
+            any_member(is_recording), record, lambda history, *_: history, state.history, params, updates
         )
 
         index = state.num_nowcasts + state.num_rejected
@@ -191,20 +208,24 @@ def nowcast(
                 prediction = _hold_frozen(prediction, window)
 
             def replace(prediction: Any, params: Any) -> Any:
+                after = optax.apply_updates(params, updates)
                 return jax.tree.map(
-                    lambda predicted, param, update: _difference(predicted, param, scale_now).astype(update.dtype),
+                    lambda predicted, own, param, update: _jump(predicted, own, param, scale_now).astype(update.dtype),
                     prediction,
+                    after,
                     params,
                     updates,
                 )
 
             # Twice, once for the check, rather than once and kept: the one is reading, the other a copy of the model.
             accepted = is_jump & _all_finite(replace(prediction, jax.lax.optimization_barrier(params)))
+            # A jump of no length counts, or schedules of the nowcast's index would stop at it, but changes no bit.
+            is_replaced = accepted & (scale_now != 0)
             replacement = replace(prediction, params)
-            return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), replacement, updates), accepted
+            return jax.tree.map(lambda new, old: jnp.where(is_replaced, new, old), replacement, updates), accepted
 
         updates, accepted = jax.lax.cond(
-            _any_member(is_jump),
+            any_member(is_jump),
             jump,
             lambda updates, *_: (updates, jnp.zeros_like(is_jump)),
             updates,
@@ -221,25 +242,13 @@ def nowcast(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
-@jax.custom_batching.custom_vmap
-def _any_member(predicate: jax.Array) -> jax.Array:
-    """The predicate itself; under `vmap`, one unbatched scalar: whether it holds for any member of the batch.
-
-    `vmap` turns a conditional on a batched predicate into a select, which runs both branches at every step.
-    """
-    return predicate
-
-
-@_any_member.def_vmap
-def _any_member_vmap(axis_size: int, in_batched: list[bool], predicate: jax.Array) -> tuple[jax.Array, bool]:  # pyright: ignore[reportUnusedFunction]
-    del axis_size
-    return _any_member(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
-
-
-def _difference(predicted: jax.Array, param: jax.Array, scale: Any) -> jax.Array:
+def _jump(predicted: jax.Array, after: jax.Array, param: jax.Array, scale: Any) -> jax.Array:
+    """The update that leads from `param` to `after + scale * (predicted - after)`."""
     # In at least fp32: what bf16 loses in a difference would move the parameters off the prediction.
     dtype = jnp.promote_types(param.dtype, jnp.float32)
-    return scale * (predicted.astype(dtype) - param.astype(dtype))
+    param = param.astype(dtype)
+    # Of this form, because at scale 1 nothing but the difference from the prediction is left, rounded once.
+    return (1 - scale) * (after.astype(dtype) - param) + scale * (predicted.astype(dtype) - param)
 
 
 def _hold_frozen(prediction: Any, window: History) -> Any:
@@ -264,66 +273,20 @@ def _all_finite(tree: Any) -> jax.Array:
 
 def _check_nowcaster(nowcaster: Any) -> int:
     """The context of a nowcaster."""
-    context = getattr(nowcaster, "context", None)
-    if (
-        isinstance(nowcaster, type)
-        or not callable(nowcaster)
-        or isinstance(context, bool)
-        or not isinstance(context, int)
-        or context < 1
-    ):
+    context: Any = getattr(nowcaster, "context", None)
+    if isinstance(nowcaster, type) or not callable(nowcaster) or not is_int(context) or context < 1:
         raise ValueError(
             f"nowcaster={nowcaster!r} is not a nowcaster: it must be callable and have a positive int `context`. Pass "
             "a name from wnn_jax.available(), the path of a saved nowcaster, or make one with wnn_jax.leafwise."
         )
-    return context
+    return int(context)
 
 
-def _is_hyperparameter(value: Any) -> bool:
-    """Whether `optax.inject_hyperparams` keeps this value in its state, so that only its type is known."""
-    return isinstance(value, jax.Array) and value.ndim == 0
-
-
-def _check_int(name: str, value: Any, meaning: str, *, minimum: int) -> None:
-    if _is_hyperparameter(value) and jnp.issubdtype(value.dtype, jnp.integer):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name}={value!r} must be an int >= {minimum}: {meaning}.")
-
-
-def _check_horizon(horizon: Any, nowcaster: Nowcaster) -> None:
-    if horizon is None:
-        return
-    if not getattr(nowcaster, "takes_horizon", True):
+def _check_takes_horizon(horizon: Any, nowcaster: Nowcaster) -> None:
+    if horizon is not None and not getattr(nowcaster, "takes_horizon", True):
         raise ValueError(
             f"horizon={horizon!r} was given, but {type(nowcaster).__name__} takes none: its horizon is fixed by its "
             "training. Leave horizon out; `scale` changes the length of the jump."
-        )
-    if not callable(horizon):
-        _check_int("horizon", horizon, "the number of snapshots to forecast ahead, or a schedule of it", minimum=1)
-
-
-def _check_scale(scale: Any) -> None:
-    if callable(scale) or _is_hyperparameter(scale):
-        return
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"scale={scale!r} must be a finite float, or a schedule of the nowcast's index.")
-
-
-def _check_history(dtype: Any, memory_kind: Any) -> None:
-    try:
-        is_float = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        is_float = False
-    if not is_float:
-        raise ValueError(
-            f"history_dtype={dtype!r} must be a floating-point dtype, such as jnp.bfloat16, or None to keep snapshots "
-            "as the parameters are."
-        )
-    if memory_kind not in (None, "pinned_host"):
-        raise ValueError(
-            f"history_memory_kind={memory_kind!r} must be 'pinned_host', or None to keep snapshots where the "
-            "parameters are."
         )
 
 

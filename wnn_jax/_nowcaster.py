@@ -1,12 +1,14 @@
 """What a nowcaster is: the protocol, and an adapter for functions of one leaf."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from wnn_jax._checks import check_int
 from wnn_jax._roles import ROLES
 
 LeafHistory = tuple[jax.Array, ...]
@@ -49,7 +51,7 @@ class Nowcaster(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Leafwise:
     """A nowcaster that treats every leaf on its own."""
 
@@ -57,6 +59,9 @@ class _Leafwise:
     context: int
     roles: tuple[str, ...]
     takes_horizon: bool
+
+    def __repr__(self) -> str:
+        return summarize_nowcaster(self, fn=getattr(self.fn, "__qualname__", type(self.fn).__name__))
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
         if len(history) != self.context:
@@ -106,8 +111,24 @@ def leafwise(
       >>> momentum([{"w": jnp.array(1.0)}, {"w": jnp.array(2.0)}], {"w": "bias"}, None)["w"].item()
       2.5
     """
-    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
-        raise ValueError(f"context={context!r} must be a positive int: the number of snapshots fn needs.")
+    context = check_int("context", context, "the number of snapshots fn needs", minimum=1)
     if unknown := sorted(set(roles) - set(ROLES)):
         raise ValueError(f"roles={unknown} are unknown; choose from {', '.join(ROLES)}.")
     return _Leafwise(fn, context, tuple(roles), takes_horizon)
+
+
+def summarize_nowcaster(nowcaster: Nowcaster, params: Any = (), **settings: Any) -> str:
+    """The `repr` of a nowcaster: one short line without its weights.
+
+    Args:
+      nowcaster: what to summarize.
+      params: its weights, a tree of arrays.
+      **settings: what else tells it from others of its class.
+
+    Returns:
+      `ClassName(setting='value', 1,234 weights, context=5)`.
+    """
+    num_weights = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+    shown = [f"{name}={value!r}" for name, value in settings.items()]
+    name = type(nowcaster).__name__.lstrip("_")
+    return f"{name}({', '.join([*shown, f'{num_weights:,} weights', f'context={nowcaster.context}'])})"

@@ -1,12 +1,13 @@
 """Saving nowcasters, and finding them again by name or by path."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax.numpy as jnp
@@ -14,15 +15,13 @@ import numpy as np
 
 from wnn_jax._files import replace_on_success
 from wnn_jax._nowcaster import Nowcaster
-from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters import CURVES, WNN, AdaptiveLinear, CurveFit, WNNPlus
+from wnn_jax.nowcasters import CLASSES, CURVES, CurveFit
 
 # What `nowcast` uses by default: of the bundled ones, that which saves most training.
 DEFAULT_NOWCASTER = "adaptive-linear"
 
 _FORMAT = "wnn_jax.nowcaster"
 _VERSION = 1
-_CLASSES = {cls.__name__: cls for cls in (WNN, WNNPlus, AdaptiveLinear, CurveFit)}
 # What reading a damaged archive can raise, from the zip directory down to an array's header and its data.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError, RuntimeError)
 
@@ -96,20 +95,14 @@ def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
       >>> sorted(wnn_jax.load(path).params)
       ['bias', 'conv', 'dense']
     """
-    if not isinstance(nowcaster, tuple(_CLASSES.values())):
-        raise ValueError(
-            f"nowcaster={nowcaster!r} cannot be saved: its class is none of {', '.join(_CLASSES)}. A nowcaster made "
-            "from a function (wnn_jax.leafwise) is code; keep it in a module."
-        )
-    settings = {field.name: getattr(nowcaster, field.name) for field in dataclasses.fields(nowcaster)}
-    params = settings.pop("params", {})
+    content = _content(nowcaster, "saved")
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
-        "class": type(nowcaster).__name__,
+        "class": content.class_name,
         "context": nowcaster.context,
-        "roles": sorted(params) if isinstance(nowcaster, WNN) else list(ROLES),
-        "settings": settings,
+        "roles": content.roles,
+        "settings": content.settings,
     }
     try:
         metadata_json = json.dumps(metadata)
@@ -117,12 +110,66 @@ def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
         raise TypeError(
             f"nowcaster.record cannot be saved: {error}. Make it of dicts, lists, strings, numbers, booleans and None."
         ) from error
-    arrays = {
-        f"params/{name}": _portable(array)
-        for name, array in flax.traverse_util.flatten_dict(dict(params), sep="/").items()
-    }
+    arrays = {f"params/{name}": array for name, array in content.params.items()}
     with replace_on_success(Path(path)) as temporary, temporary.open("wb") as file:
         np.savez(file, metadata=np.array(metadata_json), **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def fingerprint(nowcaster: Nowcaster) -> str:
+    """Tells whether two nowcasters are the same, without having both.
+
+    Args:
+      nowcaster: of one of the classes of `wnn_jax.nowcasters`.
+
+    Returns:
+      A SHA-256 in hexadecimal digits over the nowcaster's class, its settings without the record of its training, and
+      all its weights. It is the same for a nowcaster that was saved and loaded again.
+
+    Raises:
+      ValueError: if `nowcaster` is of another class: what a function does cannot be told from its data.
+    """
+    content = _content(nowcaster, "given a fingerprint")
+    settings = {name: value for name, value in content.settings.items() if name != "record"}
+    digest = hashlib.sha256()
+
+    def add(part: bytes) -> None:
+        # With its length, so that no part can be taken for the end of another.
+        digest.update(len(part).to_bytes(8, "little") + part)
+
+    add(json.dumps([content.class_name, settings], sort_keys=True).encode())
+    for name, array in sorted(content.params.items()):
+        add(json.dumps([name, array.shape, array.dtype.name]).encode())
+        add(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+class _Content(NamedTuple):
+    """What makes a nowcaster.
+
+    Attributes:
+      class_name: the name of its class in `wnn_jax.nowcasters.CLASSES`.
+      roles: the roles that it forecasts.
+      settings: its fields without the weights.
+      params: its weights, by path-like names.
+    """
+
+    class_name: str
+    roles: list[str]
+    settings: dict[str, Any]
+    params: dict[str, np.ndarray]
+
+
+def _content(nowcaster: Any, purpose: str) -> _Content:
+    name = type(nowcaster).__name__
+    # A subclass is another class, even of the same name: it could not be made again.
+    if CLASSES.get(name) is not type(nowcaster):
+        raise ValueError(
+            f"nowcaster={nowcaster!r} cannot be {purpose}: its class is none of {', '.join(CLASSES)}. A nowcaster made "
+            "from a function (wnn_jax.leafwise) is code; keep it in a module."
+        )
+    settings = {field.name: getattr(nowcaster, field.name) for field in dataclasses.fields(nowcaster)}
+    params = flax.traverse_util.flatten_dict(dict(settings.pop("params", {})), sep="/")
+    return _Content(name, list(nowcaster.roles), settings, {path: _portable(leaf) for path, leaf in params.items()})
 
 
 def _read(path: Path) -> Nowcaster:
@@ -144,7 +191,7 @@ def _read(path: Path) -> Nowcaster:
             f"{path} has format version {version}, but this wnn_jax reads up to {_VERSION}; upgrade wnn_jax to load it."
         )
     try:
-        cls = _CLASSES[metadata["class"]]
+        cls = CLASSES[metadata["class"]]
         params = {name.removeprefix("params/"): jnp.asarray(array) for name, array in content.items()}
         settings = metadata["settings"]
         if params:

@@ -114,6 +114,45 @@ def test_update_needs_params(kind: Any):
         tx.update(network_params(), tx.init(network_params()))
 
 
+def is_counted(t: int) -> bool:
+    return t % 3 == 2
+
+
+@pytest.mark.parametrize("name", ["uniform", "lawa"])
+def test_what_is_not_finite_on_steps_that_do_not_count_stays_out(name: str):
+    tx, read = {
+        "uniform": (averaging.uniform(period=3), averaging.uniform_eval_params),
+        "lawa": (averaging.lawa(2, period=3), averaging.lawa_eval_params),
+    }[name]
+    update = jax.jit(tx.update)
+    params = {"w": jnp.zeros(4)}
+    state = tx.init(params)
+    for t in range(6):
+        step = jnp.full(4, float(t) if is_counted(t) else (jnp.nan, jnp.inf)[t % 2])
+        _, state = update({"w": step}, state, params)
+    assert_trees_equal(read(state, params), {"w": jnp.full(4, (2 + 5) / 2)})
+
+
+@pytest.mark.parametrize("name", ["uniform", "lawa"])
+def test_seeds_at_different_steps_equal_separate_runs(name: str):
+    """Some members of a batch count on a step on which others do not, and must leave these alone."""
+    make, read = TRANSFORMS[name]
+    tx = make()
+    update = jax.jit(jax.vmap(tx.update))
+    seeds = [jax.tree.map(lambda leaf, seed=seed: leaf + seed, network_params()) for seed in range(3)]
+    runs = [trained(tx, 12, params)[seed:] for seed, params in enumerate(seeds)]
+
+    def stack(trees: list[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    state = stack([run[0].state[1] for run in runs])
+    for t in range(1, 10):
+        params = stack([run[t].params for run in runs])
+        _, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
+    expected = [read(run[9].state, run[9].params) for run in runs]
+    assert_trees_close(jax.vmap(read)(state, stack([run[9].params for run in runs])), stack(expected))
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "2"])
 def test_periods_and_sizes_are_positive_ints(value: Any):
     makers: list[tuple[Any, dict[str, Any]]] = [
@@ -128,5 +167,5 @@ def test_periods_and_sizes_are_positive_ints(value: Any):
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, True, "0.9", float("nan")])
 def test_decays_are_shares(decay: Any):
-    with pytest.raises(ValueError, match=r"decay=.* must be a float >= 0 and < 1"):
+    with pytest.raises(ValueError, match=r"decay=.* must be a finite float >= 0 and < 1: what is left"):
         averaging.ema(decay)

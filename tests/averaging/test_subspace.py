@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.helpers import COLLECTIVES, assert_trees_close, train
+from tests.helpers import COLLECTIVES, assert_dots_are_precise, assert_trees_close, train
 from wnn_jax import averaging
 from wnn_jax.averaging._packing import pack, unpack_one
 
@@ -267,14 +267,36 @@ def test_equal_checkpoints_are_refused(form: Any):
         averaging.make_subspace(path(1) * 3, form=form)
 
 
-@pytest.mark.parametrize("options", [{"bits": 3}, {"bits": 0}, {"bits": 4, "form": "orthonormal"}])
-def test_other_bits_are_refused(options: Any):
-    with pytest.raises(ValueError, match=r"bits=\d must be one of \(1, 2, 4, 8\) with form='deltas'"):
-        averaging.make_subspace(path(2), **options)
+@pytest.mark.parametrize("bits", [3, 0, True, 4.0, "4"])
+def test_other_bits_are_refused(bits: Any):
+    with pytest.raises(ValueError, match=r"bits=.* must be one of 1, 2, 4, 8: "):
+        averaging.make_subspace(path(2), bits=bits)
+
+
+def test_few_bits_of_the_other_form_are_refused():
+    with pytest.raises(ValueError, match=r"bits=4 must be None for form='orthonormal'; only form='deltas'"):
+        averaging.make_subspace(path(2), bits=4, form="orthonormal")
 
 
 def test_unknown_forms_and_starts_are_refused():
     with pytest.raises(ValueError, match="form='other' must be 'deltas' or 'orthonormal'"):
         averaging.make_subspace(path(2), form="other")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="start='first' must be 'mean'"):
+    with pytest.raises(ValueError, match="start='first' must be 'mean' or 'last'"):
         averaging.init_coefficients(averaging.make_subspace(path(2)), "first")  # pyright: ignore[reportArgumentType]
+
+
+def test_matrix_products_are_of_the_highest_precision(form: Any):
+    """The default of accelerators would round the weights that they make."""
+    subspace = averaging.make_subspace(path(4), form=form)
+    coefficients = averaging.init_coefficients(subspace)
+    updates = path(1)[0]
+    tx = averaging.project_onto_subspace(subspace)
+    assert_dots_are_precise(averaging.combine, subspace, coefficients)
+    assert_dots_are_precise(
+        jax.grad(lambda x: optax.tree.norm(averaging.combine(subspace, x), squared=True)), coefficients
+    )
+    assert_dots_are_precise(lambda updates: tx.update(updates, tx.init(updates)), updates)
+    if form == "orthonormal":
+        assert_dots_are_precise(averaging.init_coefficients, subspace)
+        assert_dots_are_precise(lambda subspace: averaging.init_coefficients(subspace, "last"), subspace)
+        assert_dots_are_precise(averaging.averaging_coefficients, subspace, coefficients)

@@ -80,13 +80,13 @@ def test_is_a_nowcaster():
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match=r"kind='cubic'.*linear, quadratic.*x_exp_x"):
+    with pytest.raises(ValueError, match=r"kind='cubic' must be one of 'linear', 'quadratic'.*'x_exp_x': the curve"):
         CurveFit("cubic")
 
 
 @pytest.mark.parametrize("chunk_size", [0, 2.0, True])
 def test_bad_chunk_size(chunk_size: Any):
-    with pytest.raises(ValueError, match=rf"chunk_size={chunk_size} must be a positive int"):
+    with pytest.raises(ValueError, match=rf"chunk_size={chunk_size} must be an int >= 1: how many weights"):
         CurveFit("power", chunk_size=chunk_size)
 
 

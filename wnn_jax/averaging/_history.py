@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wnn_jax._checks import check_float_dtype, check_int
+
 
 class WeightHistory:
     """Collects parameters along a training: in memory, or on disk with Orbax.
@@ -46,13 +48,12 @@ class WeightHistory:
         dtype: Any = None,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        for name, value, minimum in (("period", period, 1), ("size", size, 1), ("start_step", start_step, 0)):
-            if name == "size" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ValueError(f"{name}={value!r} must be an int >= {minimum}.")
-        if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-            raise ValueError(f"dtype={dtype!r} must be a floating-point dtype, or None for that of the parameters.")
+        period = check_int("period", period, "the number of steps between checkpoints", minimum=1)
+        if size is not None:
+            size = check_int("size", size, "how many of the latest checkpoints to keep, or None for all", minimum=1)
+        start_step = check_int("start_step", start_step, "the first step that counts", minimum=0)
+        if dtype is not None:
+            check_float_dtype("dtype", dtype, "what to keep checkpoints in, or None for that of the parameters")
         self._period = period
         self._size = size
         self._start_step = start_step

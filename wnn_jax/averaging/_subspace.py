@@ -11,9 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wnn_jax._checks import check_choice
 from wnn_jax.averaging._packing import BITS, Packed, pack, unpack_one
 
 Coefficients = Any
+
+# On accelerators the default rounds the factors, which are weights here, to fewer bits than they have.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_tensordot = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.partial(
@@ -75,10 +80,11 @@ def make_subspace(
       Li et al., `Trainable Weight Averaging: A General Approach for Subspace Training
       <https://arxiv.org/abs/2205.13104>`_: ICLR 2023 for `"orthonormal"`, 2025 for `"deltas"` and few bits
     """
-    if form not in ("deltas", "orthonormal"):
-        raise ValueError(f"form={form!r} must be 'deltas' or 'orthonormal'.")
-    if bits is not None and (bits not in BITS or form != "deltas"):
-        raise ValueError(f"bits={bits!r} must be one of {BITS} with form='deltas', or None; form={form!r}.")
+    form = check_choice("form", form, ("deltas", "orthonormal"), "what the coefficients are of")
+    if bits is not None:
+        bits = check_choice("bits", bits, BITS, "the bits of a number in the directions, or None for all")
+        if form != "deltas":
+            raise ValueError(f"bits={bits} must be None for form={form!r}; only form='deltas' can be kept in few bits.")
     trees = list(checkpoints)
     _check_checkpoints(trees)
     wide = [jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree) for tree in trees]
@@ -123,8 +129,7 @@ def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean
     Raises:
       ValueError: if `start` is unknown.
     """
-    if start not in ("mean", "last"):
-        raise ValueError(f"start={start!r} must be 'mean', the uniform average, or 'last', the last checkpoint.")
+    check_choice("start", start, ("mean", "last"), "start from the uniform average, or from the last checkpoint")
     if subspace.form == "deltas":
         # The last checkpoint is the last direction.
         return jax.tree.map(
@@ -135,7 +140,7 @@ def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean
     of_last = jnp.zeros(subspace.size).at[-1].set(1.0)
     if start == "last":
         return jnp.linalg.solve(subspace.mixing.T, of_last)
-    return subspace.mixing @ _project(subspace.directions, subspace.mean)
+    return _matmul(subspace.mixing, _project(subspace.directions, subspace.mean))
 
 
 def combine(subspace: Subspace, coefficients: Coefficients) -> Any:
@@ -149,11 +154,11 @@ def combine(subspace: Subspace, coefficients: Coefficients) -> Any:
       A tree like the parameters, in float32 or wider.
     """
     if subspace.form == "orthonormal":
-        weights = subspace.mixing.T @ coefficients
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), subspace.directions)
+        weights = _matmul(subspace.mixing.T, coefficients)
+        return jax.tree.map(lambda leaf: _tensordot(weights, leaf), subspace.directions)
     if subspace.bits is None:
         return jax.tree.map(
-            lambda mean, leaf, x: mean + jnp.tensordot(x, leaf, axes=1),
+            lambda mean, leaf, x: mean + _tensordot(x, leaf),
             subspace.mean,
             subspace.directions,
             coefficients,
@@ -182,8 +187,8 @@ def averaging_coefficients(subspace: Subspace, coefficients: Coefficients) -> An
     """
     if subspace.form == "deltas":
         return jax.tree.map(lambda x, norm: x / norm, coefficients, subspace.norms)
-    of_moves = (subspace.mixing.T @ coefficients)[:-1]
-    total = (subspace.mixing.T @ coefficients)[-1]
+    weights = _matmul(subspace.mixing.T, coefficients)
+    of_moves, total = weights[:-1], weights[-1]
     return jnp.append(of_moves, total - of_moves.sum())
 
 
@@ -241,9 +246,7 @@ def _add_packed(mean: jax.Array, packed: Packed, coefficients: jax.Array, bits: 
 def _project(directions: Any, tree: Any) -> jax.Array:
     """The inner products of the directions with weights."""
     products = jax.tree.map(
-        lambda leaf, other: jnp.tensordot(
-            leaf.reshape(len(leaf), -1), other.reshape(-1), axes=1, precision=jax.lax.Precision.HIGHEST
-        ),
+        lambda leaf, other: _tensordot(leaf.reshape(len(leaf), -1), other.reshape(-1)),
         directions,
         tree,
     )

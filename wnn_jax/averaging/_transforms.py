@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
+from wnn_jax._checks import check_float, check_int
+from wnn_jax._conditionals import any_member
+
 State = TypeVar("State", bound="UniformState | LawaState | EmaState")
 
 
@@ -89,8 +92,7 @@ def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformatio
       Izmailov et al., `Averaging Weights Leads to Wider Optima and Better Generalization
       <https://arxiv.org/abs/1803.05407>`_, UAI 2018
     """
-    _check_int("start_step", start_step, 0)
-    _check_int("period", period, 1)
+    start_step, period = _check_start_and_period(start_step, period)
 
     def init_fn(params: Any) -> UniformState:
         zero = jnp.zeros([], jnp.int32)
@@ -99,12 +101,21 @@ def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformatio
     def update_fn(updates: Any, state: UniformState, params: Any = None, **extra_args: Any) -> tuple[Any, UniformState]:
         del extra_args
         new_params = _after(params, updates)
-        counts = _is_taken(state.step, start_step, period)
-        num_averaged = state.num_averaged + counts
-        share = jnp.where(counts, 1 / jnp.maximum(num_averaged, 1), 0.0)
-        average = jax.tree.map(
-            lambda mean, new: mean + share.astype(mean.dtype) * (new - mean), state.average, new_params
-        )
+        is_counted = _is_taken(state.step, start_step, period)
+        num_averaged = state.num_averaged + is_counted
+
+        def add(average: Any, new_params: Any) -> Any:
+            share = 1 / jnp.maximum(num_averaged, 1)
+
+            def add_leaf(mean: jax.Array, new: jax.Array) -> jax.Array:
+                return jnp.where(is_counted, mean + share.astype(mean.dtype) * (new - mean), mean)
+
+            return jax.tree.map(add_leaf, average, new_params)
+
+        # The branch that writes is the one on True and returns no more than it writes: on a step that does not count
+        # XLA then copies nothing. It is given the parameters after the step, which training makes anyway: were it given
+        # those before, these would be copied, because training writes the new ones in their place.
+        average = jax.lax.cond(any_member(is_counted), add, lambda average, _: average, state.average, new_params)
         return updates, UniformState(_next(state.step), num_averaged, average)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
@@ -145,9 +156,8 @@ def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTrans
       Kaddour, `Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging
       <https://arxiv.org/abs/2209.14981>`_, 2022
     """
-    _check_int("size", size, 1)
-    _check_int("period", period, 1)
-    _check_int("start_step", start_step, 0)
+    size = check_int("size", size, "how many checkpoints to keep", minimum=1)
+    start_step, period = _check_start_and_period(start_step, period)
 
     def init_fn(params: Any) -> LawaState:
         checkpoints = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(size))
@@ -158,9 +168,16 @@ def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTrans
         new_params = _after(params, updates)
         is_taken = _is_taken(state.step, start_step, period)
         slot = jnp.where(is_taken, state.num_taken % size, -1)
-        checkpoints = tuple(
-            jax.tree.map(lambda new, old, index=index: jnp.where(slot == index, new, old), new_params, checkpoint)
-            for index, checkpoint in enumerate(state.checkpoints)
+
+        def take(checkpoints: tuple[Any, ...], new_params: Any) -> tuple[Any, ...]:
+            return tuple(
+                jax.tree.map(lambda new, old, index=index: jnp.where(slot == index, new, old), new_params, checkpoint)
+                for index, checkpoint in enumerate(checkpoints)
+            )
+
+        # As in `uniform`.
+        checkpoints = jax.lax.cond(
+            any_member(is_taken), take, lambda checkpoints, _: checkpoints, state.checkpoints, new_params
         )
         return updates, LawaState(_next(state.step), state.num_taken + is_taken, checkpoints)
 
@@ -204,8 +221,7 @@ def ema(decay: float) -> optax.GradientTransformationExtraArgs:
     Raises:
       ValueError: if `decay` is out of its range; at `update`, if `params` is missing.
     """
-    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
-        raise ValueError(f"decay={decay!r} must be a float >= 0 and < 1: what is left of the average after a step.")
+    decay = check_float("decay", decay, "what is left of the average after a step", minimum=0, below=1)
 
     def init_fn(params: Any) -> EmaState:
         return EmaState(jnp.zeros([], jnp.int32), _wide_zeros_like(params), jnp.zeros([], jnp.float32))
@@ -246,6 +262,13 @@ def _after(params: Any, updates: Any) -> Any:
     return optax.apply_updates(params, updates)
 
 
+def _check_start_and_period(start_step: Any, period: Any) -> tuple[int, int]:
+    return (
+        check_int("start_step", start_step, "the first step that counts", minimum=0),
+        check_int("period", period, "the number of steps from what is averaged to the next", minimum=1),
+    )
+
+
 def _is_taken(step: jax.Array, start_step: int, period: int) -> jax.Array:
     return (step >= start_step) & ((step - start_step) % period == period - 1)
 
@@ -274,8 +297,3 @@ def _find(state: Any, kind: type[State]) -> State:
             "state of that one."
         )
     return found[0]
-
-
-def _check_int(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name}={value!r} must be an int >= {minimum}.")

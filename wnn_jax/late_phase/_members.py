@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from wnn_jax._checks import check_float, check_int
 from wnn_jax._roles import default_roles
 
 Mask = Any
@@ -76,9 +76,9 @@ def split_members(
       von Oswald, Kobayashi et al., `Neural Networks with Late-Phase Weights <https://arxiv.org/abs/2007.12927>`_,
       ICLR 2021
     """
-    _check_num_members(num_members)
-    if isinstance(noise_scale, bool) or not isinstance(noise_scale, (int, float)) or not 0 <= noise_scale < np.inf:
-        raise ValueError(f"noise_scale={noise_scale!r} must be a finite float >= 0.")
+    num_members = check_int("num_members", num_members, "how many members to make", minimum=1)
+    meaning = "the standard deviation of the noise, as a share of the root mean square of each tensor"
+    noise_scale = check_float("noise_scale", noise_scale, meaning, minimum=0)
     mask = mask(params) if callable(mask) else mask
     if jax.tree.structure(mask) != jax.tree.structure(params):
         raise ValueError(
@@ -122,8 +122,8 @@ def select_member(split: SplitParams, member: Any) -> Any:
       ValueError: if `member` is an int out of range.
     """
     number = split.num_members
-    if not isinstance(member, jax.Array) and not 0 <= member < number:
-        raise ValueError(f"member={member!r} must be an int from 0 to {number - 1}: there are {number} members.")
+    if not isinstance(member, jax.Array):
+        check_int("member", member, f"there are {number} members", minimum=0, maximum=number - 1)
     index = jnp.clip(jnp.asarray(member), 0, number - 1)
     return merge(split.base, jax.tree.map(lambda leaf: leaf[index], split.members))
 
@@ -155,11 +155,13 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
       and variance one by one would not be. Everything else is averaged as it is.
 
     Raises:
-      ValueError: if `batch_stats` has another number of members, or a module without `mean` and `var`.
+      ValueError: if `epsilon` is no float >= 0; if `batch_stats` has another number of members, or a module without
+        `mean` and `var`.
 
     References:
       von Oswald et al., ICLR 2021
     """
+    epsilon = check_float("epsilon", epsilon, "that of the normalisation layers", minimum=0)
     mean_params = merge(split.base, jax.tree.map(lambda leaf: leaf.mean(axis=0), split.members))
     if batch_stats is None:
         return mean_params, None
@@ -218,8 +220,3 @@ def ensemble_predict(apply_fn: Callable[[Any, Any], jax.Array], split: SplitPara
         return apply_fn(merge(split.base, member), inputs)
 
     return jax.vmap(predict)(split.members).mean(axis=0)
-
-
-def _check_num_members(number: Any) -> None:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"num_members={number!r} must be an int >= 1.")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
+from wnn_jax._checks import check_choice, check_float, check_int
 from wnn_jax.late_phase._members import SplitParams
 
 
@@ -71,10 +72,11 @@ def late_phase(
       von Oswald, Kobayashi et al., `Neural Networks with Late-Phase Weights <https://arxiv.org/abs/2007.12927>`_,
       ICLR 2021
     """
-    if isinstance(num_members, bool) or not isinstance(num_members, int) or num_members < 1:
-        raise ValueError(f"num_members={num_members!r} must be an int >= 1.")
-    if schedule not in ("cycle", "parallel"):
-        raise ValueError(f"schedule={schedule!r} must be 'cycle' or 'parallel'.")
+    num_members = check_int("num_members", num_members, "how many members there are", minimum=1)
+    base_gradient_scale = check_float(
+        "base_gradient_scale", base_gradient_scale, "what multiplies the sum of the gradients of all members"
+    )
+    check_choice("schedule", schedule, ("cycle", "parallel"), "whether an update is of one member or of all")
     base_tx, member_tx = optax.with_extra_args_support(base_tx), optax.with_extra_args_support(member_tx)
 
     def init_fn(params: SplitParams) -> LatePhaseState:

@@ -5,3 +5,8 @@ from wnn_jax.nowcasters.curve_fit import CURVES as CURVES
 from wnn_jax.nowcasters.curve_fit import CurveFit as CurveFit
 from wnn_jax.nowcasters.wnn import WNN as WNN
 from wnn_jax.nowcasters.wnn_plus import WNNPlus as WNNPlus
+
+# The classes that can be saved, and loaded again by their names. Each is a dataclass whose fields make an equal
+# nowcaster: `params`, if there is one, is a tree of weights, and all others are of types that JSON has. Its attribute
+# `roles` has the roles that it forecasts.
+CLASSES = {cls.__name__: cls for cls in (WNN, WNNPlus, AdaptiveLinear, CurveFit)}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from wnn_jax._checks import check_int
 from wnn_jax._nowcaster import LeafHistory
 from wnn_jax.nowcasters._moments import Moments
 from wnn_jax.nowcasters._stream import Stream, streams_of
@@ -179,13 +180,15 @@ def _map_stream(leaf_map: LeafMap, stream: Stream, operands: Any, mesh_axes: tup
     return [mapped[end - size : end] for end, size in zip(ends, stream.sizes, strict=True)]
 
 
-def check_chunk_size(chunk_size: Any) -> None:
+def check_chunk_size(chunk_size: Any) -> int | None:
     """Raises a `ValueError` unless it is one."""
-    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-        raise ValueError(
-            f"chunk_size={chunk_size!r} must be an int >= 1: how many weights to forecast at a time; or None, for "
-            f"{_CHUNK_SIZE_ON_CPU} on CPU and {_CHUNK_SIZE_ELSEWHERE} elsewhere."
-        )
+    if chunk_size is None:
+        return None
+    meaning = (
+        f"how many weights to forecast at a time, or None for {_CHUNK_SIZE_ON_CPU} on CPU and {_CHUNK_SIZE_ELSEWHERE} "
+        "elsewhere"
+    )
+    return check_int("chunk_size", chunk_size, meaning, minimum=1)
 
 
 def _default_chunk_size() -> int:

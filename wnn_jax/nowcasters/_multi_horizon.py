@@ -1,15 +1,16 @@
 """What nowcasters with one network for all roles and many horizons have in common."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._checks import check_int
+from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, map_by_role
 from wnn_jax.nowcasters._moments import Moments, moments_of_tensor
@@ -17,8 +18,12 @@ from wnn_jax.nowcasters._moments import Moments, moments_of_tensor
 CONTEXT = 5
 NUM_HORIZONS = 40
 
+# On accelerators the default rounds the factors to fewer bits than the published outputs agree in.
+_HIGHEST = jax.lax.Precision.HIGHEST
+_Dense = functools.partial(nn.Dense, precision=_HIGHEST)
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MultiHorizonNowcaster:
     """A network that forecasts every weight from its own history and a few statistics of its tensor.
 
@@ -35,6 +40,7 @@ class MultiHorizonNowcaster:
     context = CONTEXT
     takes_horizon = True
     moves_frozen = True
+    roles = ROLES
 
     network_class: ClassVar[type["HorizonNetwork"]]
 
@@ -49,9 +55,12 @@ class MultiHorizonNowcaster:
                 f"params are not the parameters of a {self.network_class.__name__}: they have the shapes "
                 f"{jax.tree.map(jnp.shape, self.params)} where {expected or 'others'} are expected."
             )
-        check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
-        object.__setattr__(self, "default_horizon", int(self.default_horizon))  # JSON has no integers of NumPy.
-        check_chunk_size(self.chunk_size)
+        default_horizon = check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
+        object.__setattr__(self, "default_horizon", default_horizon)
+        object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
+
+    def __repr__(self) -> str:
+        return summarize_nowcaster(self, self.params)
 
     @property
     def network(self) -> "HorizonNetwork":
@@ -85,7 +94,7 @@ class MultiHorizonNowcaster:
         """
         horizon = self.default_horizon if horizon is None else horizon
         if not isinstance(horizon, jax.Array):
-            check_horizon("horizon", horizon, self.network.num_horizons)
+            horizon = check_horizon("horizon", horizon, self.network.num_horizons)
         elif horizon.ndim > 0 or not jnp.issubdtype(horizon.dtype, jnp.integer):
             raise ValueError(f"horizon is of the type {jax.typeof(horizon)}; an array must be a scalar int.")
         clipped = jnp.clip(jnp.asarray(horizon), 1, self.network.num_horizons)
@@ -173,9 +182,9 @@ class HorizonNetwork(nn.Module):
             horizons; or `None` for all of them.
         """
         embedded = nn.Embed(len(ROLES), self.width, name="role")(role)
-        x = nn.Dense(self.width, name="expand")(inputs) + embedded[None]
+        x = _Dense(self.width, name="expand")(inputs) + embedded[None]
         for index in range(self.num_hidden):
-            x = nn.silu(nn.Dense(self.width, name=f"hidden_{index}")(x))
+            x = nn.silu(_Dense(self.width, name=f"hidden_{index}")(x))
         return OneOfMany(self.num_horizons, self.outputs_per_horizon, name="output")(x, horizon)
 
     @classmethod
@@ -205,7 +214,7 @@ class OneOfMany(nn.Module):
         if chosen is not None:
             # Parameters may be NumPy arrays, which a traced number cannot index.
             kernel, bias = jnp.asarray(kernel)[:, chosen - 1], jnp.asarray(bias)[chosen - 1]
-        return jnp.tensordot(features, kernel, axes=1) + bias[None]
+        return jnp.tensordot(features, kernel, axes=1, precision=_HIGHEST) + bias[None]
 
 
 def _output_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -229,10 +238,9 @@ def scale_of(moments: Moments) -> Scale:
     return Scale(moments.mean, (moments.squares / (CONTEXT * moments.count - 1)) ** 0.5)
 
 
-def check_horizon(name: str, horizon: Any, num_horizons: int) -> None:
+def check_horizon(name: str, horizon: Any, num_horizons: int) -> int:
     """Raises a `ValueError` unless `horizon` is one that is forecast."""
-    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or not 1 <= horizon <= num_horizons:
-        raise ValueError(f"{name}={horizon!r} must be an int from 1 to {num_horizons}: how many snapshots ahead.")
+    return check_int(name, horizon, "how many snapshots ahead to forecast", minimum=1, maximum=num_horizons)
 
 
 def _init(network: HorizonNetwork, key: jax.Array) -> Any:

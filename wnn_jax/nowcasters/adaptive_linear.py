@@ -38,7 +38,7 @@ class CoefficientNetwork(HorizonNetwork):
     outputs_per_horizon = (_NUM_CHANGES,)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AdaptiveLinear(MultiHorizonNowcaster):
     r"""A linear extrapolation with coefficients that a network chooses.
 

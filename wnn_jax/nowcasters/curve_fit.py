@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._checks import check_choice, check_int
+from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters._leaves import LeafMap, map_by_role
 
@@ -93,7 +94,7 @@ _DEGREES = {"linear": 1, "quadratic": 2}
 CURVES = (*_DEGREES, *_CURVES)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class CurveFit:
     """Fits a curve to the last five snapshots of every weight and follows it.
 
@@ -142,13 +143,15 @@ class CurveFit:
     # Not annotated, and so no fields: they are the same for all curves.
     context = _CONTEXT
     takes_horizon = True
+    roles = ROLES
 
     def __post_init__(self):
-        if self.kind not in CURVES:
-            raise ValueError(f"kind={self.kind!r} is not a known curve; choose from {', '.join(CURVES)}.")
-        size: Any = self.chunk_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"chunk_size={size!r} must be a positive int: how many weights to fit at a time.")
+        check_choice("kind", self.kind, CURVES, "the curve to fit")
+        chunk_size = check_int("chunk_size", self.chunk_size, "how many weights to fit at a time", minimum=1)
+        object.__setattr__(self, "chunk_size", chunk_size)
+
+    def __repr__(self) -> str:
+        return summarize_nowcaster(self, kind=self.kind)
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
         """Predicts the parameters; see `Nowcaster`.
@@ -156,14 +159,16 @@ class CurveFit:
         Args:
           history: five trees like the parameters, oldest first, evenly spaced.
           roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots after the last one to predict, an int or an int32 scalar; `None` is 5.
+          horizon: how many snapshots after the last one to predict, an int >= 1 or an int32 scalar; `None` is 5.
 
         Returns:
           The predicted parameters: the same tree, shapes and dtypes.
 
         Raises:
-          ValueError: if `history` does not have five snapshots.
+          ValueError: if `history` does not have five snapshots, or `horizon` is out of its range.
         """
+        if horizon is not None and not isinstance(horizon, jax.Array):
+            horizon = check_int("horizon", horizon, "how many snapshots ahead to forecast", minimum=1)
         time = _CONTEXT - 1 + jnp.asarray(_DEFAULT_HORIZON if horizon is None else horizon)
 
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:

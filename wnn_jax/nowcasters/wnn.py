@@ -9,12 +9,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, map_by_role
 
 CONTEXT = 5
 
+# On accelerators the default rounds the factors to fewer bits than the published outputs agree in.
+_HIGHEST = jax.lax.Precision.HIGHEST
+_Dense = functools.partial(nn.Dense, precision=_HIGHEST)
+_matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
 _published_init = nn.initializers.variance_scaling(0.1, "fan_in", "uniform")
 
 
@@ -24,13 +28,13 @@ class Stream(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[..., n]` inputs to `[..., 32]` features."""
-        expanded = nn.Dense(64, kernel_init=_published_init, name="expand")(inputs)
-        bottleneck = nn.relu(nn.Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
-        offset = nn.Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
-        gain = nn.Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
-        exponent = nn.Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
+        expanded = _Dense(64, kernel_init=_published_init, name="expand")(inputs)
+        bottleneck = nn.relu(_Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
+        offset = _Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
+        gain = _Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
+        exponent = _Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
         activated = offset + gain * jnp.exp(exponent * expanded)
-        return nn.leaky_relu(nn.Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
+        return nn.leaky_relu(_Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
 
 
 class TwoStreamNetwork(nn.Module):
@@ -45,7 +49,7 @@ class TwoStreamNetwork(nn.Module):
         """Maps `[..., 5]` normalised values, oldest first, to `[...]` changes of the last one, in (-1, 1)."""
         differences = values[..., 1:] - values[..., :-1]
         features = jnp.concatenate([Stream(name="values")(values), Stream(name="differences")(differences)], axis=-1)
-        change = nn.Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
+        change = _Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
         return jnp.tanh(change)[..., 0]
 
 
@@ -103,7 +107,7 @@ class MergedStream(NamedTuple):
         bottleneck = nn.relu(_dense(self.squeeze, inputs))
         gain, exponent = jnp.split(_dense(self.modulate, bottleneck), 2)
         activated = gain * jnp.exp(exponent * _dense(self.expand, inputs))
-        features = _dense(self.project, activated) + self.skip @ bottleneck
+        features = _dense(self.project, activated) + _matmul(self.skip, bottleneck)
         return nn.leaky_relu(features, 0.3)
 
 
@@ -130,8 +134,7 @@ def merge_layers(params: Any) -> MergedNetwork:
         return jnp.asarray(stream[name]["kernel"]).T, jnp.asarray(stream[name]["bias"])[:, None]
 
     def then(first: Any, second: Any) -> tuple[jax.Array, jax.Array]:
-        multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        return multiply(second[0], first[0]), multiply(second[0], first[1]) + second[1]
+        return _matmul(second[0], first[0]), _matmul(second[0], first[1]) + second[1]
 
     def merge(stream: Any) -> MergedStream:
         expand, squeeze, offset, gain, exponent, project = (
@@ -146,10 +149,10 @@ def merge_layers(params: Any) -> MergedNetwork:
 
 def _dense(layer: tuple[jax.Array, jax.Array], inputs: jax.Array) -> jax.Array:
     kernel, bias = layer
-    return kernel @ inputs + bias
+    return _matmul(kernel, inputs) + bias
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class WNN:
     """The weight nowcaster network (WNN).
 
@@ -189,7 +192,7 @@ class WNN:
     def __post_init__(self) -> None:
         if not self.params or not set(self.params) <= set(ROLES):
             raise ValueError(f"params has the roles {sorted(self.params)}; give at least one of {', '.join(ROLES)}.")
-        check_chunk_size(self.chunk_size)
+        object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
         expected = jax.tree.map(jnp.shape, jax.eval_shape(_init_network, jax.random.key(0)))
         for role, network in self.params.items():
             if jax.tree.map(jnp.shape, network) != expected:
@@ -197,6 +200,14 @@ class WNN:
                     f"params[{role!r}] are not the parameters of a TwoStreamNetwork: they have the shapes "
                     f"{jax.tree.map(jnp.shape, network)} where {expected} are expected."
                 )
+
+    def __repr__(self) -> str:
+        return summarize_nowcaster(self, self.params)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that it has networks for; leaves of others come back unchanged."""
+        return tuple(sorted(self.params))
 
     @classmethod
     def init(cls, key: jax.Array, roles: Sequence[str] = ("conv", "dense", "bias")) -> "WNN":

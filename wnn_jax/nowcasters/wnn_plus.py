@@ -10,7 +10,7 @@ from wnn_jax.nowcasters._moments import Moments
 from wnn_jax.nowcasters._multi_horizon import HorizonNetwork, MultiHorizonNowcaster, Scale, scale_of
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class WNNPlus(MultiHorizonNowcaster):
     """The multi-horizon nowcaster WNN+, the plain network beside NiNo.
 
