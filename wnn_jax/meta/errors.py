@@ -1,5 +1,53 @@
 """Errors that are the user's to mend: shown as one message, without a traceback."""
 
+import contextlib
+import sys
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
 
 class UsageError(ValueError):
     """An option has a value that cannot be used."""
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Generator[None]:
+    """Ends the program with the message of a `UsageError`, and no traceback."""
+    try:
+        yield
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+
+
+def look_up(table: Mapping[str, Value], name: str, what: str) -> Value:
+    """The entry of a name in a table.
+
+    Args:
+      table: the entries by name.
+      name: what a command line names.
+      what: of which kind it is, or the option, for the message.
+
+    Raises:
+      UsageError: if there is no such entry. The message lists the names.
+    """
+    if name not in table:
+        raise UsageError(f"{what} {name!r} is not known; choose from {', '.join(table)}.")
+    return table[name]
+
+
+def check_options(options: Any, *, positive: Iterable[str]) -> None:
+    """Refuses options of a command line that have to be positive and are not. `None` is always accepted.
+
+    Args:
+      options: a dataclass.
+      positive: names of its fields.
+
+    Raises:
+      UsageError: names the option, its value and what it has to be.
+    """
+    for name in positive:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be positive.")

@@ -1,0 +1,84 @@
+"""Networks from images to images."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def sinusoidal_embedding(times: jax.Array, width: int) -> jax.Array:
+    """Sines and cosines of many frequencies (Vaswani et al., NeurIPS 2017, section 3.5).
+
+    Args:
+      times: `[n]`, of the size of a number of steps.
+      width: an even number.
+
+    Returns:
+      `[n, width]`.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+    angles = times.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions after GroupNorm and SiLU, with the time added between them.
+
+    Attributes:
+      features: output channels.
+      group_size: channels that GroupNorm normalises together.
+    """
+
+    features: int
+    group_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        """Maps `[n, height, width, channels]` and `[n, time_width]` to `[n, height, width, features]`."""
+        branch = nn.silu(nn.GroupNorm(None, self.group_size)(x))
+        branch = nn.Conv(self.features, (3, 3))(branch) + nn.Dense(self.features)(time)[:, None, None]
+        branch = nn.silu(nn.GroupNorm(None, self.group_size)(branch))
+        branch = nn.Conv(self.features, (3, 3))(branch)
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1))(x)
+        return x + branch
+
+
+class UNet(nn.Module):
+    """A small U-Net that is told a time, as in "Denoising diffusion probabilistic models" (Ho et al., NeurIPS 2020).
+
+    One residual block per resolution on the way down and on the way up, each of which on the way up is given what the
+    one on the way down made. There is no attention.
+
+    Attributes:
+      features: channels at each resolution, the full one first; multiples of `group_size`.
+      group_size: channels that GroupNorm normalises together.
+      time_width: features of the time's embedding.
+    """
+
+    features: Sequence[int] = (8, 16)
+    group_size: int = 4
+    time_width: int = 32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, times: jax.Array) -> jax.Array:
+        """Maps images `[n, height, width, channels]` and times `[n]` to images of the same shape.
+
+        Height and width must be divisible by 2 for each resolution after the first.
+        """
+        time = nn.silu(nn.Dense(self.time_width)(sinusoidal_embedding(times, self.time_width)))
+        x = nn.Conv(self.features[0], (3, 3))(images)
+        skipped: list[jax.Array] = []
+        for features in self.features[:-1]:
+            x = ResidualBlock(features, self.group_size)(x, time)
+            skipped.append(x)
+            x = nn.Conv(features, (3, 3), 2)(x)
+        x = ResidualBlock(self.features[-1], self.group_size)(x, time)
+        for features in reversed(self.features[:-1]):
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+            x = jnp.concatenate([x, skipped.pop()], axis=-1)
+            x = ResidualBlock(features, self.group_size)(x, time)
+        x = nn.silu(nn.GroupNorm(None, self.group_size)(x))
+        return nn.Conv(images.shape[-1], (3, 3))(x)
