@@ -1,38 +1,46 @@
-"""Progress bars on a terminal, a line now and then in a log."""
+"""A progress bar on a terminal, a line now and then in a log."""
 
-import contextlib
 import time
-from collections.abc import Generator
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from wnn_jax.meta.end_to_end import Evaluation, Report
-
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_OF_SPEED = 600.0
 
 
 class Progress:
-    """Shows how much is done, and the time left."""
+    """Shows how much is done, the time that it took, the time left, and metrics.
 
-    def __init__(self, description: str, *, total: int, completed: int = 0) -> None:
-        self._console = Console()
-        self._bars = _bars(self._console, TextColumn("{task.fields[metrics]}"), seconds_of_speed=600)
+    Args:
+      description: what is counted, as in `"runs"`.
+      total: how many there are.
+      completed: how many of them were done before. The time left is estimated without them.
+      console: where to show it; by default the standard output.
+    """
+
+    def __init__(self, description: str, *, total: int, completed: int = 0, console: Console | None = None) -> None:
+        self._console = console or Console()
         self._description = description
-        self._task = self._bars.add_task(description, total=total, completed=completed, metrics="")
-        self._began = time.monotonic()
-        self._lines = _Lines()
-        self._metrics = ""
         self._total, self._completed, self._completed_before = total, completed, completed
+        self._metrics = ""
+        self._began = time.monotonic()
+        self._last_line = self._began - _SECONDS_BETWEEN_LINES
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            speed_estimate_period=_SECONDS_OF_SPEED,
+        )
+        self._bar = self._bars.add_task(description, total=total, completed=completed, metrics="")
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -45,85 +53,16 @@ class Progress:
         """Counts what was done, and shows the metrics until there are others."""
         self._completed += by
         self._metrics = metrics or self._metrics
-        self._bars.update(self._task, advance=by, metrics=self._metrics)
-        is_last = self._completed >= self._total
-        if not self._console.is_terminal and (is_last or self._lines.is_due()):
-            seconds = time.monotonic() - self._began
-            left = seconds / (self._completed - self._completed_before) * (self._total - self._completed)
-            self._console.print(
-                f"{self._description}: {self._completed} of {self._total}, {seconds:.0f} s, {left:.0f} s left "
-                f"{self._metrics}",
-                soft_wrap=True,
-            )
-
-
-class RunProgress:
-    """Shows the current run (loss, validation accuracy, steps) and the time left for all runs."""
-
-    def __init__(self, console: Console, *, num_runs: int, num_steps: int) -> None:
-        self._console = console
-        self._num_steps = num_steps
-        self._progress = _bars(console, TextColumn("steps  {task.fields[metrics]}"), seconds_of_speed=120)
-        self._total = self._progress.add_task("all runs", total=num_runs * num_steps, metrics="")
-        self._finished = 0
-        self._lines = _Lines()
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    @contextlib.contextmanager
-    def run(self, name: str) -> Generator[Report]:
-        """Yields the report function of one run."""
-        bar = self._progress.add_task(name, total=self._num_steps, metrics="")
-        accuracy = "-"
-
-        def report(step: int, loss: float, evaluation: Evaluation | None) -> None:
-            nonlocal accuracy
-            if evaluation is not None:
-                accuracy = f"{evaluation.accuracy:.4f}"
-            self._progress.update(bar, completed=step, metrics=f"loss {loss:.3f}  accuracy {accuracy}")
-            self._progress.update(self._total, completed=self._finished * self._num_steps + step)
-            if evaluation is not None:
-                is_last = step == self._num_steps
-                if not self._console.is_terminal and (is_last or self._lines.is_due()):
-                    self._console.print(
-                        f"{name}: step {step}/{self._num_steps}, epoch {evaluation.epoch:.2f}, loss {loss:.4f}, "
-                        f"accuracy {evaluation.accuracy:.4f}, of the EMA {evaluation.accuracy_ema:.4f}, "
-                        f"{evaluation.seconds:.1f} s",
-                        soft_wrap=True,
-                    )
-
-        yield report
-        self._progress.remove_task(bar)
-        self._finished += 1
-        self._progress.update(self._total, completed=self._finished * self._num_steps)
-
-
-class _Lines:
-    """Tells when it is time for another line in a log."""
-
-    def __init__(self) -> None:
-        self._last = -_SECONDS_BETWEEN_LINES
-
-    def is_due(self) -> bool:
+        self._bars.update(self._bar, advance=by, metrics=self._metrics)
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_LINES:
-            return False
-        self._last = now
-        return True
+        is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES or self._completed >= self._total
+        if not self._console.is_terminal and is_due:
+            self._last_line = now
+            self._console.print(self._line(now - self._began), soft_wrap=True, markup=False, highlight=False)
 
-
-def _bars(console: Console, metrics: ProgressColumn, *, seconds_of_speed: float) -> Bars:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), metrics, TimeElapsedColumn())
-    return Bars(
-        *columns,
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        speed_estimate_period=seconds_of_speed,
-    )
+    def _line(self, seconds: float) -> str:
+        line = f"{self._description}: {self._completed} of {self._total}, {seconds:.0f} s"
+        num_new = self._completed - self._completed_before
+        if num_new > 0:
+            line += f", {seconds / num_new * (self._total - self._completed):.0f} s left"
+        return f"{line} {self._metrics}".rstrip()

@@ -1,0 +1,1 @@
+"""Training: one step, one loop, what it reads, and the keys of its results."""

@@ -1,0 +1,160 @@
+"""What makes a result, in one hash: results are found by it, and never mistaken for those of anything else."""
+
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import json
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+
+import wnn_jax
+from wnn_jax.meta.tasks.task import Task
+from wnn_jax.meta.training.arm import Arm
+from wnn_jax.meta.training.step import TrainState, init_state
+
+_ADDRESS = re.compile(r"\b(at )?0x[0-9a-f]+")
+
+
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on."""
+    return {
+        "wnn_jax": wnn_jax.__version__,
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def environment() -> dict[str, str]:
+    """The hardware and the software that a run was made on."""
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform}: {device.device_kind} x {jax.device_count()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **versions(),
+    }
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """A task's own description, and a fingerprint of all that it computes.
+
+    The fingerprint is of its initial parameters, its loss and its metrics as JAX traces them, every operation and every
+    number, and of its first batches. So a task whose code is changed is another one, whatever it says of itself.
+    """
+    key = jax.random.key(0)
+    params, model_state = jax.eval_shape(task.init, key)
+    digest = hashlib.sha256()
+    _add_computation(digest, task.init, key)
+    batch, evaluation_batch = task.batch(0, 0), next(iter(task.evaluation_batches("validation")))
+    _add_computation(digest, task.loss, params, model_state, batch, key)
+    _add_computation(digest, task.measure, params, model_state, evaluation_batch)
+    for leaf in jax.tree.leaves((batch, evaluation_batch)):
+        digest.update(np.asarray(leaf).tobytes())
+    return {**task.describe(), "fingerprint": digest.hexdigest()}
+
+
+def describe_arm(arm: Arm, task: Task, learning_rate: float, num_steps: int) -> dict[str, Any]:
+    """An arm's name, and a fingerprint of all that it computes.
+
+    The fingerprint is of the optimizer as JAX traces it for the task's parameters: every operation, every number and,
+    of a nowcaster, every weight. So a recipe that is changed, or a nowcaster that is trained again, is another one,
+    whatever its name. Views, readings and further stages enter with their source code.
+
+    Args:
+      arm: how the task is trained.
+      task: what is trained.
+      learning_rate: given to the arm.
+      num_steps: given to the arm.
+    """
+    trained = arm.task(task)
+    tx = arm.optimizer(learning_rate, num_steps)
+
+    def state(key: jax.Array) -> TrainState:
+        return init_state(trained, tx, key, arm.view)
+
+    abstract = jax.eval_shape(state, jax.random.key(0))
+    gradient, _ = jax.eval_shape(arm.view.read, abstract)
+    digest = hashlib.sha256()
+    _add_computation(digest, tx.init, abstract.params)
+    _add_computation(digest, tx.update, gradient, abstract.opt_state, abstract.params)
+    readings = [part for name, reading in sorted(arm.readings.items()) for part in (name, reading.params)]
+    for part in (arm.view, *arm.stages, *readings):
+        digest.update(_describe_code(part).encode())
+    description: dict[str, Any] = {"name": arm.name, "fingerprint": digest.hexdigest()}
+    if arm.nowcaster is not None:
+        description["nowcaster"] = arm.nowcaster
+    if trained is not task:
+        description["task"] = dict(trained.describe())
+    return description
+
+
+def run_key(description: Mapping[str, Any]) -> str:
+    """One hash of all that makes a result, of what JSON has."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def describe_differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two descriptions differ, a line for each place.
+
+    Args:
+      old: what a result was made by, as read from JSON.
+      new: what is asked for.
+      name: where in a description these are.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in dict.fromkeys([*old, *new])
+            for line in describe_differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    is_same = json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True)
+    return [] if is_same else [f"{name} was {_shorten(old)} and is {_shorten(new)}"]
+
+
+def _shorten(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."
+
+
+def _add_computation(digest: Any, function: Any, *arguments: Any) -> None:
+    """Adds what a function computes: its operations, and the arrays that it closes over."""
+    closed = jax.make_jaxpr(function)(*arguments)
+    digest.update(_without_addresses(str(closed)).encode())
+    for constant in _constants(closed):
+        digest.update(np.asarray(constant).tobytes())
+
+
+def _constants(closed: Any) -> list[Any]:
+    """All constants of a computation, those of its parts included."""
+    constants = list(getattr(closed, "consts", ()))
+    for equation in getattr(closed, "jaxpr", closed).eqns:
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(value, "eqns"):
+                constants += _constants(value)
+    return constants
+
+
+def _describe_code(part: Any) -> str:
+    """What an object is made by: its values, and the source of its class and of the functions that it holds."""
+    values = vars(part).values() if dataclasses.is_dataclass(part) else ()
+    holders = [part if inspect.isroutine(part) else type(part), *filter(inspect.isroutine, values)]
+    texts = [_without_addresses(repr(part))]
+    for holder in holders:
+        # What was typed into an interpreter has no source.
+        with contextlib.suppress(OSError, TypeError):
+            texts.append(inspect.getsource(holder))
+    return "\n".join(texts)
+
+
+def _without_addresses(text: str) -> str:
+    return _ADDRESS.sub("", text)
