@@ -18,9 +18,9 @@ import tyro
 import wnn_jax
 from wnn_jax._history import HistoryFormat
 from wnn_jax._roles import ROLES
-from wnn_jax.meta.end_to_end import environment
-from wnn_jax.meta.forecast_error import forecast_errors
-from wnn_jax.meta.trajectories import Collection
+from wnn_jax.meta.learning.forecast_error import forecast_errors
+from wnn_jax.meta.training.keys import environment
+from wnn_jax.meta.trajectories.collection import verified_trajectories
 
 _HORIZON = 5
 _FORMATS = ("full", "bfloat16", "float16", "int8")
@@ -62,8 +62,7 @@ def main(collection: tuple[Path, ...], num_runs: int = 14) -> None:
       collection: folders of trajectories.
       num_runs: how many held-out runs to read.
     """
-    runs = [run for folder in collection for run in Collection(folder).trajectories() if run.split != "train"]
-    runs = runs[:num_runs]
+    runs = [run for run in verified_trajectories(collection) if run.split != "train"][:num_runs]
     print(", ".join(f"{name} {value}" for name, value in environment().items()))
     print(f"{len(runs)} held-out runs\n")
     print(f"{'nowcaster':>16}  {'role':>9}  " + "  ".join(f"{name:>8}" for name in _FORMATS))

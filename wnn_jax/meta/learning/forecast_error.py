@@ -1,4 +1,4 @@
-"""How far forecasts are off, on trajectories that nowcasters were not trained on."""
+"""How far forecasts are off, on whole runs, by horizon, role, stage and spacing."""
 
 import math
 import statistics
@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import wnn_jax
-from wnn_jax._files import replace_on_success
-from wnn_jax.meta.objectives import WNN_HORIZON
-from wnn_jax.meta.trajectories import Trajectory
-from wnn_jax.meta.windows import CONTEXT, MIN_HORIZON, read_window
+from wnn_jax.meta.learning.objectives import WNN_HORIZON
+from wnn_jax.meta.output import new_figure
+from wnn_jax.meta.trajectories.collection import Trajectory
+from wnn_jax.meta.trajectories.windows import CONTEXT, MIN_HORIZON, read_window
 
 HORIZONS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
 STAGES = ("early", "middle", "late")
 _STRIDES = (2, 8)
 
-Row = dict[str, Any]
+ErrorRow = dict[str, Any]
 
 
 def forecast_errors(
     label: str, nowcaster: wnn_jax.Nowcaster, scale: float, trajectories: Iterable[Trajectory]
-) -> Iterator[list[Row]]:
+) -> Iterator[list[ErrorRow]]:
     """Sums of absolute errors, and those of forecasting no change.
 
     Every run is read in windows at its beginning, its middle and its end, at two spacings.
@@ -43,11 +43,13 @@ def forecast_errors(
     horizons = HORIZONS if getattr(nowcaster, "takes_horizon", True) else (WNN_HORIZON,)
     compiled: dict[Any, Any] = {}
     for trajectory in trajectories:
-        rows: list[Row] = []
+        rows: list[ErrorRow] = []
         # Runs of one architecture share a program.
         signature = tuple((leaf.name, leaf.role, leaf.shape) for leaf in trajectory.leaves)
         if signature not in compiled:
-            compiled[signature] = jax.jit(_Forecast(nowcaster, {leaf.name: leaf.role for leaf in trajectory.leaves}))
+            compiled[signature] = jax.jit(
+                _NowcasterOfRoles(nowcaster, {leaf.name: leaf.role for leaf in trajectory.leaves})
+            )
         for stage, start, stride in _windows(trajectory):
             windows = {leaf.name: read_window(trajectory, leaf, start, stride) for leaf in trajectory.leaves}
             history = [
@@ -69,10 +71,10 @@ def forecast_errors(
                         "nowcaster": label,
                         "run": f"{trajectory.family} {trajectory.index}",
                         "split": trajectory.split,
-                        "task": f"{trajectory.task.architecture} on {trajectory.task.dataset}",
-                        "optimizer": trajectory.task.optimizer,
+                        "task": f"{trajectory.settings.architecture} on {trajectory.settings.dataset}",
+                        "optimizer": trajectory.settings.optimizer,
                         "stage": stage,
-                        "spacing": stride * trajectory.task.snapshot_every,
+                        "spacing": stride * trajectory.settings.snapshot_every,
                         "horizon": horizon,
                         "role": role,
                         "error": error,
@@ -83,7 +85,7 @@ def forecast_errors(
         yield rows
 
 
-def share(rows: Iterable[Row], **wanted: Any) -> float:
+def share(rows: Iterable[ErrorRow], **wanted: Any) -> float:
     """The error as a share of that of forecasting no change: the mean over runs, NaN if there is no such row."""
     sums: dict[tuple[str, str], list[float]] = {}
     for row in rows:
@@ -95,37 +97,33 @@ def share(rows: Iterable[Row], **wanted: Any) -> float:
     return statistics.mean(shares) if shares else math.nan
 
 
-def save_plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws the error against the horizon for every nowcaster, and for the last value."""
-    import matplotlib as mpl
+def plot_forecast_errors(rows: Sequence[ErrorRow], path: Path) -> None:
+    """Draws the error against the horizon for every nowcaster, and for the last value.
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
+    Args:
+      rows: what `forecast_errors` yielded.
+      path: of a PNG file.
+    """
     splits = list(dict.fromkeys(row["split"] for row in rows))
-    figure, axes = plt.subplots(
-        1, len(splits), figsize=(6.5 * len(splits), 5), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, split in zip(axes[0], splits, strict=True):
-        number = len({row["run"] for row in rows if row["split"] == split})
-        for color, label in enumerate(dict.fromkeys(row["nowcaster"] for row in rows)):
-            mine = [row for row in rows if row["nowcaster"] == label and row["split"] == split]
-            horizons = sorted({row["horizon"] for row in mine})
-            shares = [share(mine, horizon=horizon) for horizon in horizons]
-            axis.plot(horizons, shares, "o-", color=f"C{color}", label=label, markersize=4, linewidth=1.5)
-        axis.axhline(1.0, color="0.4", linestyle=":", linewidth=1, label="last value")
-        axis.set(xscale="log", xlabel="horizon in snapshots", title=f"{split} runs (n={number})", ylim=(0.2, 2.0))
-        axis.set_xticks(HORIZONS, [str(horizon) for horizon in HORIZONS])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("error, as a share of that of the last value")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    with replace_on_success(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    plt.close(figure)
+    size = (6.5 * len(splits), 5)
+    with new_figure(path, 1, len(splits), figsize=size, sharey=True, squeeze=False) as (figure, axes):
+        for axis, split in zip(axes[0], splits, strict=True):
+            number = len({row["run"] for row in rows if row["split"] == split})
+            for color, label in enumerate(dict.fromkeys(row["nowcaster"] for row in rows)):
+                drawn = [row for row in rows if row["nowcaster"] == label and row["split"] == split]
+                horizons = sorted({row["horizon"] for row in drawn})
+                shares = [share(drawn, horizon=horizon) for horizon in horizons]
+                axis.plot(horizons, shares, "o-", color=f"C{color}", label=label, markersize=4, linewidth=1.5)
+            axis.axhline(1.0, color="0.4", linestyle=":", linewidth=1, label="last value")
+            axis.set(xscale="log", xlabel="horizon in snapshots", title=f"{split} (n={number})", ylim=(0.2, 2.0))
+            axis.set_xticks(HORIZONS, [str(horizon) for horizon in HORIZONS])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        axes[0, 0].set_ylabel("error, as a share of that of the last value")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 
 
-class _Forecast:
+class _NowcasterOfRoles:
     """A nowcaster bound to the roles of one architecture."""
 
     def __init__(self, nowcaster: wnn_jax.Nowcaster, roles: Mapping[str, str]) -> None:

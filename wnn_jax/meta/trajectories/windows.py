@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
 from wnn_jax._roles import ROLES
 from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.trajectories import Leaf, Trajectory
+from wnn_jax.meta.trajectories.collection import Leaf, Trajectory
 
 CONTEXT = 5
 NUM_HORIZONS = 40
@@ -20,7 +19,7 @@ MIN_HORIZON = 5
 
 
 class Window(NamedTuple):
-    """Some weights of one tensor, their history and their future. Batches have one more axis in front.
+    """Some weights of one tensor, their history and their future.
 
     Attributes:
       history: `[5, n]` float32, oldest first.
@@ -37,9 +36,30 @@ class Window(NamedTuple):
     statistics: Any
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("windows",), meta_fields=("roles",))
+@dataclasses.dataclass(frozen=True)
+class WindowBatch:
+    """Windows of several roles, as many of each.
+
+    Attributes:
+      windows: a `Window` whose arrays have one more axis in front.
+      roles: the roles of the windows, which take turns: window `i` has the role `roles[i % len(roles)]`.
+    """
+
+    windows: Window
+    roles: tuple[str, ...]
+
+    def by_role(self) -> dict[str, Window]:
+        """Each role with its windows."""
+        return {
+            role: jax.tree.map(lambda leaf: leaf[offset :: len(self.roles)], self.windows)  # noqa: B023
+            for offset, role in enumerate(self.roles)
+        }
+
+
 @dataclasses.dataclass(frozen=True)
 class WindowSampler:
-    """Draws windows: the one of every index is fixed, and reads no more than it needs.
+    """Draws windows: each is a pure function of a seed and its index, and reads no more than it needs.
 
     Roles take turns, so that every `len(roles)` windows in a row have one of each. Run, tensor, spacing and time are
     drawn at random.
@@ -51,7 +71,9 @@ class WindowSampler:
       num_weights: weights per window, drawn with replacement where the tensor has fewer.
       min_stride: the smallest spacing, in snapshots of the run.
       max_stride: the largest spacing. Both give way where a run is too short for them.
-      seed: of the draws.
+
+    Raises:
+      UsageError: if no run has one of the roles, or a run is too short for a window.
     """
 
     trajectories: Sequence[Trajectory]
@@ -60,14 +82,13 @@ class WindowSampler:
     num_weights: int
     min_stride: int
     max_stride: int
-    seed: int
 
     def __post_init__(self) -> None:
         shortest = CONTEXT + MIN_HORIZON
         for role in self.roles:
             if not self._candidates[role]:
                 raise UsageError(
-                    f"the collection has no finished run with role {role!r} for this split; collect more runs."
+                    f"--collection has no finished run with role {role!r} for this split; collect more runs."
                 )
         if too_short := [t for t in self.trajectories if t.num_snapshots < shortest]:
             raise UsageError(
@@ -75,9 +96,9 @@ class WindowSampler:
                 "collect with more snapshots per run."
             )
 
-    def __call__(self, index: int) -> Window:
-        """The window of an index."""
-        rng = np.random.default_rng([self.seed, index])
+    def window(self, seed: int, index: int) -> Window:
+        """The window of a seed and an index, both >= 0."""
+        rng = np.random.default_rng([seed, index])
         role = self.roles[index % len(self.roles)]
         candidates = self._candidates[role]
         trajectory, leaves = candidates[rng.integers(len(candidates))]
@@ -99,16 +120,17 @@ class WindowSampler:
             statistics=jax.tree.map(np.float32, self.statistics(history)),
         )
 
-    def batches(self, batch_size: int, start: int = 0) -> Iterator[Window]:
-        """Batches without end, prefetched by threads.
+    def batch(self, seed: int, number: int, windows_per_role: int) -> WindowBatch:
+        """A batch of consecutive windows, each array with one more axis in front.
 
         Args:
-          batch_size: windows per batch.
-          start: the number of the first batch.
+          seed: of the draws.
+          number: of the batch, from 0.
+          windows_per_role: windows of each role in it.
         """
-        windows = grain.MapDataset.range(start * batch_size, np.iinfo(np.int32).max).map(self).batch(batch_size)
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        yield from windows.to_iter_dataset(options)
+        size = windows_per_role * len(self.roles)
+        windows = [self.window(seed, index) for index in range(number * size, (number + 1) * size)]
+        return WindowBatch(jax.tree.map(lambda *leaves: np.stack(leaves), *windows), self.roles)
 
     @functools.cached_property
     def _candidates(self) -> dict[str, list[tuple[Trajectory, list[Leaf]]]]:

@@ -1,7 +1,7 @@
 """What each kind of nowcaster is trained to do."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -9,31 +9,40 @@ import jax.numpy as jnp
 import optax
 
 from wnn_jax._nowcaster import Nowcaster
-from wnn_jax.meta.windows import CONTEXT, NUM_HORIZONS, Window
+from wnn_jax.meta.errors import look_up
+from wnn_jax.meta.trajectories.windows import CONTEXT, NUM_HORIZONS, Window, WindowBatch
 from wnn_jax.nowcasters import WNN, AdaptiveLinear, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
 
-# "About 5 snapshots ahead", as the published WNN.
+# The published WNN forecasts "about 5 snapshots ahead".
 WNN_HORIZON = 5
 
 
 class Objective(Protocol):
-    """A kind of nowcaster, and the loss that it is trained with."""
+    """A kind of nowcaster, and the loss that it is trained with.
+
+    An implementation is a frozen dataclass: its `repr` tells a training from one with other settings.
+    """
+
+    @property
+    def horizons(self) -> range:
+        """How many snapshots ahead it forecasts, all possibilities."""
+        ...
 
     def init(self, key: jax.Array, roles: tuple[str, ...]) -> Any:
-        """Parameters to start from."""
+        """Parameters to start from, for weights of these roles."""
         ...
 
     def statistics(self, history: Any) -> Any:
         """What the nowcaster is told of a whole tensor."""
         ...
 
-    def loss(self, params: Any, batch: Window, roles: tuple[str, ...]) -> jax.Array:
-        """The training loss of a batch, in which `roles` take turns."""
+    def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
+        """The training loss of a batch."""
         ...
 
-    def errors(self, params: Any, batch: Window, roles: tuple[str, ...]) -> jax.Array:
+    def errors(self, params: Any, batch: WindowBatch) -> jax.Array:
         """Forecast errors as a share of those of forecasting no change.
 
         Returns:
@@ -42,7 +51,7 @@ class Objective(Protocol):
         """
         ...
 
-    def optimizer(self, num_steps: int, learning_rate: float) -> optax.GradientTransformation:
+    def optimizer(self, learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         """What trains it."""
         ...
 
@@ -65,6 +74,11 @@ class MultiHorizonObjective:
     nowcaster_class: type[MultiHorizonNowcaster]
     sizes: Mapping[str, int]
 
+    @property
+    def horizons(self) -> range:
+        """From 1 to 40 snapshots ahead."""
+        return range(1, NUM_HORIZONS + 1)
+
     def init(self, key: jax.Array, roles: tuple[str, ...]) -> Any:
         """Parameters to start from."""
         del roles
@@ -74,21 +88,20 @@ class MultiHorizonObjective:
         """What the nowcaster is told of a whole tensor."""
         return self.nowcaster_class.statistics(history)
 
-    def loss(self, params: Any, batch: Window, roles: tuple[str, ...]) -> jax.Array:
+    def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
         """Absolute errors summed over the weights of a window, over those of no change; then the mean."""
-        return jnp.nanmean(self.errors(params, batch, roles))
+        return jnp.nanmean(self.errors(params, batch))
 
-    def errors(self, params: Any, batch: Window, roles: tuple[str, ...]) -> jax.Array:
+    def errors(self, params: Any, batch: WindowBatch) -> jax.Array:
         """See `Objective.errors`."""
-        del roles  # The network is told.
         nowcaster = self.nowcaster_class(params)
 
         def changes(window: Window) -> jax.Array:
             return nowcaster.changes(tuple(window.history), window.statistics, window.role).T
 
-        return _relative_errors(jax.vmap(changes)(batch), batch)
+        return _relative_errors(jax.vmap(changes)(batch.windows), batch.windows)
 
-    def optimizer(self, num_steps: int, learning_rate: float) -> optax.GradientTransformation:
+    def optimizer(self, learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         """As Knyazev et al. train theirs."""
         schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=min(1e-6 / learning_rate, 1.0))
         return optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-2))
@@ -106,6 +119,11 @@ class WNNObjective:
       Jang et al., ICML 2023, with the constants of the published code.
     """
 
+    @property
+    def horizons(self) -> range:
+        """About 5 snapshots ahead, nothing else."""
+        return range(WNN_HORIZON, WNN_HORIZON + 1)
+
     def init(self, key: jax.Array, roles: tuple[str, ...]) -> Any:
         """Parameters to start from: one network per role."""
         return WNN.init(key, roles).params
@@ -115,45 +133,39 @@ class WNNObjective:
         del history
         return ()
 
-    def loss(self, params: Any, batch: Window, roles: tuple[str, ...]) -> jax.Array:
+    def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
         """Mean absolute error of the normalised forecast, plus the regularisation."""
         losses: list[jax.Array] = []
-        for role, of_role in _by_role(batch, roles):
-            history = tuple(jnp.moveaxis(of_role.history, 1, 0).reshape(CONTEXT, -1))
+        for role, windows in batch.by_role().items():
+            history = tuple(jnp.moveaxis(windows.history, 1, 0).reshape(CONTEXT, -1))
             values, first, span = normalize(history)
             change = TwoStreamNetwork().apply({"params": params[role]}, values.T)
             assert isinstance(change, jax.Array)
-            target = (of_role.targets[:, WNN_HORIZON - 1].reshape(-1) - first) / span
+            target = (windows.targets[:, WNN_HORIZON - 1].reshape(-1) - first) / span
             # A weight that did not move has no range to be normalised by.
             moved = jnp.ptp(values, axis=0) > 0.1
             error = jnp.abs(values[-1] + change - target)
             losses.append(jnp.sum(error * moved) / jnp.maximum(jnp.sum(moved), 1) + _regularization(params[role]))
         return jnp.stack(losses).mean()
 
-    def errors(self, params: Any, batch: Window, roles: tuple[str, ...]) -> jax.Array:
+    def errors(self, params: Any, batch: WindowBatch) -> jax.Array:
         """See `Objective.errors`."""
         nowcaster = WNN(params)
         parts: list[jax.Array] = []
-        for role, of_role in _by_role(batch, roles):
-            history = tuple(jnp.moveaxis(of_role.history, 1, 0))
+        for role, windows in batch.by_role().items():
+            history = tuple(jnp.moveaxis(windows.history, 1, 0))
             change = nowcaster([{role: x} for x in history], {role: role})[role] - history[-1]
-            part = _relative_errors(change[:, None], of_role)
+            part = _relative_errors(change[:, None], windows)
             parts.append(jnp.where(jnp.arange(NUM_HORIZONS)[None] == WNN_HORIZON - 1, part, jnp.nan))
         return jnp.stack(parts, axis=1).reshape(-1, NUM_HORIZONS)
 
-    def optimizer(self, num_steps: int, learning_rate: float) -> optax.GradientTransformation:
-        """Adam, decayed."""
+    def optimizer(self, learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+        """Adam, decayed to 0 over the training."""
         return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
     def nowcaster(self, params: Any, record: Mapping[str, Any]) -> Nowcaster:
         """The nowcaster with these parameters."""
         return WNN(params, record=record)
-
-
-def _by_role(batch: Window, roles: tuple[str, ...]) -> Iterator[tuple[str, Window]]:
-    """Each role with its windows."""
-    for offset, role in enumerate(roles):
-        yield role, jax.tree.map(lambda leaf: leaf[offset :: len(roles)], batch)  # noqa: B023
 
 
 def _regularization(network: Any) -> jax.Array:
@@ -165,17 +177,35 @@ def _regularization(network: Any) -> jax.Array:
     return jnp.asarray(1e-6 * kernels + 0.1 * biases)
 
 
-def _relative_errors(changes: jax.Array, batch: Window) -> jax.Array:
-    """See `Objective.errors`; `changes` are forecast ones after the last snapshot, `[batch, 40, n]`."""
-    actual = batch.targets - batch.history[:, -1:]
-    error = jnp.abs(changes - actual).sum(axis=-1)
-    no_change = jnp.abs(actual).sum(axis=-1)
-    is_known = batch.is_known & (no_change > 1e-12)
-    return jnp.where(is_known, error / jnp.where(is_known, no_change, 1.0), jnp.nan)
+def known_changes(windows: Window) -> jax.Array:
+    """`[batch, 40]` bool: where the run goes on that far, and something moved, so that an error has a scale."""
+    return windows.is_known & (_no_change(windows) > 1e-12)
 
 
+def _no_change(windows: Window) -> jax.Array:
+    """`[batch, 40]`: sums of the absolute errors of forecasting no change."""
+    return jnp.abs(windows.targets - windows.history[:, -1:]).sum(axis=-1)
+
+
+def _relative_errors(changes: jax.Array, windows: Window) -> jax.Array:
+    """See `Objective.errors`; `changes` are forecast changes of the last snapshot, `[batch, 40, n]`."""
+    error = jnp.abs(changes - (windows.targets - windows.history[:, -1:])).sum(axis=-1)
+    is_known = known_changes(windows)
+    return jnp.where(is_known, error / jnp.where(is_known, _no_change(windows), 1.0), jnp.nan)
+
+
+# Every kind of nowcaster that can be trained. This is the only place where a kind is registered for training.
 OBJECTIVES: Mapping[str, Objective] = {
     "wnn": WNNObjective(),
     "wnn-plus": MultiHorizonObjective(WNNPlus, {"width": 128}),
     "adaptive-linear": MultiHorizonObjective(AdaptiveLinear, {"width": 64, "num_hidden": 2}),
 }
+
+
+def objective_of(kind: str) -> Objective:
+    """The objective of a kind of nowcaster.
+
+    Raises:
+      UsageError: if there is none.
+    """
+    return look_up(OBJECTIVES, kind, "--kind")

@@ -1,0 +1,50 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import wnn_jax
+from tests.meta.conftest import tiny_family
+from wnn_jax.meta.learning.forecast_error import HORIZONS, forecast_errors, plot_forecast_errors, share
+from wnn_jax.meta.trajectories.collection import Collection, Trajectory
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> list[Trajectory]:
+    """A run whose weights all move at a speed of their own."""
+    collection = Collection.create(tmp_path_factory.mktemp("straight"), tiny_family())
+    speed = np.random.default_rng(0).normal(size=[6, 5]).astype(np.float32)
+    snapshots = [{"Dense_0": {"kernel": 1 + time * speed, "bias": time * speed[0]}} for time in range(120)]
+    collection.save(0, tiny_family().settings(0), "validation", snapshots, [1.0] * 120, {"loss": 1.0})
+    return collection.trajectories()
+
+
+def errors_of(nowcaster: wnn_jax.Nowcaster, runs: list[Trajectory], scale: float = 1.0) -> list[dict[str, Any]]:
+    return [row for rows in forecast_errors("it", nowcaster, scale, runs) for row in rows]
+
+
+def test_a_straight_line_is_forecast_by_a_line(straight: list[Trajectory]):
+    rows = errors_of(wnn_jax.load("linear"), straight)
+    assert {row["horizon"] for row in rows} == set(HORIZONS)
+    assert {row["role"] for row in rows} == {"bias", "dense"}
+    assert {row["stage"] for row in rows} == {"early", "middle", "late"}
+    for horizon in HORIZONS:
+        assert share(rows, horizon=horizon) == pytest.approx(0, abs=1e-4)
+    halfway = errors_of(wnn_jax.load("linear"), straight, scale=0.5)
+    assert share(halfway, horizon=5, role="dense") == pytest.approx(0.5, abs=1e-4)
+
+
+def test_no_change_has_a_share_of_one(straight: list[Trajectory]):
+    rows = errors_of(wnn_jax.leafwise(lambda history, role, horizon: history[-1]), straight)
+    assert share(rows) == pytest.approx(1)
+    assert np.isnan(share(rows, horizon=6))
+
+
+def test_a_nowcaster_without_horizon_is_judged_at_that_of_the_paper(straight: list[Trajectory], wnn: Any):
+    assert {row["horizon"] for row in errors_of(wnn, straight)} == {5}
+
+
+def test_errors_are_drawn(straight: list[Trajectory], tmp_path: Path):
+    plot_forecast_errors(errors_of(wnn_jax.load("linear"), straight), tmp_path / "errors.png")
+    assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")

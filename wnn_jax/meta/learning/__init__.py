@@ -1,0 +1,1 @@
+"""Nowcasters: what each kind is trained to do, its training, and its export."""
