@@ -1,1 +1,1 @@
-"""Experiments: one file per task, whose docstring is its record. They share `experiments.harness`."""
+"""Experiments: one file per recorded table, a configuration whose docstring is the record."""

@@ -37,32 +37,18 @@ and the long jumps of `adaptive-linear@1.5~40-1`, which do well on CIFAR-10, do 
 learned so soon that there is no slow drift left to take ahead.
 """
 
-import dataclasses
 from pathlib import Path
 
-from experiments.harness import cli
-from wnn_jax.meta.architectures import VanillaCNN
-from wnn_jax.meta.datasets import load_digits
-from wnn_jax.meta.end_to_end import Task
+from wnn_jax.meta.evaluation.comparison import Compare, main
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(cli.Options):
-    """Options of this experiment."""
-
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    num_epochs: int = 60
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    output: Path = Path("runs/digits")
-
-
-def make_task(options: Options) -> Task:
-    """The data and the network of this experiment, with the options applied."""
-    dataset = load_digits()
-    model = VanillaCNN(num_classes=dataset.num_classes, features=(8, 16), hidden=(32,))
-    return cli.make_task(options, dataset=dataset, model=model, augment=None)
-
+CONFIG = Compare(
+    task="digits-cnn",
+    arms=("plain", "wsd", "ademamix-3", "linear", "adaptive-linear"),
+    learning_rates=(1e-3, 3e-3, 1e-2),
+    seeds=(0, 1, 2, 3, 4),
+    num_steps=840,
+    output=Path("runs/digits"),
+)
 
 if __name__ == "__main__":
-    cli.main(Options, make_task, __doc__)
+    main(CONFIG, __doc__)

@@ -1,35 +1,37 @@
-"""The command line: `python -m wnn_jax.meta {collect,train,evaluate,export}`."""
+"""The command line: `python -m wnn_jax.meta {collect,train,forecast,compare,export}`."""
 
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
-from wnn_jax.meta.collect import Collect, collect
-from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.evaluate import Evaluate, evaluate
-from wnn_jax.meta.export import Export, export
-from wnn_jax.meta.train import Train, train
+from wnn_jax.meta.errors import one_line_errors
+from wnn_jax.meta.evaluation.comparison import Compare, compare
+from wnn_jax.meta.evaluation.forecast import Forecast, forecast
+from wnn_jax.meta.learning.export import Export, export
+from wnn_jax.meta.learning.train import Train, train
+from wnn_jax.meta.trajectories.collect import Collect, collect
+
+_STAGES: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
+    "collect": (Collect, collect),
+    "train": (Train, train),
+    "forecast": (Forecast, forecast),
+    "compare": (Compare, compare),
+    "export": (Export, export),
+}
 
 
 def main() -> None:
-    """Runs one of the four stages."""
+    """Runs one of the stages."""
     options = tyro.extras.subcommand_cli_from_dict(
-        {"collect": Collect, "train": Train, "evaluate": Evaluate, "export": Export},
+        {name: options_type for name, (options_type, _) in _STAGES.items()},
         prog="python -m wnn_jax.meta",
-        description="Make nowcasters: collect trajectories, train on them, evaluate, export.",
+        description="Make nowcasters and judge them: collect trajectories, train on them, measure the errors of "
+        "forecasts, compare the training that is saved, export.",
     )
-    try:
-        match options:
-            case Collect():
-                collect(options)
-            case Train():
-                train(options)
-            case Evaluate():
-                evaluate(options)
-            case Export():
-                export(options)
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    stages = dict(_STAGES.values())
+    with one_line_errors():
+        stages[type(options)](options)
 
 
 if __name__ == "__main__":

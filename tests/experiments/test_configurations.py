@@ -1,0 +1,87 @@
+"""Every experiment is a configuration: here each is run, in a few steps, on small data of the same shapes."""
+
+import csv
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.meta.tasks.synthetic import use_synthetic_data
+from wnn_jax.meta.evaluation.arms import find_arms
+from wnn_jax.meta.evaluation.comparison import Compare, check, compare
+from wnn_jax.meta.tasks import TASKS, load_task
+from wnn_jax.meta.tasks.models import ResNet
+from wnn_jax.meta.training.optimizers import base_optimizer
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+COMPARISONS = [name for name in NAMES if name != "forecasts"]
+
+
+def experiment(name: str) -> Any:
+    return importlib.import_module(f"experiments.{name}")
+
+
+@pytest.fixture(autouse=True)
+def _synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_synthetic_data(monkeypatch)
+    load_task.cache_clear()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_is_a_configuration_with_a_record(name: str) -> None:
+    module = experiment(name)
+    assert dataclasses.is_dataclass(module.CONFIG)
+    assert "|---|" in module.__doc__, "the docstring is the record"
+    source = (FOLDER / f"{name}.py").read_text().replace(module.__doc__, "")
+    assert "while " not in source
+    assert "for step" not in source
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_what_a_comparison_names_exists(name: str) -> None:
+    module = experiment(name)
+    assert isinstance(module.CONFIG, Compare)
+    check(module.CONFIG)
+    assert module.CONFIG.task in TASKS
+    base = getattr(module, "sgd", base_optimizer(module.CONFIG.optimizer))
+    arms = find_arms(module.CONFIG.arms, base, further=getattr(module, "ARMS", None))
+    assert any(arm.is_plain for arm in arms)
+    assert len(module.CONFIG.seeds) >= 3
+
+
+@pytest.mark.parametrize("name", ["averaging", "late_phase"])
+def test_every_arm_of_several_stages_learns_and_is_scored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = experiment(name)
+    monkeypatch.setattr("experiments.averaging.NUM_HELD_OUT", 200)
+    monkeypatch.setattr("wnn_jax.meta.training.readings.NUM_STATISTICS_BATCHES", 2)
+
+    def make_task(data_dir: Path) -> Any:
+        # A network of one stage, because what takes the time is to compile it for every arm and stage.
+        task: Any = load_task(module.CONFIG.task, data_dir)
+        return dataclasses.replace(task, model=ResNet(features=(8,)), batch_size=16)
+
+    config = dataclasses.replace(
+        module.CONFIG,
+        learning_rates=(0.1,),
+        search_seeds=None,
+        seeds=(0,),
+        num_steps=64,
+        evaluate_every=32,
+        num_processes=1,
+        output=tmp_path,
+        data_dir=tmp_path,
+    )
+    rows = compare(config, make_task=make_task, base=module.sgd, arms=module.ARMS)
+    assert [row["arm"] for row in rows] == list(config.arms)
+    with (tmp_path / "summary.csv").open() as file:
+        for row in csv.DictReader(file):
+            best = float(row[f"{row['reading']}: accuracy"])
+            assert best > 0.15, f"{row['arm']} is no better than chance"
+            assert float(row[f"{row['reading']}: loss"]) < 2.3
+    readings = {"averaging": {"SWA", "LAWA", "TWA"}, "late_phase": {"SWA"}}[name]
+    assert readings <= {column.partition(":")[0] for row in rows for column in row}

@@ -1,0 +1,180 @@
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import wnn_jax
+from tests.helpers import train
+from tests.meta.toys import LinearRegression
+from wnn_jax import averaging
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.evaluation.arms import ademamix, find_arms, nowcast_arm, schedule_free, standard_arms
+from wnn_jax.meta.evaluation.snoo import snoo
+from wnn_jax.meta.training.arm import Arm
+from wnn_jax.meta.training.optimizers import BASE_OPTIMIZERS, base_optimizer, warmup_stable_decay
+from wnn_jax.meta.training.trainer import Trainer
+
+ADAM = BASE_OPTIMIZERS["adam"]
+
+
+@pytest.mark.parametrize("base", sorted(BASE_OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(standard_arms(ADAM)))
+def test_every_arm_trains(name: str, base: str) -> None:
+    arm = standard_arms(BASE_OPTIMIZERS[base])[name]
+    trainer = Trainer(LinearRegression(noise=0.0), arm, learning_rate=0.03, num_steps=60, evaluate_every=30)
+    fitted = trainer.fit(0)
+    before, after = (min(scores["mse"] for scores in evaluation.scores.values()) for evaluation in fitted.evaluations)
+    assert after < before
+    assert set(arm.readings) <= set(fitted.evaluations[-1].scores)
+
+
+def test_the_rate_of_wsd_is_constant_and_then_falls_to_zero() -> None:
+    schedule = warmup_stable_decay(0.5, 100)
+    np.testing.assert_allclose(np.array([schedule(step) for step in (0, 50, 80)]), 0.5)
+    np.testing.assert_allclose(np.array([schedule(step) for step in (85, 90, 100)]), [0.375, 0.25, 0.0], atol=1e-6)
+
+
+def test_snoo_follows_its_equations() -> None:
+    period, momentum, step_size = 3, 0.5, 0.8
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=[10, 4]).astype(np.float32)
+    tx = optax.chain(optax.sgd(0.1), snoo(period, momentum, step_size))
+    params: Any = {"w": jnp.asarray(rng.normal(size=4).astype(np.float32))}
+    state = tx.init(params)
+    fast = slow = np.array(params["w"])
+    total = np.zeros(4)
+    for step, gradient in enumerate(gradients, 1):
+        updates, state = tx.update({"w": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        fast = fast - 0.1 * gradient
+        if step % period == 0:
+            move = slow - fast
+            total = momentum * total + move
+            slow = slow - step_size * (momentum * total + move)
+            fast = slow
+        np.testing.assert_allclose(params["w"], fast, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"period": 0}, "period=0 must be an int >= 1"),
+        ({"momentum": 1.0}, "momentum=1.0 must be"),
+        ({"step_size": -1.0}, "step_size=-1.0 must be"),
+    ],
+)
+def test_snoo_refuses_what_cannot_be(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        snoo(**arguments)
+
+
+def test_ademamix_has_a_growing_memory_and_weight() -> None:
+    num_steps, alpha, rate = 20, 3, 0.1
+    rng = np.random.default_rng(1)
+    gradients = rng.normal(size=num_steps)
+    tx = ademamix(rate, num_steps, alpha=alpha)
+    params: Any = {"w": jnp.zeros([])}
+    state = tx.init(params)
+    fast = slow = square = weight = 0.0
+    for step, gradient in enumerate(gradients, 1):
+        updates, state = tx.update({"w": jnp.float32(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        decay = min(0.999, 1 - 1 / (11 + 0.1 * (step - 1)))  # Optax counts from 0.
+        fast = 0.9 * fast + 0.1 * gradient
+        slow = decay * slow + (1 - decay) * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        share = alpha * min(1.0, (step - 1) / (0.3 * num_steps))
+        corrected = fast / (1 - 0.9**step), np.sqrt(square / (1 - 0.999**step))
+        weight -= rate * (corrected[0] + share * slow) / (corrected[1] + 1e-8)
+    np.testing.assert_allclose(params["w"], weight, rtol=1e-4)
+
+
+def test_weight_decay_reaches_the_arms_that_are_optimizers_themselves() -> None:
+    still = functools.partial(jax.tree.map, jnp.zeros_like)
+    for make in (functools.partial(ademamix, alpha=3), schedule_free):
+        plain, decayed = (
+            train(make(0.1, 10, weight_decay=decay), {"w": jnp.ones([])}, 5, gradient=still) for decay in (0.0, 0.5)
+        )
+        assert decayed[-1].params["w"] < plain[-1].params["w"] == 1.0
+
+
+def test_lookahead_is_read_from_its_slow_parameters() -> None:
+    arm = standard_arms(BASE_OPTIMIZERS["sgd"])["lookahead"]
+    fitted = Trainer(LinearRegression(), arm, learning_rate=0.01, num_steps=4, evaluate_every=4).fit(0)
+    initial, _ = LinearRegression().init(jax.random.key(0))
+    slow, fast = fitted.state.params.slow, fitted.state.params.fast
+    jax.tree.map(np.testing.assert_array_equal, slow, initial)
+    assert not np.array_equal(fast["dense"]["kernel"], slow["dense"]["kernel"])
+
+
+def test_lawa_averages_the_last_tenth() -> None:
+    arm = standard_arms(BASE_OPTIMIZERS["sgd"])["lawa"]
+    steps = train(arm.optimizer(0.1, 100), {"w": jnp.zeros([])}, 100)
+    average = averaging.lawa_eval_params(steps[-1].state, steps[-1].params)
+    expected = np.mean([steps[taken - 1].params["w"] for taken in (92, 94, 96, 98, 100)])
+    np.testing.assert_allclose(average["w"], expected, rtol=1e-6)
+
+
+def test_arms_are_named_as_they_are_given(tmp_path: Path) -> None:
+    wnn_jax.save(wnn_jax.nowcasters.WNN.init(jax.random.key(0)), tmp_path / "saved.npz")
+    names = ("plain", "cosine", "linear@0.5", "linear~5", "linear@2~40-1+wsd", f"{tmp_path / 'saved.npz'}@0.25+cosine")
+    arms = find_arms(names, ADAM)
+    assert [arm.name for arm in arms] == [*names[:5], "saved@0.25+cosine"]
+    assert [arm.is_plain for arm in arms] == [True, True, False, False, False, False]
+
+
+def test_an_experiment_has_arms_of_its_own() -> None:
+    own = Arm("own", lambda learning_rate, num_steps: optax.sgd(learning_rate))
+    assert find_arms(("plain", "own"), ADAM, further={"own": own})[1] is own
+
+
+def test_the_horizon_of_an_arm_goes_from_its_first_to_its_last() -> None:
+    ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + horizon)
+    arm = nowcast_arm("ahead", lambda rate: optax.sgd(0.0), ahead, snapshot_every=2, horizon=(40, 1))
+    updates = [step.updates["w"].item() for step in train(arm.optimizer(0.0, 34), {"w": jnp.zeros([])}, 34)]
+    assert [update for update in updates if update != 0] == [40, 13, 1]
+
+
+def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
+    ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, takes_horizon=False)
+    for every, jumps in ((None, 6), (30, 2)):
+        arm = nowcast_arm("ahead", lambda rate: optax.sgd(0.0), ahead, snapshot_every=every)
+        updates = [step.updates["w"].item() for step in train(arm.optimizer(0.0, 300), {"w": jnp.zeros([])}, 300)]
+        assert sum(update != 0 for update in updates) == jumps
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), r"--arms \(none\) must name at least one arm"),
+        (("plain", "plain"), "--arms plain plain must name .* none twice"),
+        (("best",), "--arms 'best' is not known. Arms: plain, cosine, wsd, ademamix-3.*Nowcasters.*adaptive-linear"),
+        (("missing.npz",), "no nowcaster file at 'missing.npz'"),
+        (("linear@half",), "could not convert string to float"),
+        (("linear@nan",), "--arms 'linear@nan' cannot be used: scale=nan must be"),
+        (("plain@0.5",), "'plain@0.5' is not known"),
+        (("linear~0",), "--arms 'linear~0' cannot be used: first=0 must be an int >= 1"),
+        (("linear~far",), "'linear~far' is not known"),
+        (("linear~5@0.5",), "is not known"),
+        (("",), "--arms '' is not known"),
+    ],
+)
+def test_bad_arms_are_refused(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find_arms(names, ADAM)
+
+
+def test_an_arm_whose_nowcaster_takes_no_horizon(tmp_path: Path, wnn: Any) -> None:
+    wnn_jax.save(wnn, tmp_path / "saved.npz")
+    with pytest.raises(UsageError, match=r"cannot be used: horizon=.* takes none"):
+        find_arms((f"{tmp_path / 'saved.npz'}~5",), ADAM)
+
+
+def test_an_unknown_optimizer() -> None:
+    with pytest.raises(UsageError, match="--optimizer 'lion' is not known; choose from adam, adamw, sgd"):
+        base_optimizer("lion")

@@ -1,0 +1,95 @@
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import wnn_jax
+from wnn_jax._store import fingerprint
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.evaluation.forecast import Forecast, forecast
+from wnn_jax.meta.evaluation.nowcasters import load_nowcaster
+from wnn_jax.meta.trajectories.collection import Collection
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "mine.npz"
+    wnn_jax.save(wnn_jax.nowcasters.WNN.init(jax.random.key(0), ("bias", "dense")), path)
+    return path
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_table_has_the_errors_of_the_split_alone(collection: Path, saved: Path, tmp_path: Path, split: Any):
+    nowcasters = ("linear", "linear@0.5", f"{saved}@0")
+    rows = forecast(Forecast(nowcasters=nowcasters, collection=(collection,), output=tmp_path, split=split))
+    assert [row["arm"] for row in rows] == ["linear", "linear@0.5", "mine@0"]
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        table = {row["arm"]: row for row in csv.DictReader(file)}
+    assert table["mine@0"]["fingerprint"] == fingerprint(wnn_jax.load(saved))
+    assert table["linear"]["fingerprint"] == table["linear@0.5"]["fingerprint"]
+    for name in (f"{split}, 5 ahead", f"{split} architecture, 5 ahead", f"{split} stage late, 5 ahead"):
+        assert float(table["linear"][name]) > 0
+        # A jump of no size is a forecast of no change.
+        assert float(table["mine@0"][name]) == pytest.approx(1)
+    with (tmp_path / "forecast-errors.csv").open(newline="") as file:
+        errors = list(csv.DictReader(file))
+    assert {row["split"] for row in errors} == {split, f"{split} architecture"}
+    assert {row["fingerprint"] for row in errors} == {row["fingerprint"] for row in table.values()}
+    assert (tmp_path / "forecast-errors.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_default_is_what_no_nowcaster_was_selected_by():
+    assert Forecast(nowcasters=("linear",), collection=(Path(),), output=Path()).split == "test"
+
+
+@pytest.mark.parametrize(
+    ("nowcasters", "message"),
+    [
+        ((), r"--nowcasters \(none\) must name at least one, and none twice"),
+        (("linear", "linear"), "--nowcasters linear linear must name at least one, and none twice"),
+        (("best",), "the nowcaster 'best' cannot be used: .*not known"),
+        (("linear@much",), "the nowcaster 'linear@much' cannot be used"),
+        (("linear@",), "the nowcaster 'linear@' cannot be used"),
+        (("missing.npz",), r"the nowcaster 'missing\.npz' cannot be used: there is no nowcaster file"),
+    ],
+)
+def test_bad_nowcasters_are_named(collection: Path, tmp_path: Path, nowcasters: tuple[str, ...], message: str):
+    with pytest.raises(UsageError, match=message):
+        forecast(Forecast(nowcasters=nowcasters, collection=(collection,), output=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_collection_without_such_runs_is_named(collection: Path, tmp_path: Path):
+    shutil.copytree(collection, tmp_path / "collection")
+    for trajectory in Collection(tmp_path / "collection").trajectories():
+        if trajectory.split.startswith("test"):
+            trajectory.file.with_suffix(".json").unlink()
+    with pytest.raises(UsageError, match="has no finished run for 'test'; collect more runs"):
+        forecast(Forecast(nowcasters=("linear",), collection=(tmp_path / "collection",), output=tmp_path / "output"))
+
+
+def test_a_damaged_run_is_named(collection: Path, tmp_path: Path):
+    shutil.copytree(collection, tmp_path / "collection")
+    array = tmp_path / "collection" / "run-00000.npy"
+    array.write_bytes(array.read_bytes()[:-4] + b"0000")
+    with pytest.raises(UsageError, match=r"run-00000\.npy is damaged"):
+        forecast(Forecast(nowcasters=("linear",), collection=(tmp_path / "collection",), output=tmp_path / "output"))
+
+
+@pytest.mark.parametrize(
+    ("specification", "label", "scale"),
+    [("linear", "linear", 1.0), ("linear@0.5", "linear@0.5", 0.5), ("wnn-plus@-1", "wnn-plus@-1", -1.0)],
+)
+def test_a_nowcaster_is_named_with_its_scale(specification: str, label: str, scale: float):
+    assert load_nowcaster(specification)[0::2] == (label, scale)
+
+
+def test_a_file_is_labeled_by_its_stem(saved: Path, tmp_path: Path):
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    shutil.copy(saved, folder / "ours.npz")
+    assert load_nowcaster(f"{folder}/ours.npz@0.25")[0::2] == ("ours@0.25", 0.25)
+    assert load_nowcaster(f"{folder}/ours.npz")[0::2] == ("ours", 1.0)

@@ -1,0 +1,167 @@
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.meta.evaluation.runs import ACCURACY, LOSS, result
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.evaluation.plots import plot_curves, plot_learning_rates
+from wnn_jax.meta.evaluation.report import print_table
+from wnn_jax.meta.evaluation.results import Result
+from wnn_jax.meta.evaluation.summary import Row, best_rates, steps_to, summarize
+from wnn_jax.meta.tasks.task import Metric
+
+RESULTS = [
+    result("plain", 0, [0.1, 0.3, 0.5, 0.7]),
+    result("decayed", 0, [0.1, 0.2, 0.5, 0.6]),
+    result("fast", 0, [0.5, 0.7, 0.7, 0.8]),
+    result("slow", 0, [0.1, 0.1, 0.2, 0.3]),
+    result("plain", 1, [0.2, 0.4, 0.6, 0.7]),
+    result("decayed", 1, [0.1, 0.2, 0.5, 0.6]),
+    result("fast", 1, [0.6, 0.8, 0.7, 0.9]),
+    result("slow", 1, [0.1, 0.1, 0.2, 0.3]),
+    result("plain", 2, [0.2, 0.4, 0.5, 0.9]),
+    result("decayed", 2, [0.1, 0.2, 0.5, 0.6]),
+    result("fast", 2, [0.1, 0.2, 0.6, 0.9]),
+    result("slow", 2, [0.1, 0.1, 0.2, 0.9]),
+]
+
+
+def rows(
+    results: Sequence[Result] = RESULTS,
+    metrics: Sequence[Metric] = (ACCURACY, LOSS),
+    rates: Sequence[float] = (0.1,),
+    **options: Any,
+) -> dict[str, Row]:
+    table = summarize(results, metrics, plain=("plain", "decayed"), learning_rates=rates, **options)
+    return {row["arm"]: row for row in table}
+
+
+def test_steps_are_saved_to_what_the_best_plain_arm_has_with_the_same_seed() -> None:
+    table = rows()
+    assert [arm for arm, row in table.items() if row["is_reference"]] == ["plain"]
+    assert table["plain"]["steps_saved"] == 0
+    # To .7, .7 and .9: after 20 steps, halfway between 10 and 20, and after 40.
+    assert table["fast"]["steps_to_target"] == 20
+    assert table["fast"]["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3)
+    assert (table["fast"]["reached"], table["fast"]["runs"]) == (3, 3)
+    assert table["fast"]["target"] == pytest.approx((0.7 + 0.7 + 0.9) / 3)
+    low, high = table["fast"]["steps_saved_low"], table["fast"]["steps_saved_high"]
+    assert low == 0
+    assert high == pytest.approx(0.625)
+    assert (table["slow"]["reached"], table["slow"]["steps_saved"]) == (1, 0)
+    assert (table["decayed"]["reached"], table["decayed"]["steps_to_target"]) == (0, math.inf)
+
+
+def test_final_scores_are_of_every_reading_and_metric() -> None:
+    fast = rows()["fast"]
+    assert fast["reading"] == "weights"
+    assert fast["weights: accuracy"] == pytest.approx((0.8 + 0.9 + 0.9) / 3)
+    assert fast["weights: accuracy std"] == pytest.approx(np.std([0.8, 0.9, 0.9], ddof=1))
+    assert fast["EMA: loss"] == pytest.approx(1 - (0.7 + 0.8 + 0.8) / 3)
+    assert fast["test: accuracy"] == pytest.approx((0.8 + 0.9 + 0.9) / 3)
+    assert fast["seconds"] == 8
+
+
+def test_less_can_be_better() -> None:
+    table = rows(metrics=(LOSS, ACCURACY))
+    assert table["plain"]["is_reference"]
+    assert table["fast"]["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3)
+    assert table["fast"]["target"] == pytest.approx(1 - (0.7 + 0.7 + 0.9) / 3)
+
+
+def test_the_reading_that_gets_there_first_counts_in_every_arm() -> None:
+    results = [
+        result("plain", 0, [0.1, 0.2, 0.3, 0.4], SWA=[0.1, 0.2, 0.3, 0.5]),
+        result("averaged", 0, [0.1, 0.2, 0.3, 0.4], SWA=[0.1, 0.5, 0.5, 0.45]),
+    ]
+    table = rows(results)
+    assert table["plain"]["target"] == 0.5
+    assert table["averaged"]["steps_to_target"] == 20
+    assert table["averaged"]["reading"] == "SWA"
+    assert rows(results, reading="weights")["averaged"]["steps_saved"] == 0
+    assert rows(results, reading="weights")["plain"]["target"] == 0.4
+    with pytest.raises(UsageError, match=r"--reading 'LAWA' is not one of the arm 'plain': weights, EMA, SWA"):
+        rows(results, reading="LAWA")
+
+
+def test_the_target_is_the_best_that_the_reference_has_had() -> None:
+    # A target that is the last score would be reached by the reference itself after half of its steps.
+    results = [result("plain", 0, [0.1, 0.5, 0.6, 0.4]), result("fast", 0, [0.6, 0.6, 0.6, 0.6])]
+    table = rows(results)
+    assert table["plain"]["steps_saved"] == 0.25
+    assert table["fast"]["steps_saved"] == 0.75
+
+
+def test_a_value_can_be_the_target() -> None:
+    assert rows(target=0.5)["fast"]["steps_saved"] == pytest.approx((0.75 + 0.75 + (40 - 27.5) / 40) / 3)
+
+
+def test_a_single_seed_has_no_interval() -> None:
+    row = rows(RESULTS[:3])["fast"]
+    assert math.isnan(row["steps_saved_low"])
+    assert math.isnan(row["weights: accuracy std"])
+
+
+def test_every_arm_is_at_its_own_best_rate() -> None:
+    results = [
+        result("plain", 0, [0.1, 0.3], rate=0.1),
+        result("plain", 0, [0.1, 0.4], rate=0.2),
+        result("drifting", 0, [0.1, 0.5], rate=0.1),
+        result("drifting", 0, [0.1, 0.2], rate=0.2),
+        result("unstable", 0, [0.1, 0.4], rate=0.1),
+        result("unstable", 0, [0.1, 0.9], rate=0.2, diverged=True),
+    ]
+    assert best_rates(results, ACCURACY) == {"plain": 0.2, "drifting": 0.1, "unstable": 0.1}
+    assert best_rates(results, LOSS) == {"plain": 0.2, "drifting": 0.1, "unstable": 0.1}
+    chosen = [results[1], results[2]]
+    assert not any(row["is_at_edge"] for row in rows(chosen, rates=(0.05, 0.1, 0.2, 0.4)).values())
+    assert all(row["is_at_edge"] for row in rows(chosen, rates=(0.1, 0.2)).values())
+
+
+def test_a_rate_at_which_a_seed_diverges_is_the_worst() -> None:
+    results = [
+        result("plain", 0, [0.9], rate=0.2),
+        result("plain", 1, [0.9], rate=0.2, diverged=True),
+        result("plain", 0, [0.1], rate=0.1),
+        result("plain", 1, [0.1], rate=0.1),
+    ]
+    assert best_rates(results, ACCURACY) == {"plain": 0.1}
+    row = rows([*results[:2], result("other", 0, [0.1]), result("other", 1, [0.1])])["plain"]
+    assert math.isnan(row["weights: accuracy"])
+    assert row["diverged"] == 1
+
+
+def test_steps_to_a_score_are_interpolated() -> None:
+    run = result("one", 0, [0.2, 0.4, 0.3, 0.8])
+    assert steps_to(run, ACCURACY, 0.2) == 10
+    assert steps_to(run, ACCURACY, 0.3) == pytest.approx(15)
+    assert steps_to(run, ACCURACY, 0.55) == pytest.approx(35)
+    assert steps_to(run, ACCURACY, 0.9) == math.inf
+
+
+def test_the_table_is_printed_whole() -> None:
+    console = Console(width=140)
+    with console.capture() as capture:
+        print_table(list(rows().values()), (ACCURACY, LOSS), console)
+    text = capture.get()
+    assert "Steps saved to accuracy 76.7%" in text
+    assert "38 (0 to 63)" in text
+    assert "at most 0" in text
+    assert "none" in text
+    assert "86.7% ± 5.8%" in text
+    assert "…" not in text
+
+
+def test_plots_are_pngs(tmp_path: Path) -> None:
+    broken = result("broken", 0, [0.1, math.nan], diverged=True)
+    results = [*RESULTS, broken]
+    plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "curves.png")
+    plot_learning_rates(results, LOSS, tmp_path / "rates.png", reading="EMA")
+    for name in ("curves.png", "rates.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 2

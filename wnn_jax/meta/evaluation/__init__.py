@@ -1,0 +1,1 @@
+"""Judging ways to train: arms, comparisons, errors of forecasts, tables and plots."""

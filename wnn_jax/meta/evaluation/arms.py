@@ -1,0 +1,249 @@
+"""The arms of a comparison by name: plain training, nowcasters, and what an informed user would pick instead."""
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+import wnn_jax
+from wnn_jax import averaging
+from wnn_jax._store import fingerprint
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.evaluation.nowcasters import load_nowcaster
+from wnn_jax.meta.evaluation.snoo import snoo
+from wnn_jax.meta.training.arm import Arm
+from wnn_jax.meta.training.optimizers import BaseOptimizer, constant, cosine, warmup_stable_decay
+from wnn_jax.meta.training.readings import Reading
+from wnn_jax.meta.training.step import TrainState, View
+
+ARM_HELP = (
+    "Arms to compare. By name: `plain`, `cosine` and `wsd` (warm-up-stable-decay) train as usual; `ademamix-3`, "
+    "`ademamix-6`, `snoo`, `lookahead`, `schedule-free`, `lawa` and `swa` are alternatives to nowcasting. A nowcaster "
+    "is a name from wnn_jax.available() or the path of a saved one; `@SCALE` behind it scales its jumps, `~HORIZON` "
+    "forecasts so many snapshots ahead (`~40-1`: from 40 at first to 1 at last), `+cosine` and `+wsd` decay the "
+    "learning rate: `linear@0.5`, `wnn-plus~40-1`, `wnn.npz@0.5+cosine`."
+)
+
+# Snapshots of a nowcaster that forecasts from a window of them, in a whole training.
+DEFAULT_NUM_SNAPSHOTS = 30
+
+_SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {"cosine": cosine, "wsd": warmup_stable_decay}
+_NOWCASTER = re.compile(
+    r"(?P<name>[^@~+]+)(?P<scale>@[^@~+]+)?(?P<horizon>~(?P<first>\d+)(-(?P<last>\d+))?)?(?P<schedule>\+(cosine|wsd))?"
+)
+
+
+class LookaheadView(View):
+    """The fast parameters take the steps, and the slow ones are the network."""
+
+    def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
+        """Both begin alike."""
+        return optax.LookaheadParams.init_synced(params), model_state
+
+    def read(self, state: TrainState) -> tuple[Any, Any]:
+        """The fast parameters."""
+        return state.params.fast, state.model_state
+
+    def network(self, params: Any, model_state: Any) -> tuple[Any, Any]:
+        """The slow parameters."""
+        return params.slow, model_state
+
+
+def standard_arms(base: BaseOptimizer, weight_decay: float = 0.0) -> dict[str, Arm]:
+    """The arms that every comparison can name, over an optimizer.
+
+    AdEMAMix and schedule-free AdamW are optimizers themselves, so that the optimizer given is not used there.
+
+    Args:
+      base: makes the optimizer of a learning rate or a schedule of it.
+      weight_decay: of those that do not use it.
+
+    Returns:
+      Name -> arm.
+    """
+
+    def plain(schedule: Callable[[float, int], Any]) -> Callable[[float, int], optax.GradientTransformation]:
+        return lambda learning_rate, num_steps: base(schedule(learning_rate, num_steps))
+
+    def followed_by(make: Callable[[int], Any]) -> Callable[[float, int], optax.GradientTransformation]:
+        return lambda learning_rate, num_steps: optax.chain(base(learning_rate), make(num_steps))
+
+    arms = [
+        Arm("plain", plain(constant), is_plain=True),
+        *(Arm(name, plain(schedule), is_plain=True) for name, schedule in _SCHEDULES.items()),
+        *(
+            Arm(f"ademamix-{alpha}", functools.partial(ademamix, alpha=alpha, weight_decay=weight_decay))
+            for alpha in (3, 6)
+        ),
+        Arm("snoo", followed_by(lambda _: snoo())),
+        Arm("lookahead", lambda rate, _: optax.lookahead(base(rate), 5, 0.5), view=LookaheadView()),
+        Arm(
+            "schedule-free",
+            functools.partial(schedule_free, weight_decay=weight_decay),
+            readings={
+                "schedule-free": Reading(
+                    lambda params, state: optax.contrib.schedule_free_eval_params(state, params), is_average=True
+                )
+            },
+        ),
+        # The latest 5 checkpoints, which reach back a tenth of the training.
+        Arm(
+            "lawa",
+            followed_by(lambda num_steps: averaging.lawa(5, period=max(num_steps // 50, 1))),
+            readings={"LAWA": Reading(lambda params, state: averaging.lawa_eval_params(state, params))},
+        ),
+        # The second half of the training.
+        Arm(
+            "swa",
+            followed_by(lambda num_steps: averaging.uniform(num_steps // 2, max(num_steps // 100, 1))),
+            readings={"SWA": Reading(lambda params, state: averaging.uniform_eval_params(state, params))},
+        ),
+    ]
+    return {arm.name: arm for arm in arms}
+
+
+def ademamix(
+    learning_rate: float, num_steps: int, *, alpha: float, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """AdEMAMix with a memory that grows with the training, as far as 1,000 steps.
+
+    Its slow mean weighs `alpha` from 30 % of the training on, and less before, in proportion; the memory is a tenth of
+    the steps so far.
+
+    Args:
+      learning_rate: constant.
+      num_steps: length of the training.
+      alpha: weight of the slow mean.
+      weight_decay: as of AdamW.
+
+    References:
+      Pagliardini, Ablin, Grangier, `The AdEMAMix Optimizer: Better, Faster, Older <https://arxiv.org/abs/2409.03137>`_,
+      ICLR 2025
+    """
+
+    def slow_decay(step: Any) -> Any:
+        return jnp.minimum(0.999, 1 - 1 / (11 + 0.1 * step))
+
+    def slow_weight(step: Any) -> Any:
+        return alpha * jnp.minimum(1.0, step / (0.3 * num_steps))
+
+    return optax.contrib.ademamix(learning_rate, b3=slow_decay, alpha=slow_weight, weight_decay=weight_decay)
+
+
+def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Schedule-free AdamW, warmed up over a twentieth of the training.
+
+    Args:
+      learning_rate: after the warm-up.
+      num_steps: length of the training.
+      weight_decay: as of AdamW.
+
+    References:
+      Defazio et al., `The Road Less Scheduled <https://arxiv.org/abs/2405.15682>`_, 2024
+    """
+    warmup_steps = max(num_steps // 20, 1)
+    return optax.contrib.schedule_free_adamw(learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay)
+
+
+def nowcast_arm(
+    name: str,
+    base: BaseOptimizer,
+    nowcaster: wnn_jax.Nowcaster,
+    *,
+    snapshot_every: int | None = None,
+    scale: float = 1.0,
+    horizon: tuple[int, int] | None = None,
+    schedule: Callable[[float, int], Any] = constant,
+) -> Arm:
+    """An arm with a nowcaster behind the optimizer.
+
+    Args:
+      name: of the arm.
+      base: makes the optimizer.
+      nowcaster: what forecasts.
+      snapshot_every: steps between snapshots. Default: 30 snapshots in the whole training.
+      scale: multiplies the jumps.
+      horizon: of the first and of the last nowcast, in snapshots; `None` for the nowcaster's own.
+      schedule: of the learning rate.
+    """
+
+    def optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+        every = snapshot_every or max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)
+        horizons = None
+        if horizon is not None:
+            num_nowcasts = max(num_steps // (nowcaster.context * every), 1)
+            horizons = wnn_jax.decaying_horizon(num_nowcasts, first=horizon[0], last=horizon[1])
+        nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=every, scale=scale, horizon=horizons)
+        return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
+
+    with contextlib.suppress(ValueError):  # One that is code has no fingerprint.
+        return Arm(name, optimizer, nowcaster=fingerprint(nowcaster))
+    return Arm(name, optimizer)
+
+
+def find_arms(
+    names: Iterable[str],
+    base: BaseOptimizer,
+    *,
+    weight_decay: float = 0.0,
+    further: Mapping[str, Arm] | None = None,
+    snapshot_every: int | None = None,
+) -> tuple[Arm, ...]:
+    """The arms that a command line names.
+
+    Args:
+      names: see `ARM_HELP`.
+      base: makes the optimizer that they train with.
+      weight_decay: see `standard_arms`.
+      further: an experiment's own arms by name, which go before the standard ones.
+      snapshot_every: see `nowcast_arm`.
+
+    Raises:
+      UsageError: if there are none, one is not known, or two are the same.
+    """
+    known = {**standard_arms(base, weight_decay), **(further or {})}
+    arms = tuple(
+        known[name] if name in known else _parse_nowcaster(name, base, snapshot_every, known) for name in names
+    )
+    labels = [arm.name for arm in arms]
+    if not arms or len(set(labels)) < len(labels):
+        raise UsageError(f"--arms {' '.join(labels) or '(none)'} must name at least one arm, and none twice.")
+    return arms
+
+
+def _parse_nowcaster(
+    specification: str, base: BaseOptimizer, snapshot_every: int | None, known: Mapping[str, Arm]
+) -> Arm:
+    match = _NOWCASTER.fullmatch(specification)
+    if match is None or not (_is_file(match["name"]) or match["name"] in wnn_jax.available()):
+        raise UsageError(
+            f"--arms {specification!r} is not known. Arms: {', '.join(known)}. Nowcasters, in the form "
+            f"NAME-or-FILE[@SCALE][~HORIZON][+cosine|+wsd]: {', '.join(wnn_jax.available())}, or the path of a saved "
+            "one, which ends in .npz."
+        )
+    label, nowcaster, scale = load_nowcaster(f"{match['name']}{match['scale'] or ''}")
+    horizon = (int(match["first"]), int(match["last"] or match["first"])) if match["horizon"] else None
+    arm = nowcast_arm(
+        f"{label}{match['horizon'] or ''}{match['schedule'] or ''}",
+        base,
+        nowcaster,
+        snapshot_every=snapshot_every,
+        scale=scale,
+        horizon=horizon,
+        schedule=_SCHEDULES[match["schedule"][1:]] if match["schedule"] else constant,
+    )
+    try:
+        # What is out of its range is refused now rather than in the middle of a comparison.
+        arm.optimizer(1e-3, 1_000)
+    except ValueError as error:
+        raise UsageError(f"--arms {specification!r} cannot be used: {error}") from error
+    return arm
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix == ".npz"
