@@ -24,7 +24,7 @@ CONFIG = Compare(
         "linear@0.5",
     ),
     optimizer="adam",
-    learning_rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2),
+    learning_rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
     search_seeds=(10,),
     num_steps=3_000,
     evaluate_every=100,

@@ -213,32 +213,40 @@ def test_files_that_are_no_results_are_named(content: str, message: str, tmp_pat
     assert (tmp_path / "runs" / "one.json").read_text() == content
 
 
-def command(output: Path, *arguments: str) -> list[str]:
-    options = "--arms linear --seeds 3 --learning-rates 1e-3 --num-steps 300 --evaluate-every 10 --snapshot-every 7"
-    program = [sys.executable, "-m", "experiments.digits", "--num-processes", "1", *options.split()]
-    return [*program, "--output", str(output), *arguments]
+ONE_STAGE = (
+    "experiments.digits --num-processes 1 --arms linear --seeds 3 --learning-rates 1e-3 --num-steps 120 "
+    "--evaluate-every 10 --snapshot-every 7 --checkpoint-seconds 0"
+)
+TWO_STAGES = "tests.meta.evaluation.staged_comparison"
 
 
-def test_a_killed_comparison_goes_on_to_identical_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "stage", "step"),
+    # The first window of snapshots is complete at step 35; the second stage begins at step 60.
+    [(ONE_STAGE, 0, 20), (TWO_STAGES, 1, 70)],
+    ids=["one stage", "two stages"],
+)
+def test_a_killed_comparison_goes_on_to_identical_weights(
+    arguments: str, stage: int, step: int, tmp_path: Path
+) -> None:
     # One device and the default threads, as a user's run has them.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     process_options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment, "text": True}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(command(undisturbed), check=True, capture_output=True, **process_options)
+    program = [sys.executable, "-m", *arguments.split(), "--output"]
+    subprocess.run([*program, str(undisturbed)], check=True, capture_output=True, **process_options)
 
-    with subprocess.Popen(
-        command(killed, "--checkpoint-seconds", "0"), stdout=subprocess.DEVNULL, **process_options
-    ) as process:
-        # The first window of snapshots is complete at step 35.
+    with subprocess.Popen([*program, str(killed)], stdout=subprocess.DEVNULL, **process_options) as process:
+        pattern = f"runs/checkpoints/*/stage-{stage}/*"
         while process.poll() is None and not any(
-            int(path.name) >= 20 for path in killed.glob("runs/checkpoints/*/stage-0/*") if path.name.isdigit()
+            int(path.name) >= step for path in killed.glob(pattern) if path.name.isdigit()
         ):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not results(killed)
 
-    subprocess.run(command(killed, "--resume"), check=True, capture_output=True, **process_options)
+    subprocess.run([*program, str(killed), "--resume"], check=True, capture_output=True, **process_options)
     (one,), (other,) = (list(results(folder).values()) for folder in (undisturbed, killed))
     assert one["weights_sha256"] == other["weights_sha256"]
     assert one["test"] == other["test"]

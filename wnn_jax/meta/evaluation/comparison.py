@@ -137,7 +137,7 @@ def compare(
       UsageError: if an option cannot be used.
     """
     check(options)
-    make_task = make_task or functools.partial(load_task, options.task)
+    task_factory = make_task or functools.partial(load_task, options.task)
     chosen = find_arms(
         options.arms,
         base or base_optimizer(options.optimizer),
@@ -146,10 +146,12 @@ def compare(
         snapshot_every=options.snapshot_every,
     )
     refuse_old_folder(options.output)
-    task = make_task(options.data_dir)
+    # Absolute, because the workers of a cluster have working directories of their own.
+    make_this_task = functools.partial(task_factory, options.data_dir.absolute())
+    task = make_this_task()
     metrics = target_first(task.metrics, options.metric)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    plan = functools.partial(_plan, options, functools.partial(make_task, options.data_dir), task, describe_task(task))
+    plan = functools.partial(_plan, options, make_this_task, task, describe_task(task))
 
     grid = [(arm, rate) for arm in chosen for rate in options.learning_rates]
     searched = _run_missing(plan(grid, options.search_seeds or options.seeds), options, console)
@@ -236,8 +238,9 @@ def _plan(
         )
         for arm, rate in arms
     ]
+    folder = (options.output / "runs").absolute()
     return [
-        Run(make_task, arm, {**description, "seed": seed}, options.output / "runs", options.checkpoint_seconds)
+        Run(make_task, arm, {**description, "seed": seed}, folder, options.checkpoint_seconds)
         for seed in seeds
         for arm, description in described
     ]

@@ -1,0 +1,31 @@
+"""A comparison with an arm of two stages, as a program that a test can kill."""
+
+from pathlib import Path
+
+import optax
+
+from wnn_jax import averaging
+from wnn_jax.meta.evaluation.comparison import Compare, main
+from wnn_jax.meta.evaluation.stages import TrainCoefficients
+from wnn_jax.meta.training.arm import Arm
+
+TWA = Arm(
+    "twa",
+    lambda learning_rate, num_steps: optax.chain(optax.adam(learning_rate), averaging.lawa(3, 10)),
+    stages=(TrainCoefficients(share=0.5),),
+)
+
+CONFIG = Compare(
+    task="digits-cnn",
+    arms=("twa",),
+    learning_rates=(1e-3,),
+    seeds=(3,),
+    num_steps=120,
+    evaluate_every=10,
+    num_processes=1,
+    checkpoint_seconds=0.0,
+    output=Path("runs/staged"),
+)
+
+if __name__ == "__main__":
+    main(CONFIG, __doc__, arms={"twa": TWA})
