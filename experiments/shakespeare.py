@@ -21,7 +21,7 @@ CONFIG = Compare(
         "wnn-plus~40-1",
     ),
     optimizer="adamw",
-    learning_rates=(1.5e-3, 3e-3, 6e-3),
+    learning_rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2),
     search_seeds=(10,),
     num_steps=3_000,
     evaluate_every=100,

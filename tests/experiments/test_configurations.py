@@ -52,9 +52,15 @@ def test_what_a_comparison_names_exists(name: str) -> None:
     assert len(module.CONFIG.seeds) >= 3
 
 
-@pytest.mark.parametrize("name", ["averaging", "late_phase"])
-def test_every_arm_of_several_stages_learns_and_is_scored(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "arms"),
+    [
+        ("averaging", ("annealed", "averages", "twa-t-4-bits", "twa-v", "nowcast-twa-t")),
+        ("late_phase", ("annealed", "late-phase", "late-phase-swa")),
+    ],
+)
+def test_arms_of_several_stages_learn_and_are_scored(
+    name: str, arms: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = experiment(name)
     monkeypatch.setattr("experiments.averaging.NUM_HELD_OUT", 200)
@@ -67,6 +73,7 @@ def test_every_arm_of_several_stages_learns_and_is_scored(
 
     config = dataclasses.replace(
         module.CONFIG,
+        arms=arms,
         learning_rates=(0.1,),
         search_seeds=None,
         seeds=(0,),
@@ -77,7 +84,7 @@ def test_every_arm_of_several_stages_learns_and_is_scored(
         data_dir=tmp_path,
     )
     rows = compare(config, make_task=make_task, base=module.sgd, arms=module.ARMS)
-    assert [row["arm"] for row in rows] == list(config.arms)
+    assert [row["arm"] for row in rows] == list(arms)
     with (tmp_path / "summary.csv").open() as file:
         for row in csv.DictReader(file):
             best = float(row[f"{row['reading']}: accuracy"])

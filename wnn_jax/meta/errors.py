@@ -14,11 +14,13 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Generator[None]:
-    """Ends the program with the message of a `UsageError`, and no traceback."""
+    """Ends the program with one line, and no traceback, at a `UsageError` or an interrupt."""
     try:
         yield
     except UsageError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: what is finished is kept, and the same command goes on from there.")
 
 
 def look_up(table: Mapping[str, Value], name: str, what: str) -> Value:

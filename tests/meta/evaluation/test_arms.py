@@ -120,6 +120,14 @@ def test_lawa_averages_the_last_tenth() -> None:
     np.testing.assert_allclose(average["w"], expected, rtol=1e-6)
 
 
+def test_a_training_too_short_for_a_jump_is_refused() -> None:
+    (arm,) = find_arms(("linear",), ADAM, snapshot_every=30)
+    with pytest.raises(
+        UsageError, match=r"--snapshot-every 30: the arm 'linear' jumps first after 5 .* 100 steps; give 3"
+    ):
+        arm.optimizer(0.1, 100)
+
+
 def test_arms_are_named_as_they_are_given(tmp_path: Path) -> None:
     wnn_jax.save(wnn_jax.nowcasters.WNN.init(jax.random.key(0)), tmp_path / "saved.npz")
     names = ("plain", "cosine", "linear@0.5", "linear~5", "linear@2~40-1+wsd", f"{tmp_path / 'saved.npz'}@0.25+cosine")
@@ -142,7 +150,8 @@ def test_the_horizon_of_an_arm_goes_from_its_first_to_its_last() -> None:
 
 def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
     ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, takes_horizon=False)
-    for every, jumps in ((None, 6), (30, 2)):
+    # The last snapshot is that of the last step, where there is no jump.
+    for every, jumps in ((None, 5), (28, 2)):
         arm = nowcast_arm("ahead", lambda rate: optax.sgd(0.0), ahead, snapshot_every=every)
         updates = [step.updates["w"].item() for step in train(arm.optimizer(0.0, 300), {"w": jnp.zeros([])}, 300)]
         assert sum(update != 0 for update in updates) == jumps
@@ -155,7 +164,7 @@ def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
         (("plain", "plain"), "--arms plain plain must name .* none twice"),
         (("best",), "--arms 'best' is not known. Arms: plain, cosine, wsd, ademamix-3.*Nowcasters.*adaptive-linear"),
         (("missing.npz",), "no nowcaster file at 'missing.npz'"),
-        (("linear@half",), "could not convert string to float"),
+        (("linear@half",), r"'linear@half' cannot be used: @half is no number; give a factor such as @0\.5"),
         (("linear@nan",), "--arms 'linear@nan' cannot be used: scale=nan must be"),
         (("plain@0.5",), "'plain@0.5' is not known"),
         (("linear~0",), "--arms 'linear~0' cannot be used: first=0 must be an int >= 1"),

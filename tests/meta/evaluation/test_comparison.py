@@ -56,11 +56,14 @@ def test_a_comparison_leaves_results_table_and_plots(tmp_path: Path) -> None:
         "runs",
         "summary.csv",
     ]
+    run(tmp_path)
+    assert not (tmp_path / "learning-rates.png").exists(), "it was of another call"
+    run(tmp_path, learning_rates=(0.1, 0.01))
     contents = results(tmp_path)
     assert len(contents) == 8
     assert len({content["key"] for content in contents.values()}) == 8
     content = contents[next(name for name in contents if name.startswith("linear-rate0.1-seed1"))]
-    assert content["evaluations"][-1]["num_nowcasts"] == 2
+    assert content["evaluations"][-1]["num_nowcasts"] == 1
     assert content["environment"]["jax"] == content["description"]["versions"]["jax"] == jax.__version__
     with (tmp_path / "summary.csv").open() as file:
         assert [row["arm"] for row in csv.DictReader(file)] == ["plain", "linear"]
@@ -159,14 +162,18 @@ def test_a_run_that_diverges_is_recorded(tmp_path: Path) -> None:
         ({"learning_rates": (0.1, 0.1)}, "--learning-rates 0.1 0.1 must be .* distinct"),
         ({"learning_rates": (0.1, -0.1)}, "--learning-rates 0.1 -0.1 must be .* positive"),
         ({"learning_rates": (float("nan"),)}, "--learning-rates nan must be .* finite"),
-        ({"seeds": ()}, r"--seeds \(none\) must be distinct"),
-        ({"seeds": (1, 1)}, "--seeds 1 1 must be distinct"),
-        ({"search_seeds": (-1,)}, "--search-seeds -1 must be distinct and not negative"),
+        ({"seeds": ()}, r"--seeds \(none\) must be at least one"),
+        ({"seeds": (1, 1)}, "--seeds 1 1 must be at least one, distinct"),
+        ({"search_seeds": (-1,)}, "--search-seeds -1 must be .* not negative"),
+        ({"evaluate_every": 21}, "--evaluate-every 21 must not exceed --num-steps 20"),
+        ({"snapshot_every": 21}, "--snapshot-every 21 must not exceed --num-steps 20"),
+        ({"snapshot_every": 10}, "--snapshot-every 10: the arm 'linear' jumps first after 5 snapshots"),
+        ({"reading": "SWA"}, r"--reading 'SWA' is not one of the arm 'plain': weights, EMA \.99, EMA \.998"),
         ({"target": float("inf")}, "--target inf must be a value"),
         ({"metric": "bleu"}, "--metric 'bleu' is not one of the task's: mse, close"),
         ({"optimizer": "lion"}, "--optimizer 'lion' is not known; choose from adam"),
         ({"arms": ("best",)}, "--arms 'best' is not known. Arms: plain"),
-        ({"snapshot_every": 100, "num_steps": 10, "arms": ("linear@none",)}, "could not convert"),
+        ({"arms": ("linear@none",)}, "@none is no number"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(
@@ -174,6 +181,48 @@ def test_bad_options_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         run(tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match=r"--output .* is a file; name a folder"):
+        run(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+class Broken(LinearRegression):
+    """A task with one fault."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        object.__setattr__(self, "fault", fault)
+
+    def describe(self) -> Any:
+        return {"data": object()} if self.fault == "describe" else super().describe()
+
+    def loss(self, params: Any, model_state: Any, batch: Any, key: Any) -> Any:
+        loss, rest = super().loss(params, model_state, batch, key)
+        return loss[None] if self.fault == "loss" else loss, rest
+
+    def measure(self, params: Any, model_state: Any, batch: Any) -> Any:
+        measured = dict(super().measure(params, model_state, batch))
+        if self.fault == "measure":
+            del measured["close"]
+        return measured
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("describe", r"Broken\.describe\(\) is not of what JSON has"),
+        ("loss", r"Broken\.loss\(\) has the shape \(1,\); it has to be a scalar"),
+        ("measure", r"Broken\.measure\(\) returns no close, of which Broken\.metrics has a Metric"),
+    ],
+)
+def test_a_task_that_breaks_the_protocol_is_refused(fault: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(tmp_path / "out", Broken(fault))
     assert not (tmp_path / "out").exists()
 
 
@@ -200,6 +249,7 @@ def test_results_of_the_first_version_are_kept_and_refused(tmp_path: Path) -> No
     ("content", "message"),
     [
         ("{", r"is damaged .*remove it"),
+        ('{"a": 1}', "is no result of a comparison; move it elsewhere"),
         ('{"arm": "none"}', "is a result of version 1, but this wnn_jax reads version 2"),
         ('{"format": "wnn_jax.result", "version": 3}', "is a result of version 3, but this wnn_jax reads version 2"),
         ('{"format": "wnn_jax.result", "version": 2}', "is damaged .*remove it"),

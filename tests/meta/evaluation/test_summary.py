@@ -149,7 +149,7 @@ def test_the_table_is_printed_whole() -> None:
     with console.capture() as capture:
         print_table(list(rows().values()), (ACCURACY, LOSS), console)
     text = capture.get()
-    assert "Steps saved to accuracy 76.7%" in text
+    assert "Steps saved to accuracy 76.7%, the best score of 'plain' (mean over seeds)" in text
     assert "38 (0 to 63)" in text
     assert "at most 0" in text
     assert "none" in text

@@ -1,5 +1,6 @@
 """What every task must do. A test of a new kind of task is one call of `check_conformance`."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -28,10 +29,10 @@ def check_conformance(make_task: Callable[[], Task], *, learning_rate: float = 1
     task = make_task()
     check_task(task)
     check_description(task, make_task())
-    check_init(task)
+    initial = check_init(task)
     check_batches(task)
-    check_loss(task)
-    check_evaluation(task)
+    check_loss(task, *initial)
+    check_evaluation(task, *initial)
     training = Training(task, optax.adam(learning_rate))
     check_that_training_lowers_the_loss(training, num_steps)
     check_resume(training)
@@ -44,9 +45,10 @@ class Training:
     def __init__(self, task: Task, tx: optax.GradientTransformation) -> None:
         self.task, self.tx = task, tx
         self.step = jax.jit(make_step(task, tx))
+        self._init = jax.jit(functools.partial(init_state, task, tx))
 
     def init(self, seed: int = 0) -> TrainState:
-        return init_state(self.task, self.tx, jax.random.key(seed))
+        return self._init(jax.random.key(seed))
 
     def run(self, num_steps: int, *, seed: int = 0, state: TrainState | None = None) -> tuple[TrainState, list[float]]:
         """Trains from the start, or from a state, up to a step. Returns the state and the losses."""
@@ -64,11 +66,14 @@ def check_description(task: Task, same: Task) -> None:
     assert same.describe() == description
 
 
-def check_init(task: Task) -> None:
-    params, model_state = task.init(jax.random.key(0))
+def check_init(task: Task) -> tuple[Any, Any]:
+    # Compiled: operation by operation it would take most of the time of these checks.
+    init = jax.jit(task.init)
+    params, model_state = init(jax.random.key(0))
     assert jax.tree.leaves(params)
     assert isinstance(model_state, dict)
-    assert_equal(task.init(jax.random.key(0)), (params, model_state))
+    assert_equal(init(jax.random.key(0)), (params, model_state))
+    return params, model_state
 
 
 def check_batches(task: Task) -> None:
@@ -82,10 +87,10 @@ def check_batches(task: Task) -> None:
     assert_equal(task.batch(0, 0), first)
 
 
-def check_loss(task: Task) -> None:
-    params, model_state = task.init(jax.random.key(0))
+def check_loss(task: Task, params: Any, model_state: Any) -> None:
     batch, key = task.batch(0, 0), jax.random.key(1)
-    loss, (new_state, auxiliary) = jax.jit(task.loss)(params, model_state, batch, key)
+    compiled = jax.jit(task.loss)
+    loss, (new_state, auxiliary) = compiled(params, model_state, batch, key)
     assert loss.shape == ()
     assert loss.dtype == jnp.float32
     assert np.isfinite(loss)
@@ -94,12 +99,11 @@ def check_loss(task: Task) -> None:
     assert equal(new_state, model_state) == (not jax.tree.leaves(model_state)), "a model state changes in training"
     gradient, _ = jax.eval_shape(jax.grad(task.loss, has_aux=True), params, model_state, batch, key)
     assert abstract(gradient) == abstract(params)
-    eager_loss, (eager_state, _) = task.loss(params, model_state, batch, key)
-    assert_close((eager_loss, eager_state), (loss, new_state))
+    again, (state_again, _) = compiled(params, model_state, batch, key)
+    assert_equal((again, state_again), (loss, new_state))
 
 
-def check_evaluation(task: Task) -> None:
-    params, model_state = task.init(jax.random.key(0))
+def check_evaluation(task: Task, params: Any, model_state: Any) -> None:
     measure = jax.jit(task.measure)
     batches = {split: list(task.evaluation_batches(split)) for split in SPLITS}
     assert not equal(batches["validation"][0], batches["test"][0]), "both splits are the same"

@@ -530,10 +530,10 @@ def test_a_cluster_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"executor": "threads"}, "executor 'threads' is not known. Give processes,"),
+        ({"executor": "threads"}, "--executor 'threads' is not known. Give processes,"),
         ({"executor": "missing/scheduler.json"}, "executor missing/scheduler.json does not exist. Start"),
         ({"executor": "other://host:1"}, "executor other://host:1 cannot be reached"),
-        ({"executor": "tcp://host:1", "num_processes": 2}, "num_processes 2 counts processes of this machine"),
+        ({"executor": "tcp://host:1", "num_processes": 2}, "--num-processes 2 counts processes of this machine"),
         ({"num_processes": 0}, "num_processes 0 must be positive"),
     ],
 )

@@ -11,6 +11,7 @@ import wnn_jax
 from tests.meta.toys import LinearRegression, NormalizedRegression
 from wnn_jax.meta.evaluation.arms import standard_arms
 from wnn_jax.meta.evaluation.stages import TrainCoefficients
+from wnn_jax.meta.tasks.task import Metric
 from wnn_jax.meta.training.arm import Arm
 from wnn_jax.meta.training.keys import describe_arm, describe_task, run_key
 from wnn_jax.meta.training.optimizers import BASE_OPTIMIZERS
@@ -60,6 +61,14 @@ def test_a_task_whose_computation_changes_is_another_one() -> None:
             loss, rest = super().loss(params, model_state, batch, key)
             return 2 * loss, rest
 
+    class OtherData(LinearRegression):
+        def batch(self, seed: int, step: int) -> Any:
+            inputs, targets = super().batch(seed, step)
+            return inputs, targets + (step >= 1_000)
+
+    other_metric = Metric("mse", higher_is_better=False, from_mean=lambda mean: 2 * mean)
+    for task in (OtherData(), LinearRegression(metrics=(other_metric, *TASK.metrics[1:]))):
+        assert describe_task(task)["fingerprint"] != describe_task(TASK)["fingerprint"]
     assert Other().describe() == TASK.describe()
     assert describe_task(TASK) == describe_task(LinearRegression())
     assert describe_task(Other())["fingerprint"] != describe_task(TASK)["fingerprint"]

@@ -222,7 +222,14 @@ def test_the_best_reading_is_that_of_the_first_metric() -> None:
     ("metrics", "message"),
     [
         ((), "LinearRegression.metrics is empty; name at least one"),
-        ((Metric("mse", higher_is_better=None),), "'mse' has higher_is_better=None; say True or False"),  # pyright: ignore[reportArgumentType]
+        (
+            (
+                Metric(
+                    "mse",
+                ),
+            ),
+            "'mse' has higher_is_better=None; say True or False",
+        ),
         ((Metric("mse", False), Metric("mse", True)), "metrics has a name twice: mse, mse"),
     ],
 )

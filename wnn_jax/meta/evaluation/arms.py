@@ -160,7 +160,7 @@ def nowcast_arm(
     horizon: tuple[int, int] | None = None,
     schedule: Callable[[float, int], Any] = constant,
 ) -> Arm:
-    """An arm with a nowcaster behind the optimizer.
+    """An arm with a nowcaster behind the optimizer, which makes no jump in the last half of a snapshot's spacing.
 
     Args:
       name: of the arm.
@@ -174,11 +174,18 @@ def nowcast_arm(
 
     def optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         every = snapshot_every or max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)
+        if nowcaster.context * every > num_steps:
+            raise UsageError(
+                f"--snapshot-every {every}: the arm {name!r} jumps first after {nowcaster.context} snapshots, and "
+                f"there are {num_steps} steps; give {max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)}, or train for longer."
+            )
         horizons = None
         if horizon is not None:
             num_nowcasts = max(num_steps // (nowcaster.context * every), 1)
             horizons = wnn_jax.decaying_horizon(num_nowcasts, first=horizon[0], last=horizon[1])
-        nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=every, scale=scale, horizon=horizons)
+        # A run is not judged right after a jump, from which it has yet to recover.
+        stop = max(num_steps - every // 2, 1)
+        nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=every, scale=scale, horizon=horizons, stop=stop)
         return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
 
     with contextlib.suppress(ValueError):  # One that is code has no fingerprint.
@@ -239,7 +246,7 @@ def _parse_nowcaster(
     )
     try:
         # What is out of its range is refused now rather than in the middle of a comparison.
-        arm.optimizer(1e-3, 1_000)
+        arm.optimizer(1e-3, nowcaster.context * (snapshot_every or 100))
     except ValueError as error:
         raise UsageError(f"--arms {specification!r} cannot be used: {error}") from error
     return arm

@@ -33,6 +33,7 @@ from wnn_jax.meta.training.arm import Arm
 from wnn_jax.meta.training.executors import run_all
 from wnn_jax.meta.training.keys import describe_task, run_key
 from wnn_jax.meta.training.optimizers import ADAMW_WEIGHT_DECAY, BASE_OPTIMIZERS, BaseOptimizer, base_optimizer
+from wnn_jax.meta.training.readings import EMA_DECAYS, all_readings
 from wnn_jax.meta.training.trainer import Trainer
 
 
@@ -83,7 +84,8 @@ class Compare:
     num_processes: int | None = None
     """Processes that train side by side. Default: one per core on CPU, one on an accelerator."""
     executor: str | None = None
-    """Address of a dask scheduler, such as tcp://HOST:8786, to train on a cluster. Default: this machine."""
+    """To train on a cluster: address of a dask scheduler, such as tcp://HOST:8786, or its scheduler file, which ends in
+    .json. Default: this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +148,7 @@ def compare(
         snapshot_every=options.snapshot_every,
     )
     refuse_old_folder(options.output)
+    check_reading(options.reading, chosen)
     # Absolute, because the workers of a cluster have working directories of their own.
     make_this_task = functools.partial(task_factory, options.data_dir.absolute())
     task = make_this_task()
@@ -171,11 +174,26 @@ def compare(
     )
     save_rows(rows, options.output / "summary.csv")
     plot_curves(results, rows, metrics[0], options.output / "curves.png", reading=options.reading)
+    rates_plot = options.output / "learning-rates.png"
     if len(options.learning_rates) > 1:
-        plot_learning_rates(searched, metrics[0], options.output / "learning-rates.png", reading=options.reading)
-    print_table(rows, metrics, console)
+        plot_learning_rates(searched, metrics[0], rates_plot, reading=options.reading)
+    else:
+        rates_plot.unlink(missing_ok=True)  # It would be of another call.
+    print_table(rows, metrics, console, has_own_target=options.target is not None)
     console.print(f"Results and plots: {options.output}", soft_wrap=True)
     return rows
+
+
+def check_reading(reading: str | None, arms: Sequence[Arm]) -> None:
+    """Refuses a reading that some arm does not have. Those of further stages are only known when they begin.
+
+    Raises:
+      UsageError: if there is such an arm.
+    """
+    for arm in arms:
+        names = all_readings(arm.readings, EMA_DECAYS)
+        if reading is not None and reading not in names and not arm.stages:
+            raise UsageError(f"--reading {reading!r} is not one of the arm {arm.name!r}: {', '.join(names)}.")
 
 
 def target_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric, ...]:
@@ -207,11 +225,19 @@ def check(options: Compare) -> None:
         )
     for name, seeds in (("seeds", options.seeds), ("search-seeds", options.search_seeds)):
         if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
-            raise UsageError(f"--{name} {' '.join(map(str, seeds)) or '(none)'} must be distinct and not negative.")
+            raise UsageError(
+                f"--{name} {' '.join(map(str, seeds)) or '(none)'} must be at least one, distinct and not negative."
+            )
     if options.checkpoint_seconds < 0:
         raise UsageError(f"--checkpoint-seconds {options.checkpoint_seconds} must not be negative.")
     if options.target is not None and not math.isfinite(options.target):
-        raise UsageError(f"--target {options.target} must be a value of the task's first metric.")
+        raise UsageError(f"--target {options.target} must be a value of the metric that counts.")
+    for name in ("evaluate_every", "snapshot_every"):
+        every = getattr(options, name)
+        if every is not None and every > options.num_steps:
+            raise UsageError(f"--{name.replace('_', '-')} {every} must not exceed --num-steps {options.num_steps}.")
+    if options.output.exists() and not options.output.is_dir():
+        raise UsageError(f"--output {options.output} is a file; name a folder.")
 
 
 def _plan(

@@ -32,9 +32,16 @@ def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster, float]:
         if match is None:
             raise ValueError("it is not of the form NAME-or-FILE[@SCALE]")
         nowcaster = wnn_jax.load(match["name"])
-        scale = float(match["scale"] or 1.0)
+        scale = _number(match["scale"] or "1")
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(f"the nowcaster {specification!r} cannot be used: {error}") from error
     suffix = f"@{match['scale']}" if match["scale"] else ""
     is_file = match["name"] not in wnn_jax.available()
     return f"{Path(match['name']).stem if is_file else match['name']}{suffix}", nowcaster, scale
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"@{text} is no number; give a factor such as @0.5") from None

@@ -43,10 +43,11 @@ def plot_curves(
         target = rows[0]["target"]
         axis.axhline(target, color="0.4", linestyle=":", linewidth=1, label=f"target {format(target, metric.format)}")
         if best:
-            ends = (min(worst), max(best)) if metric.higher_is_better else (min(best), max(worst))
+            shown = [*worst, *best, *([target] if np.isfinite(target) else [])]
+            ends = min(shown), max(shown)
             margin = 0.05 * (ends[1] - ends[0]) or 0.01
             axis.set_ylim(ends[0] - margin, ends[1] + margin)
-        axis.set(xlabel="steps", ylabel=f"validation {metric.name} ({reading or 'best reading'})")
+        axis.set(xlabel="steps", ylabel=f"validation {metric.name} ({reading or 'of the best reading at each step'})")
         axis.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
 

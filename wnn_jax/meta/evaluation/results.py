@@ -124,6 +124,8 @@ def load_result(path: Path) -> tuple[str, Result]:
         version = content.get("version")
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"{path} is damaged ({error}); remove it, and only this run is repeated.") from error
+    if not is_result and "arm" not in content:
+        raise UsageError(f"{path} is no result of a comparison; move it elsewhere, or choose another --output.")
     if not is_result or version != _VERSION:
         raise UsageError(
             f"{path} is a result of version {version if is_result else 1}, but this wnn_jax reads version {_VERSION}. "

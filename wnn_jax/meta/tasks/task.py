@@ -1,6 +1,7 @@
 """What a task is: everything that determines a training but its seed, its optimizer and its learning rate."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
@@ -22,14 +23,15 @@ class Metric:
 
     Attributes:
       name: as in tables and result files.
-      higher_is_better: the direction of progress: `True` for an accuracy, `False` for a loss.
+      higher_is_better: the direction of progress: `True` for an accuracy, `False` for a loss. A task with a metric that
+        does not say is refused.
       from_mean: what makes the figure of the weighted mean of what `Task.measure` returns. The perplexity, for
         example, is the exponential of a mean cross entropy.
       format: how to write the figure, as `format(value, ...)` takes it.
     """
 
     name: str
-    higher_is_better: bool
+    higher_is_better: bool | None = None
     from_mean: Callable[[float], float] = float
     format: str = ".4f"
 
@@ -58,7 +60,7 @@ class Task(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on, of what JSON has: it enters the key of every run.
 
-        Two tasks with equal descriptions give equal results.
+        Two tasks with equal descriptions give equal results: name the data and its version, or give a checksum of it.
         """
         ...
 
@@ -86,7 +88,8 @@ class Task(Protocol):
           key: a `jax.random` key of this step, for augmentation, dropout, or noise.
 
         Returns:
-          The loss, a scalar, with the new model state and auxiliary scalars by name.
+          The loss, a scalar, with the new model state and auxiliary scalars by name, for callers of one's own; the loop
+          does not read them.
         """
         ...
 
@@ -102,7 +105,7 @@ class Task(Protocol):
         """For every metric, the sum over an evaluation batch and the weight of the sum: a pure function.
 
         The mean over a split is the total of the sums over the total of the weights, for example of the number of
-        right answers over the number of examples.
+        right answers over the number of examples. Any other ratio of two totals will do as well.
         """
         ...
 
@@ -125,3 +128,24 @@ def check_task(task: Task) -> None:
                 f"{name}.metrics: {metric.name!r} has higher_is_better={metric.higher_is_better!r}; say True or False, "
                 "or nobody can tell which of two runs is better."
             )
+
+
+def check_outputs(task: Task) -> None:
+    """Refuses a task whose methods do not return what the protocol says, before anything is trained.
+
+    Raises:
+      UsageError: names the method, what it returned and what it has to return.
+    """
+    name = type(task).__name__
+    try:
+        json.dumps(task.describe())
+    except TypeError as error:
+        raise UsageError(f"{name}.describe() is not of what JSON has: {error}.") from error
+    key = jax.random.key(0)
+    params, model_state = jax.eval_shape(task.init, key)
+    loss, _ = jax.eval_shape(task.loss, params, model_state, task.batch(0, 0), key)
+    if loss.shape:
+        raise UsageError(f"{name}.loss() has the shape {loss.shape}; it has to be a scalar, such as the mean of these.")
+    measured = jax.eval_shape(task.measure, params, model_state, next(iter(task.evaluation_batches("validation"))))
+    if missing := [metric.name for metric in task.metrics if metric.name not in measured]:
+        raise UsageError(f"{name}.measure() returns no {', '.join(missing)}, of which {name}.metrics has a Metric.")

@@ -85,13 +85,13 @@ def run_all(
         return _run_on(_processes(min(num_processes, max(len(jobs), 1))), function, jobs, deadline)
     if "://" not in executor and not executor.endswith(".json"):
         raise UsageError(
-            f"executor {executor!r} is not known. Give processes, the address of a scheduler as in tcp://HOST:8786, "
+            f"--executor {executor!r} is not known. Give processes, the address of a scheduler as in tcp://HOST:8786, "
             "or the path of its scheduler file, which ends in .json."
         )
     if num_processes is not None:
         raise UsageError(
-            f"num_processes {num_processes} counts processes of this machine, and executor {executor} is a cluster, "
-            "which has as many as it has workers. Give only one of the two."
+            f"--num-processes {num_processes} counts processes of this machine, and --executor {executor} is a "
+            "cluster, which has as many as it has workers. Give only one of the two."
         )
     return _run_on(_cluster(executor), function, jobs, deadline)
 

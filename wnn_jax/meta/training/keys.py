@@ -16,9 +16,12 @@ import numpy as np
 import optax
 
 import wnn_jax
-from wnn_jax.meta.tasks.task import Task
+from wnn_jax.meta.tasks.task import Task, check_outputs
 from wnn_jax.meta.training.arm import Arm
 from wnn_jax.meta.training.step import TrainState, init_state
+
+# Seeds and steps of the training batches that a task's fingerprint looks at.
+_SAMPLED_BATCHES = ((0, 0), (0, 1), (0, 1_000), (1, 0), (2, 10_000))
 
 _ADDRESS = re.compile(r"\b(at )?0x[0-9a-f]+")
 
@@ -49,17 +52,25 @@ def describe_task(task: Task) -> dict[str, Any]:
     """A task's own description, and a fingerprint of all that it computes.
 
     The fingerprint is of its initial parameters, its loss and its metrics as JAX traces them, every operation and every
-    number, and of its first batches. So a task whose code is changed is another one, whatever it says of itself.
+    number, of all evaluation batches and of some training batches. So a task whose code or data is changed is another
+    one, even where it says nothing of that itself.
+
+    Raises:
+      UsageError: if the task's methods do not return what the protocol says.
     """
+    check_outputs(task)
     key = jax.random.key(0)
     params, model_state = jax.eval_shape(task.init, key)
     digest = hashlib.sha256()
     _add_computation(digest, task.init, key)
-    batch, evaluation_batch = task.batch(0, 0), next(iter(task.evaluation_batches("validation")))
-    _add_computation(digest, task.loss, params, model_state, batch, key)
-    _add_computation(digest, task.measure, params, model_state, evaluation_batch)
-    for leaf in jax.tree.leaves((batch, evaluation_batch)):
+    evaluation_batches = [*task.evaluation_batches("validation"), *task.evaluation_batches("test")]
+    training_batches = [task.batch(seed, step) for seed, step in _SAMPLED_BATCHES]
+    _add_computation(digest, task.loss, params, model_state, training_batches[0], key)
+    _add_computation(digest, task.measure, params, model_state, evaluation_batches[0])
+    for leaf in jax.tree.leaves((evaluation_batches, training_batches)):
         digest.update(np.asarray(leaf).tobytes())
+    for metric in task.metrics:
+        digest.update(f"{metric.name} {metric.higher_is_better} {_describe_code(metric.from_mean)}".encode())
     return {**task.describe(), "fingerprint": digest.hexdigest()}
 
 
