@@ -1,16 +1,19 @@
 """Averages of weights on CIFAR-10 at equal cost: SWA, LAWA, EMA, TWA, and TWA after nowcasts.
 
-    python -m experiments.averaging --data-dir DIR --output runs/averaging
+    python -m experiments.averaging --data-dir DIR
 
 A ResNet with batch normalisation (8-16-32 features, one block per stage) on images of 16x16, mirrored at random. SGD
-with Nesterov momentum 0.9, batches of 128, weight decay 5e-4. Every arm may take 8 epochs of 359 steps in all. `sgd,
-cosine` decays from 0.1 to 0; everything else is of runs at a constant 0.05. SWA, LAWA and EMA average the second half
-(LAWA the latest 3 epochs, EMA with 0.998 per step). TWA has 6 epochs of such a run, the checkpoints after its epochs
-4, 5 and 6, and 2 epochs for their coefficients: on the training images (`twa-t`), or on 4,000 that were taken from
-the training images and that the run did not see (`twa-v`). The nowcaster is the default, 4 snapshots an epoch.
-Averages have their batch statistics estimated anew on one more epoch, forward only. CPU, 2 cores; Python 3.11, jax
-0.10.2, optax 0.2.8; 3 seeds, about 6 minutes each. Accuracies in %, mean ± std. The results are in
-`results/averaging/`.
+with Nesterov momentum 0.9, batches of 128, weight decay 5e-4 of kernels. Every arm may take 8 epochs of 359 steps in
+all. `annealed` decays to 0; everything else is of runs at a constant rate. SWA and LAWA (the latest 3 epochs) average
+the second half; the arm `averages` has both as readings, beside the moving averages of every arm. TWA has 6 epochs of
+such a run, the checkpoints after its epochs 4, 5 and 6, and 2 epochs for their coefficients: on the training images
+(`twa-t`), or on 4,000 that were taken from the training images and that the run did not see (`twa-v`). The nowcaster
+is the default, 4 snapshots an epoch. Averages have their batch statistics estimated anew.
+
+**The table below is of the program that came before this one, and was not run again**: at single rates (0.1 annealed,
+0.05 else) where every arm now has its own best of two, an EMA of 0.998, weight decay in the loss, other mirrored
+images in a batch, and batch statistics of a whole epoch where there are now 32 batches. CPU, 2 cores; Python 3.11, jax
+0.10.2, optax 0.2.8; 3 seeds. Accuracies in %, mean ± std. The results are in `results/averaging/`.
 
 | arm | validation | test |
 |---|---|---|

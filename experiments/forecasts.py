@@ -39,7 +39,7 @@ CONFIG = Forecast(
 )
 
 if __name__ == "__main__":
-    summary = __doc__.partition("\n\n")[0]
+    summary = (__doc__ or "").partition("\n\n")[0]
     options = tyro.cli(Forecast, prog="python -m experiments.forecasts", description=summary, default=CONFIG)
     with one_line_errors():
         forecast(options)

@@ -191,12 +191,11 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@dataclasses.dataclass(frozen=True)
 class Broken(LinearRegression):
     """A task with one fault."""
 
-    def __init__(self, fault: str) -> None:
-        super().__init__()
-        object.__setattr__(self, "fault", fault)
+    fault: str = ""
 
     def describe(self) -> Any:
         return {"data": object()} if self.fault == "describe" else super().describe()
@@ -222,7 +221,7 @@ class Broken(LinearRegression):
 )
 def test_a_task_that_breaks_the_protocol_is_refused(fault: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        run(tmp_path / "out", Broken(fault))
+        run(tmp_path / "out", Broken(fault=fault))
     assert not (tmp_path / "out").exists()
 
 
