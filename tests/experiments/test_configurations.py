@@ -55,7 +55,7 @@ def test_what_a_comparison_names_exists(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arms"),
     [
-        ("averaging", ("annealed", "averages", "twa-t-4-bits", "twa-v", "nowcast-twa-t")),
+        ("averaging", ("annealed", "averages", "twa-v", "nowcast-twa-t")),
         ("late_phase", ("annealed", "late-phase", "late-phase-swa")),
     ],
 )

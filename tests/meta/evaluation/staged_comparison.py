@@ -4,6 +4,7 @@ from pathlib import Path
 
 import optax
 
+import wnn_jax
 from wnn_jax import averaging
 from wnn_jax.meta.evaluation.comparison import Compare, main
 from wnn_jax.meta.evaluation.stages import TrainCoefficients
@@ -11,7 +12,9 @@ from wnn_jax.meta.training.arm import Arm
 
 TWA = Arm(
     "twa",
-    lambda learning_rate, num_steps: optax.chain(optax.adam(learning_rate), averaging.lawa(3, 10)),
+    lambda learning_rate, num_steps: optax.chain(
+        optax.adam(learning_rate), wnn_jax.nowcast("linear", snapshot_every=7), averaging.lawa(3, 20)
+    ),
     stages=(TrainCoefficients(share=0.5),),
 )
 
@@ -21,7 +24,7 @@ CONFIG = Compare(
     learning_rates=(1e-3,),
     seeds=(3,),
     num_steps=120,
-    evaluate_every=10,
+    evaluate_every=20,
     num_processes=1,
     checkpoint_seconds=0.0,
     output=Path("runs/staged"),

@@ -59,9 +59,9 @@ def test_perplexity_is_the_exponential_of_the_loss():
     task = make_task()
     params, _ = task.init(jax.random.key(0))
     batch = next(task.evaluation_batches("test"))
-    sums = task.measure(params, {}, batch)
+    sums = jax.jit(task.measure)(params, {}, batch)
     tokens = batch["tokens"].astype(np.int32)
-    logits: Any = task.model.apply({"params": params}, tokens[:, :-1])
+    logits: Any = jax.jit(task.model.apply)({"params": params}, tokens[:, :-1])
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))
     expected = -np.take_along_axis(log_probabilities, tokens[:, 1:, None], axis=-1).sum()
     for name in ("perplexity", "loss"):

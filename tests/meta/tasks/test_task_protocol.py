@@ -28,8 +28,8 @@ def test_metrics_that_cannot_be_compared_are_refused(metrics: Any, message: str)
 
 
 def test_a_direction_must_be_given():
-    with pytest.raises(TypeError, match="higher_is_better"):
-        Metric("accuracy")  # pyright: ignore[reportCallIssue]
+    with pytest.raises(UsageError, match="'accuracy' has higher_is_better=None; say True or False"):
+        check_task(task_with(Metric("accuracy")))
 
 
 def test_progress_has_a_direction():
