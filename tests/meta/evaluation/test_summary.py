@@ -136,6 +136,24 @@ def test_a_rate_at_which_a_seed_diverges_is_the_worst() -> None:
     assert row["diverged"] == 1
 
 
+def test_a_run_that_diverged_before_its_last_stage_is_in_the_table(tmp_path: Path) -> None:
+    """Its readings are those of the stage that it was in."""
+    staged = [
+        result("twa", 0, [0.1, math.nan], diverged=True),
+        result("twa", 1, [0.1, 0.5, 0.6], TWA=[math.nan, 0.5, 0.7]),
+    ]
+    plain = [result("plain", seed, [0.1, 0.2, 0.3]) for seed in (0, 1)]
+    table = rows([*plain, *staged])
+    assert table["twa"]["diverged"] == 1
+    assert math.isnan(table["twa"]["TWA: accuracy"])
+    assert table["twa"]["reached"] == 1
+    assert best_rates(staged, ACCURACY, "TWA") == {"twa": 0.1}
+    early = [evaluation.scores for evaluation in staged[1].evaluations]
+    del early[0]["TWA"]  # pyright: ignore[reportIndexIssue]
+    plot_curves(staged, [table["twa"]], ACCURACY, tmp_path / "curves.png", reading="TWA")
+    assert (tmp_path / "curves.png").exists()
+
+
 def test_steps_to_a_score_are_interpolated() -> None:
     run = result("one", 0, [0.2, 0.4, 0.3, 0.8])
     assert steps_to(run, ACCURACY, 0.2) == 10

@@ -18,7 +18,7 @@ from wnn_jax.meta.training.arm import Arm, StageStart
 from wnn_jax.meta.training.program import Program, stack_states
 from wnn_jax.meta.training.readings import STATISTICS_SEED, Reading
 from wnn_jax.meta.training.step import init_state, make_step
-from wnn_jax.meta.training.trainer import Evaluation, Trainer, best_reading, fit, weights_sha256
+from wnn_jax.meta.training.trainer import Evaluation, Trainer, fit, weights_sha256
 
 ADAM = Arm("adam", lambda learning_rate, num_steps: optax.adam(learning_rate))
 NOWCAST = Arm(
@@ -211,11 +211,6 @@ def test_equal_runs_have_equal_hashes() -> None:
     task = LinearRegression()
     one, same, other = (trainer(task).fit(seed).state.params for seed in (0, 0, 1))
     assert weights_sha256(one) == weights_sha256(same) != weights_sha256(other)
-
-
-def test_the_best_reading_is_that_of_the_first_metric() -> None:
-    scores = {"weights": {"mse": 1.0, "close": 0.9}, "EMA": {"mse": 0.5, "close": 0.1}, "SWA": {"mse": np.nan}}
-    assert best_reading(LinearRegression(), scores) == "EMA"
 
 
 @pytest.mark.parametrize(

@@ -87,5 +87,6 @@ def _curve(run: Result, metric: Metric, reading: str | None) -> list[float]:
     curve = []
     for evaluation in run.evaluations:
         values = {name: scores[metric.name] for name, scores in evaluation.scores.items()}
-        curve.append(values[reading or metric.best(values)])
+        # A reading of a further stage is not there before it.
+        curve.append(values.get(reading or metric.best(values), np.nan))
     return curve

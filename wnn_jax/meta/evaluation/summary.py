@@ -158,9 +158,9 @@ def _row(
         "reading": best,
         "fingerprint": runs[0].description["arm"].get("nowcaster"),
     }
-    for name in runs[0].evaluations[-1].scores:
+    for name in _final_readings(runs):
         for each in metrics:
-            values = [run.final(each.name)[name] for run in runs]
+            values = [run.final(each.name).get(name, math.nan) for run in runs]
             row[f"{name}: {each.name}"], row[f"{name}: {each.name} std"] = _mean_and_std(values)
     for each in metrics:
         values = [math.nan if run.diverged else run.test[best][each.name] for run in runs]
@@ -170,13 +170,20 @@ def _row(
 
 def _best_final(runs: Sequence[Result], metric: Metric, reading: str | None) -> tuple[str, float]:
     """The reading with the best mean final value, and that value; NaN if a run diverged."""
+    names = _final_readings(runs)
+    if reading is not None:
+        if reading not in names:
+            raise UsageError(f"--reading {reading!r} is not one of the arm {runs[0].arm!r}: {', '.join(names)}.")
+        names = (reading,)
     finals = [run.final(metric.name) for run in runs]
-    if reading is not None and reading not in finals[0]:
-        raise UsageError(f"--reading {reading!r} is not one of the arm {runs[0].arm!r}: {', '.join(finals[0])}.")
-    names = finals[0] if reading is None else (reading,)
-    means = {name: statistics.mean(final[name] for final in finals) for name in names}
+    means = {name: statistics.mean(final.get(name, math.nan) for final in finals) for name in names}
     best = metric.best(means)
     return best, means[best]
+
+
+def _final_readings(runs: Sequence[Result]) -> Sequence[str]:
+    """What is read at the end of an arm's runs. One that diverged in its first stage lacks the readings of the last."""
+    return tuple(dict.fromkeys(name for run in runs for name in run.evaluations[-1].scores))
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

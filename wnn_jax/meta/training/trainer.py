@@ -259,12 +259,6 @@ def fit(
     return trainer.fit(seed, folder)
 
 
-def best_reading(task: Task, scores: Scores) -> str:
-    """Which reading scores best by the target metric."""
-    target = task.metrics[0]
-    return target.best({name: metrics[target.name] for name, metrics in scores.items()})
-
-
 def weights_sha256(params: Any) -> str:
     """One hash of all weights, to tell at a glance whether two runs ended in the same place."""
     digest = hashlib.sha256()
