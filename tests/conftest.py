@@ -5,6 +5,7 @@ import jax
 import pytest
 
 import wnn_jax
+from tests.helpers import DRIFTS, WINDOWS
 
 # Before anything makes an array: the number of devices is fixed by the first use of them.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -28,7 +29,10 @@ def wnn_plus() -> wnn_jax.nowcasters.WNNPlus:
     return wnn_jax.nowcasters.WNNPlus.init(jax.random.key(0), width=16)
 
 
-@pytest.fixture(scope="session", params=["linear", "wnn", "wnn_plus"])
+@pytest.fixture(scope="session", params=[*WINDOWS, *DRIFTS])
 def nowcaster(request: pytest.FixtureRequest) -> str | wnn_jax.Nowcaster:
-    """A closed form on whole leaves, a network on chunks of them, and one that is told of the whole leaf as well."""
-    return request.param if request.param == "linear" else request.getfixturevalue(request.param)
+    """Of windows: a closed form on whole leaves, a network on chunks of them, and one told of the whole leaf as well.
+
+    And the drifts, which are told of whole matrices and of single weights.
+    """
+    return request.getfixturevalue(request.param) if request.param in ("wnn", "wnn_plus") else request.param

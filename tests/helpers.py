@@ -1,7 +1,8 @@
 """What several test files need: weights, short trainings, published files, comparisons."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,12 @@ import optax
 import pytest
 
 import wnn_jax
+from wnn_jax._history import DriftHistory
+from wnn_jax._nowcaster import is_drift
+
+# What the fixture `nowcaster` is, of each kind of history.
+WINDOWS = ("linear", "wnn", "wnn_plus")
+DRIFTS = ("drift", "slow-drift")
 
 # The names in a compiled program of what moves arrays between devices, and of what adds numbers up over them.
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "all-reduce")
@@ -94,6 +101,41 @@ def ones_like(params: Any) -> Any:
 
 def last_plus_one(context: int = 5) -> wnn_jax.Nowcaster:
     return wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, context=context)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfMemory:
+    """A drift by the running mean times a gain, which forgets one half at every visit."""
+
+    gain: float = 1.0
+    snapshot_every: int = 2
+    num_means: int = 1
+
+    def memories(self, step: Any, snapshot_every: Any) -> Sequence[Any]:
+        return (2 * snapshot_every,) * self.num_means
+
+    def __call__(self, motion: wnn_jax.Motion, roles: Any) -> Any:
+        return jax.tree.map(lambda mean: self.gain * mean, motion.means[0])
+
+
+def num_jumps(nowcaster: Any, num_snapshots: int) -> int:
+    """How often a nowcaster, or one of this name, jumps in so many snapshots or visits."""
+    nowcaster = wnn_jax.load(nowcaster) if isinstance(nowcaster, str) else nowcaster
+    return max(num_snapshots - 1, 0) if is_drift(nowcaster) else num_snapshots // nowcaster.context
+
+
+def history_trees(history: Any) -> list[Any]:
+    """The trees like the parameters that a history is made of."""
+    return [history.anchor, *history.means] if isinstance(history, DriftHistory) else list(history)
+
+
+def num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def bits(tree: Any) -> list[bytes]:
+    """What tells all values apart, 0 from -0 too."""
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def network_params(dtype: Any = jnp.float32) -> Any:

@@ -1,6 +1,6 @@
 """A training over several processes, each with two devices: what a cluster runs, on one machine.
 
-    python -m tests.multihost_training COORDINATOR NUM_PROCESSES PROCESS_ID FOLDER NUM_STEPS [KILLED_AFTER]
+    python -m tests.multihost_training COORDINATOR NUM_PROCESSES PROCESS_ID FOLDER NOWCASTER NUM_STEPS [KILLED_AFTER]
 
 Saves every 4 steps, goes on from the last save, and writes the weights at the end.
 """
@@ -26,14 +26,20 @@ SAVE_EVERY = 4
 
 
 def main(
-    coordinator: str, num_processes: int, process_id: int, folder: Path, num_steps: int, killed_after: int
+    coordinator: str,
+    num_processes: int,
+    process_id: int,
+    folder: Path,
+    nowcaster: str,
+    num_steps: int,
+    killed_after: int,
 ) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, num_processes, process_id)
     mesh = jax.make_mesh((2 * num_processes,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    tx = optax.chain(optax.adam(0.05), wnn_jax.nowcast(snapshot_every=2))
+    tx = optax.chain(optax.adam(0.05), wnn_jax.nowcast(nowcaster, snapshot_every=2))
     shardings = {"kernel": NamedSharding(mesh, PartitionSpec("data")), "bias": NamedSharding(mesh, PartitionSpec())}
 
     def init() -> Any:
@@ -86,6 +92,7 @@ if __name__ == "__main__":
         int(sys.argv[2]),
         int(sys.argv[3]),
         Path(sys.argv[4]),
-        int(sys.argv[5]),
-        int(sys.argv[6]) if len(sys.argv) > 6 else 0,
+        sys.argv[5],
+        int(sys.argv[6]),
+        int(sys.argv[7]) if len(sys.argv) > 7 else 0,
     )

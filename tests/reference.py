@@ -1,6 +1,6 @@
-"""The published methods in plain NumPy, written from their equations: slow, readable, of any precision."""
+"""The methods in plain NumPy, written from their equations: slow, readable, of any precision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,3 +87,71 @@ def wnn_plus_outputs(x: np.ndarray, network: Network, role: int) -> np.ndarray:
 def _dense(inputs: np.ndarray, layer: Layer) -> np.ndarray:
     kernel, bias = (np.asarray(layer[name], inputs.dtype) for name in ("kernel", "bias"))
     return inputs @ kernel + bias
+
+
+def drift(
+    weights: Sequence[np.ndarray],
+    gradients: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
+    num_steps: int,
+    *,
+    learning_rate: float,
+    snapshot_every: int,
+    memory: float,
+    gain: float,
+    max_gain: float,
+    reach: float,
+    directions: Sequence[Callable[[np.ndarray], np.ndarray]],
+) -> list[list[np.ndarray]]:
+    """Trains leaves by gradient descent, with a drift.
+
+    Args:
+      weights: at the start, of any shapes.
+      gradients: of the loss, by the weights.
+      num_steps: of gradient descent.
+      learning_rate: of gradient descent.
+      snapshot_every: steps between two visits.
+      memory: of the running mean, as a share of the steps since the first visit.
+      gain: of the drift, per step of memory.
+      max_gain: no gain is greater.
+      reach: how far the jumps of one memory go at most, as a share of the norm of all weights.
+      directions: of each leaf, where to go, by its running mean.
+
+    Returns:
+      The leaves after every step.
+    """
+    weights, first, trajectory = list(weights), None, []
+    anchors, means = weights, [np.zeros_like(leaf) for leaf in weights]
+    for step in range(num_steps):
+        descent = gradients(weights)
+        weights = [leaf - learning_rate * slope for leaf, slope in zip(weights, descent, strict=True)]
+        if (step + 1) % snapshot_every == 0:
+            if first is None:
+                first = step
+            else:
+                horizon = memory * (step - first) + 11 + snapshot_every
+                share = snapshot_every / horizon
+                moved = [leaf - anchor for leaf, anchor in zip(weights, anchors, strict=True)]
+                means = [mean + share * (new - mean) for mean, new in zip(means, moved, strict=True)]
+                longest = reach * _norm(weights) / _norm(means) * share
+                factor = min(gain * horizon, max_gain, longest)
+                weights = [
+                    leaf + factor * direction(mean)
+                    for leaf, direction, mean in zip(weights, directions, means, strict=True)
+                ]
+            anchors = weights
+        trajectory.append(weights)
+    return trajectory
+
+
+def _norm(leaves: Sequence[np.ndarray]) -> float:
+    return float(np.sqrt(sum(np.sum(leaf**2) for leaf in leaves)))
+
+
+def orthogonalize(matrix: np.ndarray, coefficients: Sequence[Sequence[float]]) -> np.ndarray:
+    """Makes the singular values of a matrix alike, as far as some steps of a polynomial do, and keeps its norm."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    # By a bound of the largest.
+    mapped = values / np.sum(values**4) ** (1 / 4)
+    for a, b, c in coefficients:
+        mapped = a * mapped + b * mapped**3 + c * mapped**5
+    return left * (mapped * np.linalg.norm(values) / np.linalg.norm(mapped)) @ right

@@ -14,7 +14,7 @@ import pytest
 import wnn_jax
 from tests.helpers import last_plus_one, network_params
 from wnn_jax import _checks, averaging, late_phase
-from wnn_jax.nowcasters import WNN, AdaptiveLinear, CurveFit, WNNPlus
+from wnn_jax.nowcasters import WNN, AdaptiveLinear, CurveFit, Drift, WNNPlus
 
 NETWORK = AdaptiveLinear.init(jax.random.key(0), width=4, num_hidden=1)
 SPLIT = late_phase.split_members(
@@ -58,6 +58,7 @@ INTS = [
     Argument(nowcast, "snapshot_every", 3, 0),
     Argument(nowcast, "start", 3, -1),
     Argument(nowcast, "stop", 3, 0),
+    Argument(lambda **kwargs: nowcast(snapshot_every=1, **kwargs), "num_steps", 7, 0),
     Argument(nowcast, "horizon", 3, 0),
     Argument(lambda **kwargs: wnn_jax.leafwise(lambda *_: jnp.zeros(1), **kwargs), "context", 3, 0),
     Argument(lambda **kwargs: wnn_jax.decaying_horizon(**{"num_nowcasts": 4} | kwargs), "num_nowcasts", 3, 0),
@@ -69,6 +70,7 @@ INTS = [
     Argument(lambda **kwargs: AdaptiveLinear(NETWORK.params, **kwargs), "default_horizon", 3, 41),
     Argument(forecast(NETWORK), "horizon", 3, 41),
     Argument(forecast(CurveFit("linear")), "horizon", 3, 0),
+    Argument(Drift, "snapshot_every", 3, 0),
     Argument(averaging.uniform, "start_step", 3, -1),
     Argument(averaging.uniform, "period", 3, 0),
     Argument(averaging.lawa, "size", 3, 0),
@@ -84,6 +86,10 @@ INTS = [
 ]
 FLOATS = [
     Argument(nowcast, "scale", 1, float("inf")),  # pyright: ignore[reportArgumentType]
+    Argument(Drift, "memory", 1, 0),
+    Argument(Drift, "gain", 1, -1),
+    Argument(Drift, "max_gain", 1, -1),
+    Argument(Drift, "reach", 1, 0),
     Argument(averaging.ema, "decay", 0, 1),
     Argument(split, "noise_scale", 1, -1),
     Argument(make_late_phase, "base_gradient_scale", 1, float("-inf")),  # pyright: ignore[reportArgumentType]
@@ -187,6 +193,7 @@ def test_numbers_become_those_of_python():
         CurveFit("linear", chunk_size=np.int64(3)),  # pyright: ignore[reportArgumentType]
         AdaptiveLinear(NETWORK.params, np.int32(3), np.int64(3)),  # pyright: ignore[reportArgumentType]
         WNNPlus.init(jax.random.key(0), width=4),
+        Drift(gain=np.float32(0.5), snapshot_every=np.int64(3)),  # pyright: ignore[reportArgumentType]
     ):
         settings = {name: value for name, value in vars(nowcaster).items() if name != "params"}
         assert json.loads(json.dumps(settings)) == settings

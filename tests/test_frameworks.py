@@ -14,10 +14,10 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import wnn_jax
-from tests.helpers import assert_trees_close
+from tests.helpers import HalfMemory, assert_trees_close, num_jumps
 
 SNAPSHOT_EVERY = 2
-NUM_STEPS = 5 * SNAPSHOT_EVERY + 3  # past one jump
+NUM_STEPS = 5 * SNAPSHOT_EVERY + 3  # past one jump of a window
 IMAGES = jax.random.normal(jax.random.key(1), (8, 6, 6, 2))
 TARGETS = jnp.sin(jnp.arange(8.0))
 
@@ -157,8 +157,8 @@ def run_haiku(tx: optax.GradientTransformationExtraArgs) -> Run:
     return Run(loss, initial, params, state)
 
 
-def train_by_hand(run: Run, nowcaster: wnn_jax.Nowcaster) -> Any:
-    """The same run, with the jumps made outside of the optimizer."""
+def train_by_hand(run: Run, visit: Callable[[Any, Any], Any]) -> Any:
+    """The same run, with the jumps made outside of the optimizer: by `visit`, of the parameters and their roles."""
     tx = base_optimizer()
 
     @jax.jit
@@ -166,17 +166,45 @@ def train_by_hand(run: Run, nowcaster: wnn_jax.Nowcaster) -> Any:
         updates, state = tx.update(jax.grad(run.loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    params, state, window = run.initial, tx.init(run.initial), []
+    params, state = run.initial, tx.init(run.initial)
     for number in range(1, NUM_STEPS + 1):
         params, state = step(params, state)
         if number % SNAPSHOT_EVERY == 0:
-            window.append(params)
-        if len(window) == nowcaster.context:
             roles = wnn_jax.default_roles(params)
             assert set(jax.tree.leaves(roles)) == set(JUMPS)
-            params = jax.jit(lambda window, roles=roles: nowcaster(window, roles, None))(window)
-            window = []
+            params = visit(params, roles)
     return params
+
+
+def window_by_hand(nowcaster: wnn_jax.Nowcaster) -> Callable[[Any, Any], Any]:
+    window: list[Any] = []
+
+    def visit(params: Any, roles: Any) -> Any:
+        window.append(params)
+        if len(window) < nowcaster.context:
+            return params
+        prediction = jax.jit(lambda window: nowcaster(window, roles, None))(window)
+        window.clear()
+        return prediction
+
+    return visit
+
+
+def drift_by_hand() -> Callable[[Any, Any], Any]:
+    """Of `DriftByRole`: with the mean of the displacements, of which each counts half as much as the next."""
+    anchors: list[Any] = []
+    means: list[Any] = []
+
+    def visit(params: Any, roles: Any) -> Any:
+        if anchors:
+            displacement = jax.tree.map(jnp.subtract, params, anchors[-1])
+            last = means[-1] if means else jax.tree.map(jnp.zeros_like, params)
+            means.append(jax.tree.map(lambda mean, new: 0.5 * mean + 0.5 * new, last, displacement))
+            params = jax.tree.map(lambda role, param, mean: param + JUMPS[role] * mean, roles, params, means[-1])
+        anchors.append(params)
+        return params
+
+    return visit
 
 
 # A jump that tells the roles apart, along and away from where the weights were going.
@@ -184,18 +212,40 @@ JUMPS = {"conv": 1.0, "dense": -1.0, "bias": 0.5}
 by_role = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + JUMPS[role] * (history[-1] - history[0]))
 
 
-def assert_runs_with_a_jump(run_framework: Callable[..., Run], nowcaster: wnn_jax.Nowcaster) -> None:
+class DriftByRole(HalfMemory):
+    def __call__(self, motion: wnn_jax.Motion, roles: Any) -> Any:
+        return jax.tree.map(lambda role, mean: JUMPS[role] * mean, roles, motion.means[0])
+
+
+def assert_runs_with_jumps(run_framework: Callable[..., Run], nowcaster: Any, visit: Callable[[Any, Any], Any]) -> None:
     run = run_framework(optax.chain(base_optimizer(), wnn_jax.nowcast(nowcaster, snapshot_every=SNAPSHOT_EVERY)))
     state = run.state[-1]
     assert isinstance(state, wnn_jax.NowcastState)
-    assert (int(state.count), int(state.num_nowcasts), int(state.num_rejected)) == (NUM_STEPS, 1, 0)
-    assert_trees_close(run.final, train_by_hand(run, nowcaster), rtol=1e-5, atol=5e-6)
+    counts = (int(state.count), int(state.num_nowcasts), int(state.num_rejected))
+    assert counts == (NUM_STEPS, num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY), 0)
+    assert_trees_close(run.final, train_by_hand(run, visit), rtol=1e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("run_framework", [run_linen, run_nnx, run_equinox, run_haiku])
+FRAMEWORKS = [run_linen, run_nnx, run_equinox, run_haiku]
+
+
+@pytest.mark.parametrize("run_framework", FRAMEWORKS)
 def test_a_run_with_a_jump(run_framework: Callable[..., Run]):
-    assert_runs_with_a_jump(run_framework, by_role)
+    assert_runs_with_jumps(run_framework, by_role, window_by_hand(by_role))
+
+
+@pytest.mark.parametrize("run_framework", FRAMEWORKS)
+def test_a_run_with_a_drift(run_framework: Callable[..., Run]):
+    assert_runs_with_jumps(run_framework, DriftByRole(), drift_by_hand())
+
+
+@pytest.mark.parametrize("run_framework", FRAMEWORKS)
+def test_a_run_with_the_drift_of_the_default(run_framework: Callable[..., Run]):
+    run = run_framework(optax.chain(base_optimizer(), wnn_jax.nowcast(snapshot_every=SNAPSHOT_EVERY)))
+    state = run.state[-1]
+    assert (int(state.num_nowcasts), int(state.num_rejected)) == (5, 0)
+    assert run.loss(run.final) < run.loss(run.initial)
 
 
 def test_a_run_with_a_jump_of_the_network(wnn: wnn_jax.Nowcaster):
-    assert_runs_with_a_jump(run_haiku, wnn)
+    assert_runs_with_jumps(run_haiku, wnn, window_by_hand(wnn))

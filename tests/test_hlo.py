@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import wnn_jax
-from tests.helpers import last_plus_one
+from tests.helpers import DRIFTS, last_plus_one, num_bytes
 from wnn_jax import averaging
 
 # Prime, so that nothing else in the program has as many elements.
@@ -90,22 +90,26 @@ def read(compiled: jax.stages.Compiled) -> Program:
     return Program(text)
 
 
-def num_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 @pytest.fixture(scope="module", params=[None, jnp.bfloat16], ids=["full", "bf16"])
 def step(nowcaster: str | wnn_jax.Nowcaster, request: pytest.FixtureRequest) -> Program:
     return read(compile_step(wnn_jax.nowcast(nowcaster, snapshot_every=7, history_dtype=request.param)))
 
 
-def test_a_step_has_two_conditionals(step: Program):
-    assert step.num_conditionals == 2
+@pytest.fixture(scope="module")
+def num_conditionals(nowcaster: str | wnn_jax.Nowcaster) -> int:
+    """Of a window, one for what records it and one for what jumps; a drift does both at once."""
+    return 1 if nowcaster in DRIFTS else 2
 
 
-def test_the_number_of_conditionals_does_not_grow_with_the_number_of_leaves(nowcaster: str | wnn_jax.Nowcaster):
+def test_the_conditionals_of_a_step(step: Program, num_conditionals: int):
+    assert step.num_conditionals == num_conditionals
+
+
+def test_the_number_of_conditionals_does_not_grow_with_the_number_of_leaves(
+    nowcaster: str | wnn_jax.Nowcaster, num_conditionals: int
+):
     program = read(compile_step(wnn_jax.nowcast(nowcaster, snapshot_every=7), num_leaves=16))
-    assert program.num_conditionals == 2
+    assert program.num_conditionals == num_conditionals
 
 
 def test_an_ordinary_step_copies_no_parameters(step: Program):
@@ -121,13 +125,16 @@ def test_an_ordinary_step_passes_over_the_parameters_once_more_than_adam(step: P
     assert step.parameter_sized_kernels() <= adam.parameter_sized_kernels() + len(jax.tree.leaves(make_params()))
 
 
-@pytest.mark.parametrize("context", [1, 2, 5])
-def test_memory_of_the_state(context: int):
-    nowcast = wnn_jax.nowcast(last_plus_one(context), snapshot_every=7)
+@pytest.mark.parametrize(
+    ("nowcaster", "num_copies"),
+    [(last_plus_one(1), 0), (last_plus_one(2), 1), (last_plus_one(5), 4), ("drift", 2), ("slow-drift", 2)],
+)
+def test_memory_of_the_state(nowcaster: str | wnn_jax.Nowcaster, num_copies: int):
+    nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=7)
     adam, with_nowcast = (compiled.memory_analysis() for compiled in (compile_step(), compile_step(nowcast)))
     assert adam is not None
     assert with_nowcast is not None
-    history, counters = (context - 1) * num_bytes(make_params()), 3 * 4
+    history, counters = num_copies * num_bytes(make_params()), 6 * 4
     assert with_nowcast.argument_size_in_bytes == adam.argument_size_in_bytes + history + counters
     # All of it is donated, and its memory used again.
     assert with_nowcast.alias_size_in_bytes == adam.alias_size_in_bytes + history + counters

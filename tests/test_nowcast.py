@@ -10,9 +10,12 @@ import pytest
 
 import wnn_jax
 from tests.helpers import (
+    WINDOWS,
+    HalfMemory,
     Step,
     assert_trees_close,
     assert_trees_equal,
+    bits,
     last_plus_one,
     network_params,
     ones_like,
@@ -142,11 +145,6 @@ def test_scale_says_how_far_to_go_from_the_ordinary_step_to_the_forecast(scale: 
     assert steps[-1].state.num_nowcasts == 3
 
 
-def bits(tree: Any) -> list[list[int]]:
-    """What tells 0 from -0, too."""
-    return [np.asarray(leaf).view(f"int{8 * leaf.dtype.itemsize}").tolist() for leaf in jax.tree.leaves(tree)]
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("update_dtype", ["same", "float32"])
 @pytest.mark.parametrize("scale", [0.0, lambda index: 0.0 * index], ids=["float", "schedule"])
@@ -187,6 +185,7 @@ def test_without_a_horizon_the_nowcaster_chooses():
     assert set(seen) == {None}
 
 
+@pytest.mark.parametrize("nowcaster", WINDOWS, indirect=True)
 @pytest.mark.parametrize("scale", [1.0, 0.3, 1.5])
 def test_a_jump_starts_from_the_parameters_after_the_optimizers_step(nowcaster: str | wnn_jax.Nowcaster, scale: float):
     params = network_params()
@@ -196,7 +195,7 @@ def test_a_jump_starts_from_the_parameters_after_the_optimizers_step(nowcaster: 
     for step, expected in zip(steps[:9], adam_alone, strict=False):
         assert_trees_close(step.updates, expected.updates)
 
-    predict = wnn_jax.load(nowcaster) if isinstance(nowcaster, str) else nowcaster
+    predict: Any = wnn_jax.load(nowcaster) if isinstance(nowcaster, str) else nowcaster
     window = [adam_alone[t].params for t in (1, 3, 5, 7, 9)]
     prediction = jax.jit(lambda window: predict(window, wnn_jax.default_roles(params), None))(window)
     arrival = jax.tree.map(lambda new, after: after + scale * (new - after), prediction, adam_alone[9].params)
@@ -204,6 +203,49 @@ def test_a_jump_starts_from_the_parameters_after_the_optimizers_step(nowcaster: 
     assert_trees_close(steps[9].updates, jax.tree.map(jnp.subtract, arrival, steps[8].params))
     # Adam goes on as if nothing had happened.
     assert_trees_close(steps[9].state[0], adam_alone[9].state)
+
+
+# Histories of other settings.
+
+
+@pytest.mark.parametrize(
+    ("num_before", "before", "after"),
+    [
+        # The next snapshot comes after as many steps as the new spacing has, or the old one.
+        (11, {"snapshot_every": 10}, {"snapshot_every": 2}),
+        (30, {"snapshot_every": 10}, {"snapshot_every": 1}),
+        (33, {"snapshot_every": 8}, {"snapshot_every": 2}),
+        (24, {"snapshot_every": 4}, {"snapshot_every": 8}),
+        (9, {"snapshot_every": 2}, {"snapshot_every": 2, "start": 18}),
+        (9, {"snapshot_every": 2, "stop": 6}, {"snapshot_every": 2}),
+    ],
+    ids=str,
+)
+def test_with_other_settings_a_restored_run_begins_a_window_of_its_own(num_before: int, before: Any, after: Any):
+    every = after["snapshot_every"]
+
+    def spaced(history: Any, role: str, horizon: Any) -> jax.Array:
+        is_even = jnp.all(jnp.diff(jnp.stack(history)) == every)
+        return jnp.where(is_even, history[-1] + 1, jnp.nan)
+
+    old = wnn_jax.nowcast(last_plus_one(), **before)
+    saved = train(old, {"w": jnp.zeros([])}, num_before, gradient=ones_like)[-1]
+    num_saved = int(saved.state.num_nowcasts)
+    new = wnn_jax.nowcast(wnn_jax.leafwise(spaced), **after)
+    steps = train(new, saved.params, 8 * every + 10, gradient=ones_like, state=saved.state)
+    assert steps[-1].state.num_rejected == 0
+    first = next(t for t in range(num_before, 1000) if t % every == every - 1 and t >= after.get("start", 0))
+    jump_steps = {num_before + t for t in jumps(steps)}
+    assert min(jump_steps) == first + 4 * every
+    assert steps[-1].state.num_nowcasts == num_saved + len(jump_steps)
+
+
+def test_with_the_same_settings_a_restored_run_goes_on():
+    tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=2)
+    undisturbed = train(tx, {"w": jnp.zeros([])}, 12, gradient=ones_like)
+    resumed = train(tx, undisturbed[6].params, 5, gradient=ones_like, state=undisturbed[6].state)
+    assert_trees_equal(resumed, undisturbed[7:])
+    assert jumps(resumed) == {9 - 7: JUMP}
 
 
 # Forecasts that are no good.
@@ -281,6 +323,7 @@ def test_a_frozen_weight_stays_put(wnn: wnn_jax.nowcasters.WNN, dtype: Any):
     assert (prediction != start).any(), "the network held the weights by itself"
 
 
+@pytest.mark.parametrize("nowcaster", WINDOWS, indirect=True)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_dtypes_are_those_of_the_parameters(nowcaster: str | wnn_jax.Nowcaster, dtype: Any):
     tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1))
@@ -361,10 +404,16 @@ def test_roles_that_do_not_fit_are_refused(roles: Any, message: str):
 # Bad arguments.
 
 
-@pytest.mark.parametrize("value", [0, -3, True, 2.0, "10", None])
+@pytest.mark.parametrize("value", [0, -3, True, 2.0, "10"])
 def test_snapshot_every_must_be_a_positive_int(value: Any):
     with pytest.raises(ValueError, match=rf"snapshot_every={re.escape(repr(value))} must be an int >= 1: .*steps"):
         wnn_jax.nowcast(snapshot_every=value)
+
+
+def test_a_window_has_no_spacing_of_its_own():
+    message = r"snapshot_every=None: CurveFit forecasts from a window .* no spacing of its own.*num_steps // 30"
+    with pytest.raises(ValueError, match=message):
+        wnn_jax.nowcast("linear")
 
 
 def test_snapshot_every_may_be_an_integer_of_numpy():
@@ -386,22 +435,34 @@ class NotCallable:
 
 
 @pytest.mark.parametrize(
-    "value", [3, None, lambda history, roles, horizon: history[-1], NoContext(), NotCallable(), wnn_jax.nowcasters.WNN]
+    "value",
+    [
+        3,
+        None,
+        lambda history, roles, horizon: history[-1],
+        NoContext(),
+        NotCallable(),
+        HalfMemory(num_means=0),
+        HalfMemory,
+        wnn_jax.nowcasters.WNN,
+    ],
 )
 def test_what_is_no_nowcaster_is_refused(value: Any):
-    with pytest.raises(ValueError, match=rf"nowcaster={re.escape(repr(value))} is not a nowcaster.*wnn_jax.leafwise"):
+    with pytest.raises(ValueError, match=rf"nowcaster={re.escape(repr(value))} is not a nowcaster.*Drift.*leafwise"):
         wnn_jax.nowcast(value, snapshot_every=1)
 
 
 def test_a_horizon_is_refused_where_the_nowcaster_takes_none(wnn: wnn_jax.nowcasters.WNN):
     with pytest.raises(ValueError, match=r"horizon=10 was given, but WNN takes none.*Leave horizon out"):
         wnn_jax.nowcast(wnn, snapshot_every=1, horizon=10)
+    with pytest.raises(ValueError, match=r"horizon=10 was given, but Drift .* has no horizon. Leave horizon out"):
+        wnn_jax.nowcast(horizon=10)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "far"])
 def test_horizon_must_be_a_positive_int_or_a_schedule(value: Any):
     with pytest.raises(ValueError, match=rf"horizon={re.escape(repr(value))} must be an int >= 1: .*schedule"):
-        wnn_jax.nowcast(snapshot_every=1, horizon=value)
+        wnn_jax.nowcast("linear", snapshot_every=1, horizon=value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0", True, None])
@@ -426,6 +487,44 @@ def test_stop_must_be_a_step(value: Any):
 def test_stop_must_come_after_start(start: int, stop: int):
     with pytest.raises(ValueError, match=rf"stop={stop} must be greater than start={start}; pass stop=None"):
         wnn_jax.nowcast(snapshot_every=1, start=start, stop=stop)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "long"])
+def test_num_steps_must_be_a_positive_int(value: Any):
+    with pytest.raises(ValueError, match=rf"num_steps={re.escape(repr(value))} must be an int >= 1: the length"):
+        wnn_jax.nowcast(num_steps=value)
+
+
+@pytest.mark.parametrize("nowcaster", ["linear", "drift"])
+@pytest.mark.parametrize(
+    ("num_steps", "start", "stop"), [(10, 0, None), (49, 0, None), (1000, 0, 30), (100, 55, None), (100, 33, 72)]
+)
+def test_a_training_without_a_jump_is_refused_with_a_spacing_that_has_one(
+    nowcaster: str, num_steps: int, start: int, stop: int | None
+):
+    def build(snapshot_every: int) -> Any:
+        return wnn_jax.nowcast(nowcaster, snapshot_every=snapshot_every, num_steps=num_steps, start=start, stop=stop)
+
+    with pytest.raises(ValueError, match=rf"snapshot_every=50 is too large for num_steps={num_steps}: .*") as refusal:
+        build(50)
+    (spacing,) = map(int, re.findall(r"Pass a spacing of at most (\d+), or train for longer\.$", str(refusal.value)))
+    steps = train(build(spacing), {"w": jnp.zeros([])}, num_steps, gradient=ones_like)
+    assert steps[-1].state.num_nowcasts >= 1
+    # And it is about as large as it can be.
+    with pytest.raises(ValueError, match="is too large"):
+        build(2 * spacing)
+
+
+@pytest.mark.parametrize(("nowcaster", "num_steps"), [("linear", 5), ("linear", 7), ("drift", 2)])
+def test_the_shortest_training_with_a_jump(nowcaster: str, num_steps: int):
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=1, num_steps=num_steps)
+    assert train(tx, {"w": jnp.zeros([])}, num_steps, gradient=ones_like)[-1].state.num_nowcasts >= 1
+
+
+@pytest.mark.parametrize(("nowcaster", "num_steps"), [("linear", 4), ("drift", 1)])
+def test_a_training_too_short_for_any_jump_is_refused(nowcaster: str, num_steps: int):
+    with pytest.raises(ValueError, match=rf"num_steps={num_steps}: .* from 0 to {num_steps}. Train for longer\.$"):
+        wnn_jax.nowcast(nowcaster, snapshot_every=1, num_steps=num_steps)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, bool, "four bits", jnp.complex64, 16])

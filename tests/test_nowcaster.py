@@ -33,7 +33,8 @@ def test_leafwise_leaves_other_roles_alone_and_keeps_dtypes():
 def test_histories_may_be_numpy_arrays(name: str):
     history = [np.arange(4.0) * step for step in range(5)]
     assert history[0].dtype == np.float64
-    np.testing.assert_allclose(wnn_jax.load(name)(history, "bias", None), np.arange(4.0) * 9, rtol=1e-5)
+    nowcaster: Any = wnn_jax.load(name)
+    np.testing.assert_allclose(nowcaster(history, "bias", None), np.arange(4.0) * 9, rtol=1e-5)
 
 
 def test_wrong_number_of_snapshots():

@@ -12,12 +12,17 @@ from jax.sharding import AxisType
 import wnn_jax
 from tests.helpers import (
     COLLECTIVES,
+    DRIFTS,
+    WINDOWS,
+    HalfMemory,
     Step,
     assert_trees_close,
     assert_trees_equal,
+    history_trees,
     last_plus_one,
     make_step,
     network_params,
+    num_jumps,
     ones_like,
     pull_to_one,
     train,
@@ -70,20 +75,21 @@ def test_the_second_step_does_not_compile(tx: Any, caplog: pytest.LogCaptureFixt
     assert num_compilations == [1] + [0] * (NUM_STEPS - 1)
 
 
-def test_map_params_finds_the_snapshots(tx: Any):
+def test_map_params_finds_the_history(tx: Any, nowcaster: str | wnn_jax.Nowcaster):
     params = network_params()
     specs = {"Conv_0": {"kernel": "k", "bias": "b"}}
     mapped = map_params(tx, lambda _, spec: spec, tx.init(params), specs, transform_non_params=lambda _: "scalar")
     adam_state, nowcast_state = mapped
     assert adam_state[0].mu == specs
-    assert nowcast_state == wnn_jax.NowcastState("scalar", (specs,) * 4, "scalar", "scalar")  # pyright: ignore[reportArgumentType]
+    assert history_trees(nowcast_state.history) == [specs] * (2 if nowcaster in DRIFTS else 4)
+    assert set(nowcast_state._replace(history="scalar")) == {"scalar"}
 
 
 @pytest.mark.parametrize("roles", [{"w": "dense"}, lambda params: dict.fromkeys(params, "dense")])
 def test_map_params_needs_no_roles(roles: Any):
     tx = nowcast(snapshot_every=1, roles=roles)
     mapped = map_params(tx, lambda leaf: leaf + 1, tx.init({"w": jnp.zeros(2)}))
-    assert all((snapshot["w"] == 1).all() for snapshot in mapped.history)
+    assert all((tree["w"] == 1).all() for tree in history_trees(mapped.history))
     assert mapped.count == 0
 
 
@@ -108,7 +114,10 @@ def test_the_state_keeps_its_types(nowcaster: str | wnn_jax.Nowcaster, dtype: st
         new_state, new_updates = step
         assert types(new_state) == types(state)
         assert jax.tree.map(lambda x: x.dtype, new_updates) == jax.tree.map(lambda x: x.dtype, updates)
-        assert {x.dtype for x in jax.tree.leaves(state.history)} == {jnp.dtype(dtype)}
+        means = state.history.means if nowcaster in DRIFTS else ()
+        assert {x.dtype for x in jax.tree.leaves(means)} <= {jnp.promote_types(dtype, jnp.float32)}
+        kept = history_trees(state.history)[: 1 if means else None]
+        assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.dtype(dtype)}
 
 
 def test_float64_is_not_rounded_to_float32():
@@ -129,7 +138,18 @@ def test_inject_hyperparams_changes_nothing(nowcaster: str | wnn_jax.Nowcaster):
     plain = train(nowcast(nowcaster, **kwargs), params, NUM_STEPS)
     assert set(injected[-1].state.hyperparams) == set(kwargs)
     assert_trees_close([step._replace(state=step.state.inner_state) for step in injected], plain)
-    assert plain[-1].state.num_nowcasts == 1
+    assert plain[-1].state.num_nowcasts == num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY)
+
+
+def test_an_injected_spacing_can_change_during_a_drift():
+    params = {"w": jnp.zeros([])}
+    tx = inject_hyperparams(nowcast, static_args="nowcaster")(HalfMemory(), snapshot_every=2)
+    *_, last = train(tx, params, 4, gradient=ones_like)
+    last.state.hyperparams["snapshot_every"] = jnp.array(1)
+    steps = train(tx, last.params, 3, gradient=ones_like, state=last.state)
+    assert last.updates["w"] == 2
+    # Of a history of its own.
+    assert [step.updates["w"].item() for step in steps] == [1, 1.5, 1.75]
 
 
 def test_injected_hyperparams_can_be_changed():
@@ -187,23 +207,33 @@ def shard(tree: Any, mesh: jax.sharding.Mesh, specs: Any) -> Any:
     return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, jax.NamedSharding(mesh, spec)), tree, specs)
 
 
+# What goes by whole matrices makes different ones of shards.
+of_shards = pytest.mark.parametrize("nowcaster", [*WINDOWS, "slow-drift"], indirect=True)
+
+
+@of_shards
 @pytest.mark.parametrize("mesh_shape", [(8,), (2, 4)])
-def test_explicit_shardings_are_stable(tx: Any, steps: list[Step], mesh_shape: tuple[int, ...]):
+def test_explicit_shardings_are_stable(
+    tx: Any, steps: list[Step], nowcaster: str | wnn_jax.Nowcaster, mesh_shape: tuple[int, ...]
+):
     mesh, specs = mesh_and_specs(mesh_shape, AxisType.Explicit)
     with jax.set_mesh(mesh):
         params = shard(network_params(), mesh, specs)
         state = tx.init(params)
-        for snapshot in state[1].history:
-            assert types(snapshot) == types(params)
+        for tree in history_trees(state[1].history):
+            assert types(tree) == types(params)
         assert types(jax.jit(tx.init)(params)) == types(state)
         for step, expected in zip(train(tx, params, NUM_STEPS), steps, strict=True):
             assert types(step) == types(Step(params, params, state))
             assert_trees_close(jax.device_get(step), jax.device_get(expected))
-    assert steps[-1].state[1].num_nowcasts == 1
+    assert steps[-1].state[1].num_nowcasts == num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY)
 
 
+@of_shards
 @pytest.mark.parametrize("mesh_shape", [(8,), (2, 4)])
-def test_auto_shardings_are_stable(tx: Any, steps: list[Step], mesh_shape: tuple[int, ...]):
+def test_auto_shardings_are_stable(
+    tx: Any, steps: list[Step], nowcaster: str | wnn_jax.Nowcaster, mesh_shape: tuple[int, ...]
+):
     mesh, specs = mesh_and_specs(mesh_shape, AxisType.Auto)
     params = shard(network_params(), mesh, specs)
     state = tx.init(params)
@@ -211,20 +241,17 @@ def test_auto_shardings_are_stable(tx: Any, steps: list[Step], mesh_shape: tuple
     def assert_same_sharding(one: jax.Array, other: jax.Array) -> None:
         assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
-    for snapshot in state[1].history:
-        jax.tree.map(assert_same_sharding, snapshot, params)
+    for tree in history_trees(state[1].history):
+        jax.tree.map(assert_same_sharding, tree, params)
     for step, expected in zip(train(tx, params, NUM_STEPS), steps, strict=True):
-        for tree in (step.params, step.updates, *step.state[1].history):
+        for tree in (step.params, step.updates, *history_trees(step.state[1].history)):
             jax.tree.map(assert_same_sharding, tree, params)
         assert_trees_close(jax.device_get(step), jax.device_get(expected))
-    assert steps[-1].state[1].num_nowcasts == 1
+    assert steps[-1].state[1].num_nowcasts == num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
-def test_no_parameter_leaves_its_device(
-    tx: Any,
-    axis_type: AxisType,
-):
+def test_no_parameter_leaves_its_device(tx: Any, axis_type: AxisType):
     mesh, specs = mesh_and_specs((8,), axis_type)
     with jax.set_mesh(mesh):
         params = shard(network_params(), mesh, specs)

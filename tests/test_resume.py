@@ -1,21 +1,20 @@
-"""A run saved by Orbax in the middle of a window goes on as if nothing had happened."""
+"""A run saved by Orbax in the middle of a window, or of a drift, goes on as if nothing had happened."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType
 
 import wnn_jax
-from tests.helpers import abstract_run, network_params, train
+from tests.helpers import abstract_run, bits, history_trees, network_params, num_jumps, train
 
 SNAPSHOT_EVERY = 2
-# Three of a window's five snapshots are taken, and the step is not one with a snapshot.
+# Three of a window's five snapshots are taken, a drift has made two jumps, and the step is not one with a visit.
 SAVED_AFTER = 7
 NUM_STEPS = 22
 
@@ -23,8 +22,8 @@ Save = Callable[[Path, Any], None]
 Restore = Callable[[Path, Any], Any]
 
 
-def make_tx() -> Any:
-    return optax.chain(optax.adam(0.1), wnn_jax.nowcast("linear", snapshot_every=SNAPSHOT_EVERY))
+def make_tx(nowcaster: str) -> Any:
+    return optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=SNAPSHOT_EVERY))
 
 
 def save_with_checkpointer(folder: Path, tree: Any) -> None:
@@ -47,31 +46,33 @@ def restore_with_manager(folder: Path, target: Any) -> Any:
         return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target))
 
 
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
 @pytest.mark.parametrize(
-    ("save", "restore"),
-    [(save_with_checkpointer, restore_with_checkpointer), (save_with_manager, restore_with_manager)],
+    ("save", "restore", "nowcaster"),
+    [
+        (save_with_checkpointer, restore_with_checkpointer, "linear"),
+        (save_with_manager, restore_with_manager, "linear"),
+        (save_with_checkpointer, restore_with_checkpointer, "drift"),
+        (save_with_manager, restore_with_manager, "slow-drift"),
+    ],
 )
 @pytest.mark.parametrize(("num_devices", "axis_type"), [(1, AxisType.Auto), (8, AxisType.Auto), (8, AxisType.Explicit)])
 def test_a_resumed_run_is_the_undisturbed_one(
-    tmp_path: Path, save: Save, restore: Restore, num_devices: int, axis_type: AxisType
+    tmp_path: Path, save: Save, restore: Restore, nowcaster: str, num_devices: int, axis_type: AxisType
 ):
     mesh = jax.make_mesh((num_devices,), ("x",), axis_types=(axis_type,))
     shardings = {"Conv_0": {"kernel": jax.P(None, None, "x"), "bias": jax.P("x")}}
     shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), shardings)
     params = jax.device_put(network_params(), shardings)
 
-    undisturbed = train(make_tx(), params, NUM_STEPS)
+    undisturbed = train(make_tx(nowcaster), params, NUM_STEPS)
     saved = undisturbed[SAVED_AFTER - 1]
-    assert saved.state[1].num_nowcasts == 0
-    assert [bool(snapshot["Conv_0"]["bias"].any()) for snapshot in saved.state[1].history] == [True] * 3 + [False]
+    assert (saved.state[1].num_snapshots, saved.state[1].num_nowcasts) == (3, num_jumps(nowcaster, 3))
+    is_filled = [bool(tree["Conv_0"]["bias"].any()) for tree in history_trees(saved.state[1].history)]
+    assert is_filled == ([True] * 3 + [False] if nowcaster == "linear" else [True] * 2)
     save(tmp_path, {"params": saved.params, "state": saved.state})
 
     # All that a new process has: the transformation, and the shapes and shardings of the parameters.
-    tx = make_tx()
+    tx = make_tx(nowcaster)
     target = abstract_run(tx, network_params, shardings)
     restored = restore(tmp_path, target)
     assert jax.tree.structure(restored["state"]) == jax.tree.structure(saved.state)
@@ -81,4 +82,4 @@ def test_a_resumed_run_is_the_undisturbed_one(
     for step, expected in zip(resumed, undisturbed[SAVED_AFTER:], strict=True):
         assert jax.tree.structure(step) == jax.tree.structure(expected)
         assert bits(step) == bits(expected)
-    assert resumed[-1].state[1].num_nowcasts == 2
+    assert resumed[-1].state[1].num_nowcasts == num_jumps(nowcaster, 11)

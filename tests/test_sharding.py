@@ -1,5 +1,6 @@
 """Large models' layouts: nothing moves between devices, and everything stays sharded as the parameters are."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import wnn_jax
-from tests.helpers import COLLECTIVES, abstract_run, assert_trees_close, pull_to_one, train
+from tests.helpers import COLLECTIVES, abstract_run, assert_trees_close, history_trees, num_jumps, pull_to_one, train
 
 MESH = {"data": 4, "model": 2}
 # Of the kernels and biases of two layers, a wide one and a narrow one.
@@ -46,28 +47,35 @@ def make_mesh(axis_type: AxisType, sizes: Any = None) -> jax.sharding.Mesh:
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(axis_type,) * len(sizes))
 
 
-def make_tx(**options: Any) -> Any:
-    return optax.chain(optax.adam(0.1), wnn_jax.nowcast(snapshot_every=1, **options))
+def make_tx(nowcaster: str, **options: Any) -> Any:
+    return optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1, **options))
 
 
 def shard(tree: Any, mesh: jax.sharding.Mesh, specs: Any) -> Any:
     return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs)
 
 
+@pytest.fixture(scope="module", params=["adaptive-linear", "slow-drift"])
+def nowcaster(request: pytest.FixtureRequest) -> str:
+    """What makes a forecast of single weights, with or without numbers of their whole tensor."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def on_one_device() -> Any:
-    return train(make_tx(), make_params(), NUM_STEPS)
+def on_one_device(nowcaster: str) -> Any:
+    return train(make_tx(nowcaster), make_params(), NUM_STEPS)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(on_one_device: Any, layout: str, axis_type: AxisType):
+def test_layouts(nowcaster: str, on_one_device: Any, layout: str, axis_type: AxisType):
     mesh, specs = make_mesh(axis_type), make_specs(layout)
     with jax.set_mesh(mesh):
         params = shard(make_params(), mesh, specs)
-        state = make_tx().init(params)
-        compiled = jax.jit(make_tx().update).lower(params, state, params).compile()
-        steps = train(make_tx(), params, NUM_STEPS)
+        tx = make_tx(nowcaster)
+        state = tx.init(params)
+        compiled = jax.jit(tx.update).lower(params, state, params).compile()
+        steps = train(tx, params, NUM_STEPS)
 
         def assert_sharded(tree: Any) -> None:
             jax.tree.map(assert_leaf_sharded, tree, specs)
@@ -76,46 +84,49 @@ def test_layouts(on_one_device: Any, layout: str, axis_type: AxisType):
             assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
 
         for step in steps:
-            for tree in (step.params, step.updates, step.state[0][0].mu, *step.state[1].history):
+            for tree in (step.params, step.updates, step.state[0][0].mu, *history_trees(step.state[1].history)):
                 assert_sharded(tree)
-        for snapshot in state[1].history:
-            assert_sharded(snapshot)
+        for tree in history_trees(state[1].history):
+            assert_sharded(tree)
     for step, expected in zip(steps, on_one_device, strict=True):
         assert_trees_close(jax.device_get(step.params), expected.params)
-    assert steps[-1].state[1].num_nowcasts == 1
+    assert steps[-1].state[1].num_nowcasts == num_jumps(nowcaster, NUM_STEPS)
 
     text = compiled.as_text() or ""
     assert not [name for name in COLLECTIVES if name in text and name != "all-reduce"]
-    # What is added up over devices are numbers per tensor: its statistics, and whether its forecast is finite.
+    # What is added up over devices are numbers per tensor: its statistics, and whether its forecast is finite. Of a
+    # slow drift it is its norm, and whether it is finite.
     sums = [line for line in text.splitlines() if " all-reduce(" in line]
     assert len(sums) > 0 or layout == "replicated"
     for line in sums:
         shapes = line.split(" all-reduce(")[0].split(" = ")[1]
         assert "32,64" not in shapes
         assert "64,4" not in shapes
+        if nowcaster == "slow-drift":
+            assert set(re.findall(r"\w+\[[\d,]*\]", shapes)) <= {"pred[]", "f32[]"}
 
 
-def test_restored_onto_another_mesh(tmp_path: Path, on_one_device: Any):
-    """Saved by 8 devices in the middle of a window, and gone on with on 2."""
+def test_restored_onto_another_mesh(tmp_path: Path, nowcaster: str, on_one_device: Any):
+    """Saved by 8 devices in the middle of a window or a drift, and gone on with on 2."""
     before, after = make_mesh(AxisType.Auto), make_mesh(AxisType.Auto, {"data": 2})
     params = shard(make_params(), before, make_specs("both"))
-    saved = train(make_tx(), params, 3)[-1]
+    saved = train(make_tx(nowcaster), params, 3)[-1]
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "checkpoint", {"params": saved.params, "state": saved.state})
 
-    tx = make_tx()
+    tx = make_tx(nowcaster)
     shardings = jax.tree.map(lambda spec: NamedSharding(after, spec), make_specs("fsdp"))
     target = abstract_run(tx, make_params, shardings)
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(tmp_path / "checkpoint", target)
-    for snapshot in restored["state"][1].history:
-        assert jax.tree.map(lambda leaf: leaf.sharding, snapshot) == shardings
+    for tree in history_trees(restored["state"][1].history):
+        assert jax.tree.map(lambda leaf: leaf.sharding, tree) == shardings
     steps = train(tx, restored["params"], NUM_STEPS - 3, state=restored["state"])
     assert steps[-1].params["Dense_0"]["kernel"].sharding.is_equivalent_to(shardings["Dense_0"]["kernel"], 2)
     assert_trees_close(jax.device_get(steps[-1].params), on_one_device[-1].params)
 
 
-def test_boxes_of_linen_give_specs_for_the_whole_state():
+def test_boxes_of_linen_give_specs_for_the_whole_state(nowcaster: str):
     class Network(nn.Module):
         @nn.compact
         def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -123,16 +134,16 @@ def test_boxes_of_linen_give_specs_for_the_whole_state():
             return nn.Dense(8, kernel_init=init)(inputs)
 
     mesh = make_mesh(AxisType.Auto)
-    tx = make_tx()
+    tx = make_tx(nowcaster)
 
     def init(key: jax.Array) -> Any:
         params = Network().init(key, jnp.zeros([1, 4]))["params"]
         return params, tx.init(params)
 
     specs = nn.get_partition_spec(jax.eval_shape(init, jax.random.key(0)))
-    for snapshot in specs[1][1].history:
-        assert snapshot["Dense_0"]["kernel"] == PartitionSpec("data", "model")
-        assert snapshot["Dense_0"]["bias"] == PartitionSpec()
+    for tree in history_trees(specs[1][1].history):
+        assert tree["Dense_0"]["kernel"] == PartitionSpec("data", "model")
+        assert tree["Dense_0"]["bias"] == PartitionSpec()
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     with jax.set_mesh(mesh):
         params, state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
@@ -144,6 +155,6 @@ def test_boxes_of_linen_give_specs_for_the_whole_state():
 
         for _ in range(5):
             params, state = step(params, state)
-    assert state[1].num_nowcasts == 1
-    for tree in (params, *state[1].history):
+    assert state[1].num_nowcasts == num_jumps(nowcaster, 5)
+    for tree in (params, *history_trees(state[1].history)):
         assert tree["Dense_0"]["kernel"].value.sharding.spec == PartitionSpec("data", "model")

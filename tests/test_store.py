@@ -13,8 +13,10 @@ import pytest
 
 import wnn_jax
 from tests.helpers import assert_trees_equal
+from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters import CURVES, WNN, AdaptiveLinear, CurveFit, WNNPlus
+from wnn_jax._store import DEFAULT_NOWCASTER
+from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 
 
@@ -56,7 +58,7 @@ def test_wnn_comes_back_as_it_was(wnn: WNN, path: Path):
 def test_a_loaded_wnn_predicts_what_the_saved_one_did(small_wnn: WNN, path: Path):
     wnn_jax.save(small_wnn, path)
     history = [jnp.arange(3.0) * t for t in range(5)]
-    loaded = wnn_jax.load(path)
+    loaded: Any = wnn_jax.load(path)
     np.testing.assert_array_equal(loaded(history, "dense", None), small_wnn(history, "dense", None))
 
 
@@ -93,6 +95,14 @@ def test_curve_fits_come_back_as_they_were(kind: str, path: Path):
     assert wnn_jax.load(path) == saved
 
 
+@pytest.mark.parametrize(
+    "saved", [Drift(), Drift(spectral=False, memory=0.2, gain=1, max_gain=2.5, reach=0.5, snapshot_every=7)]
+)
+def test_drifts_come_back_as_they_were(saved: Drift, path: Path):
+    wnn_jax.save(saved, path)
+    assert wnn_jax.load(path) == saved
+
+
 @pytest.mark.parametrize("as_argument", [str, Path], ids=["str", "Path"])
 def test_paths_may_be_strings(as_argument: Any, path: Path):
     wnn_jax.save(CurveFit("linear"), as_argument(path))
@@ -112,22 +122,29 @@ def test_the_file_says_what_is_in_it(wnn: WNN, path: Path):
 
 
 def test_every_available_name_loads():
-    assert set(CURVES) <= set(wnn_jax.available())
+    assert {"drift", "slow-drift", *CURVES} <= set(wnn_jax.available())
     for name in wnn_jax.available():
-        assert wnn_jax.load(name).context == 5
+        nowcaster: Any = wnn_jax.load(name)
+        assert is_drift(nowcaster) or nowcaster.context == 5
 
 
 def test_bundled_networks_are_available(small_wnn: WNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("wnn_jax._store._bundled_folder", lambda: tmp_path)
     wnn_jax.save(small_wnn, tmp_path / "ours.npz")
-    assert wnn_jax.available() == ("ours", *CURVES)
+    assert wnn_jax.available() == ("ours", *RULES)
     assert isinstance(wnn_jax.load("ours"), WNN)
 
 
-def test_the_default_is_bundled():
-    default = wnn_jax.load()
-    assert isinstance(default, AdaptiveLinear)
-    assert default.record["name"] in wnn_jax.available()
+def test_the_default_is_a_name_that_is_available():
+    assert DEFAULT_NOWCASTER in wnn_jax.available()
+    assert wnn_jax.load() == wnn_jax.load(DEFAULT_NOWCASTER) == Drift()
+
+
+@pytest.mark.parametrize(("name", "spectral"), [("drift", True), ("slow-drift", False)])
+def test_one_of_the_drifts_orthogonalises_matrices(name: str, spectral: bool):
+    drift = wnn_jax.load(name)
+    assert isinstance(drift, Drift)
+    assert drift.spectral == spectral
 
 
 BUNDLED = Path(__file__).parents[1] / "params"

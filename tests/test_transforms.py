@@ -10,18 +10,21 @@ import pytest
 
 import wnn_jax
 from tests.helpers import (
+    WINDOWS,
+    HalfMemory,
     Step,
     assert_trees_close,
     assert_trees_equal,
+    history_trees,
     last_plus_one,
     make_step,
     network_params,
+    num_jumps,
     ones_like,
     pull_to_one,
     train,
 )
 
-CONTEXT = 5
 JUMP = 2.0  # of `last_plus_one`, where the ordinary update is 1
 
 
@@ -54,7 +57,7 @@ def test_donated_state_and_parameters(nowcaster: str | wnn_jax.Nowcaster):
         params, state = donated_step(params, state)
         assert all(leaf.is_deleted() for leaf in old)
         assert_trees_close((params, state), expected[1:])
-    assert state[1].num_nowcasts == 2
+    assert state[1].num_nowcasts == num_jumps(nowcaster, 11)
 
 
 def test_scan_equals_a_loop(nowcaster: str | wnn_jax.Nowcaster):
@@ -68,7 +71,7 @@ def test_scan_equals_a_loop(nowcaster: str | wnn_jax.Nowcaster):
 
     _, scanned = jax.jit(lambda carry: jax.lax.scan(body, carry, length=12))((params, tx.init(params)))
     assert_trees_close(scanned, stack(train(tx, params, 12)))
-    assert scanned.state[1].num_nowcasts[-1] == 1
+    assert scanned.state[1].num_nowcasts[-1] == num_jumps(nowcaster, 6)
 
 
 def test_gradients_flow_through_training():
@@ -87,6 +90,22 @@ def test_gradients_flow_through_training():
     assert gradient == 0.25
 
 
+def test_gradients_flow_through_training_with_a_drift():
+    tx = optax.chain(optax.sgd(0.5), wnn_jax.nowcast(HalfMemory(), snapshot_every=1))
+    step = make_step(tx, pull_to_one)
+
+    def trained(params: jax.Array) -> jax.Array:
+        state = tx.init(params)
+        for _ in range(2):
+            _, params, state = step(params, state)
+        return params
+
+    # From 3 to 2 to 1.5, and on by half of the last displacement.
+    value, gradient = jax.jit(jax.value_and_grad(trained))(jnp.array(3.0))
+    assert value == 1.5 - 0.25
+    assert gradient == 0.125
+
+
 # vmap
 
 
@@ -96,18 +115,19 @@ def test_seeds_in_parallel_equal_separate_runs(nowcaster: str | wnn_jax.Nowcaste
     separate = [train(tx, params, 12) for params in seeds(3)]
     for t, step in enumerate(together):
         assert_trees_close(step, stack([steps[t] for steps in separate]))
-    assert together[-1].state[1].num_nowcasts.tolist() == [1, 1, 1]
+    assert together[-1].state[1].num_nowcasts.tolist() == [num_jumps(nowcaster, 6)] * 3
 
 
-def test_seeds_may_be_at_different_steps():
-    tx = adam_and_nowcast("linear")
+@pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
+def test_seeds_may_be_at_different_steps(nowcaster: str):
+    tx = adam_and_nowcast(nowcaster)
     runs = [train(tx, params, 20)[3 + 3 * seed :] for seed, params in enumerate(seeds(3))]
     start = stack([run[0] for run in runs])
     together = train(tx, start.params, 10, state=start.state, transform=jax.vmap)
     for t, step in enumerate(together):
         assert_trees_close(step, stack([run[t + 1] for run in runs]))
-    assert start.state[1].num_nowcasts.tolist() == [0, 0, 1]
-    assert together[-1].state[1].num_nowcasts.tolist() == [1, 1, 2]
+    assert start.state[1].num_nowcasts.tolist() == [num_jumps(nowcaster, n) for n in (2, 3, 5)]
+    assert together[-1].state[1].num_nowcasts.tolist() == [num_jumps(nowcaster, n) for n in (7, 8, 10)]
 
 
 def test_a_bad_forecast_of_one_seed_is_its_own():
@@ -121,8 +141,22 @@ def test_a_bad_forecast_of_one_seed_is_its_own():
     assert step.state.num_rejected.tolist() == [0, 1, 0]
 
 
-def test_nested_vmap_equals_separate_runs():
-    tx = adam_and_nowcast("linear")
+def test_a_bad_drift_of_one_seed_is_its_own():
+    tx = wnn_jax.nowcast(HalfMemory(), snapshot_every=1)
+    params = {"w": jnp.array([1.0, 2.0, 3.0])}
+    good = train(tx, params, 3, gradient=ones_like, transform=jax.vmap)[-1]
+    broken = {"w": good.params["w"].at[1].set(jnp.nan)}
+    steps = train(tx, broken, 4, gradient=ones_like, transform=jax.vmap, state=good.state)
+    (first, *others) = [step.updates["w"].tolist() for step in steps]
+    assert first == [1.875, 1, 1.875]
+    assert [other[::2] for other in others] == [[1.9375] * 2, [1.96875] * 2, [1.984375] * 2]
+    assert steps[-1].state.num_rejected.tolist() == [0, 2, 0]
+    assert steps[-1].state.num_snapshots.tolist() == [7, 1, 7]
+
+
+@pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
+def test_nested_vmap_equals_separate_runs(nowcaster: str):
+    tx = adam_and_nowcast(nowcaster)
     params = stack([stack(seeds(3)), jax.tree.map(jnp.negative, stack(seeds(3)))])
     together = train(tx, params, 12, transform=lambda fn: jax.vmap(jax.vmap(fn)))
     for row in range(2):
@@ -130,8 +164,13 @@ def test_nested_vmap_equals_separate_runs():
         assert_trees_close(jax.tree.map(lambda leaf, row=row: leaf[row], together[-1]), separate[-1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "call_steps", "num_conditionals"), [("window", [3, 7], 2), ("drift", [1, 3, 5, 7], 1)]
+)
 @pytest.mark.parametrize("depth", [0, 1, 2])
-def test_the_forecast_is_made_only_on_the_steps_that_jump(depth: int):
+def test_the_forecast_is_made_only_on_the_steps_that_need_it(
+    depth: int, kind: str, call_steps: list[int], num_conditionals: int
+):
     """A conditional that `vmap` had turned into a select would run the nowcaster on every step."""
     calls: list[None] = []
 
@@ -139,7 +178,12 @@ def test_the_forecast_is_made_only_on_the_steps_that_jump(depth: int):
         jax.debug.callback(lambda: calls.append(None))
         return history[-1] + 1
 
-    tx = wnn_jax.nowcast(wnn_jax.leafwise(fn, context=2), snapshot_every=2)
+    class Listener(HalfMemory):
+        def __call__(self, motion: wnn_jax.Motion, roles: Any) -> Any:
+            jax.debug.callback(lambda: calls.append(None))
+            return jnp.where(motion.step > 0, 1.0, 0.0) + 0 * motion.params
+
+    tx = wnn_jax.nowcast({"window": wnn_jax.leafwise(fn, context=2), "drift": Listener()}[kind], snapshot_every=2)
     batched = jnp.zeros((2,) * depth)
     step = make_step(tx, ones_like)
     init = tx.init
@@ -147,38 +191,40 @@ def test_the_forecast_is_made_only_on_the_steps_that_jump(depth: int):
         step, init = jax.vmap(step), jax.vmap(init)
     compiled_step = jax.jit(step)
     params, state = batched, init(batched)
-    jump_steps = []
+    steps_with_calls = []
     for t in range(8):
         _, params, state = compiled_step(params, state)
         jax.effects_barrier()
         if calls:
-            jump_steps.append(t)
+            steps_with_calls.append(t)
             calls.clear()
-    assert jump_steps == [3, 7]
-    np.testing.assert_array_equal(params, np.full(batched.shape, 8 + 2))
+    assert steps_with_calls == call_steps
+    np.testing.assert_array_equal(params, np.full(batched.shape, 8 + {"window": 2, "drift": 3}[kind]))
 
     text = compiled_step.lower(params, state).compile().as_text()
     assert text is not None
-    assert text.count(" conditional(") == 2
+    assert text.count(" conditional(") == num_conditionals
 
 
 # Optax's wrappers
 
 
-def test_masked_jumps_only_where_the_mask_is():
+@pytest.mark.parametrize("nowcaster", [last_plus_one(context=2), HalfMemory()])
+def test_masked_jumps_only_where_the_mask_is(nowcaster: Any):
     params = {"a": {"w": jnp.zeros(2), "b": jnp.zeros(3)}, "c": jnp.zeros([])}
     mask = {"a": {"w": True, "b": False}, "c": True}
-    tx = optax.masked(wnn_jax.nowcast(last_plus_one(context=1), snapshot_every=2), mask)
-    steps = train(tx, params, 2, gradient=ones_like)
+    tx = optax.masked(wnn_jax.nowcast(nowcaster, snapshot_every=2), mask)
+    steps = train(tx, params, 4, gradient=ones_like)
     expected = jax.tree.map(lambda p, jumps: jnp.full_like(p, JUMP if jumps else 1), params, mask)
-    assert_trees_equal(steps[1].updates, expected)
+    assert_trees_equal(steps[3].updates, expected)
 
 
-def test_masked_parameters_cost_no_history():
+@pytest.mark.parametrize(("nowcaster", "num_trees"), [("linear", 4), ("drift", 2)])
+def test_masked_parameters_cost_no_history(nowcaster: str, num_trees: int):
     params = {"kernel": jnp.zeros((2, 3)), "step": jnp.zeros([], jnp.int32)}
-    tx = optax.masked(wnn_jax.nowcast(snapshot_every=2), {"kernel": True, "step": False})
+    tx = optax.masked(wnn_jax.nowcast(nowcaster, snapshot_every=2), {"kernel": True, "step": False})
     shapes = [leaf.shape for leaf in jax.tree.leaves(tx.init(params).inner_state.history)]  # pyright: ignore[reportAttributeAccessIssue]
-    assert shapes == [(2, 3)] * (CONTEXT - 1)
+    assert shapes == [(2, 3)] * num_trees
 
 
 def test_partition_jumps_only_its_part():
@@ -197,30 +243,33 @@ def test_partition_jumps_only_its_part():
         assert_trees_equal(step.updates, {"body": jnp.full(2, expected), "head": jnp.ones(3)})
 
 
-def test_partition_with_two_nowcasts_of_different_rhythm():
-    params = {"body": jnp.zeros([]), "head": jnp.zeros([])}
+def test_partition_with_nowcasts_of_different_rhythm():
+    params = {"body": jnp.zeros([]), "head": jnp.zeros([]), "neck": jnp.zeros([])}
     tx = optax.partition(
         {
             "body": wnn_jax.nowcast(last_plus_one(context=1), snapshot_every=2),
             "head": wnn_jax.nowcast(last_plus_one(context=3), snapshot_every=1),
+            "drift": wnn_jax.nowcast(HalfMemory(), snapshot_every=2),
         },
-        {"body": "body", "head": "head"},
+        {"body": "body", "head": "head", "neck": "drift"},
     )
     steps = train(tx, params, 6, gradient=ones_like)
     assert [step.updates["body"].item() for step in steps] == [1, JUMP, 1, JUMP, 1, JUMP]
     assert [step.updates["head"].item() for step in steps] == [1, 1, JUMP, 1, 1, JUMP]
+    assert [step.updates["neck"].item() for step in steps] == [1, 1, 1, 2, 1, 2.5]
 
 
-def test_after_an_injected_learning_rate():
+@pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
+def test_after_an_injected_learning_rate(nowcaster: str):
     schedule = optax.linear_schedule(0.1, 0.01, 10)
-    nowcast = wnn_jax.nowcast("linear", snapshot_every=2)
+    nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=2)
     params = network_params()
     injected = train(optax.chain(optax.inject_hyperparams(optax.adam)(schedule), nowcast), params, 12)
     plain = train(optax.chain(optax.adam(schedule), nowcast), params, 12)
     for step, expected in zip(injected, plain, strict=True):
         assert_trees_close(step.params, expected.params)
         assert_trees_close(step.state[1], expected.state[1])
-    assert injected[-1].state[1].num_nowcasts == 1
+    assert injected[-1].state[1].num_nowcasts == num_jumps(nowcaster, 6)
     np.testing.assert_allclose(injected[5].state[0].hyperparams["learning_rate"], schedule(5))
 
 
@@ -241,6 +290,7 @@ def test_after_multi_steps_micro_steps_are_counted():
     assert [int(step.state[1].num_nowcasts) for step in steps] == [0] * 19 + [1] * 20 + [2]
 
 
+@pytest.mark.parametrize("nowcaster", [*WINDOWS, HalfMemory()], indirect=True)
 def test_after_multi_steps_of_adam(nowcaster: str | wnn_jax.Nowcaster):
     """Accumulating four equal gradients is a step of Adam, so every fourth micro-step is a step without them."""
     params = network_params()
@@ -250,7 +300,7 @@ def test_after_multi_steps_of_adam(nowcaster: str | wnn_jax.Nowcaster):
     for step, expected in zip(accumulated[3::4], plain, strict=True):
         assert_trees_close(step.params, expected.params)
         assert step.state[1].num_nowcasts == expected.state[1].num_nowcasts
-    assert plain[-1].state[1].num_nowcasts == 1
+    assert plain[-1].state[1].num_nowcasts == num_jumps(nowcaster, 6)
 
 
 def test_inside_multi_steps_full_steps_are_counted():
@@ -264,3 +314,13 @@ def test_inside_multi_steps_full_steps_are_counted():
     assert [int(state.count) for state in states[3::4]] == list(range(1, 11))
     assert [int(state.num_nowcasts) for state in states] == [0] * 39 + [1]
     assert [leaf["w"].item() for leaf in states[-1].history] == [2, 4, 6, 8]
+
+
+def test_a_drift_inside_multi_steps_counts_full_steps():
+    tx = accumulate(optax.chain(optax.sgd(-1.0), wnn_jax.nowcast(HalfMemory(), snapshot_every=2)), 4)
+    steps = train(tx, {"w": jnp.zeros([])}, 24, gradient=ones_like)
+    full_steps = [1, 1, 1, 2, 1, 2.5]
+    assert [step.updates["w"].item() for step in steps] == [u for full in full_steps for u in (0, 0, 0, full)]
+    states = [step.state.inner_opt_state[1] for step in steps]
+    assert [int(state.num_nowcasts) for state in states] == [0] * 15 + [1] * 8 + [2]
+    assert [tree["w"].item() for tree in history_trees(states[-1].history)] == [8.5, 1.5]

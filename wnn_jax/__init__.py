@@ -7,6 +7,8 @@ from wnn_jax import nowcasters as nowcasters
 from wnn_jax._horizon import decaying_horizon as decaying_horizon
 from wnn_jax._nowcast import NowcastState as NowcastState
 from wnn_jax._nowcast import nowcast as nowcast
+from wnn_jax._nowcaster import DriftNowcaster as DriftNowcaster
+from wnn_jax._nowcaster import Motion as Motion
 from wnn_jax._nowcaster import Nowcaster as Nowcaster
 from wnn_jax._nowcaster import leafwise as leafwise
 from wnn_jax._roles import default_roles as default_roles

@@ -9,12 +9,23 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
+from wnn_jax._average import AveragedWindowRule
 from wnn_jax._checks import check_choice, check_float, check_float_dtype, check_int, is_injected, is_int
-from wnn_jax._conditionals import any_member
-from wnn_jax._history import History, HistoryFormat
-from wnn_jax._nowcaster import Nowcaster
+from wnn_jax._drift import DriftRule
+from wnn_jax._history import (
+    AveragedWindow,
+    AveragedWindowFormat,
+    DriftFormat,
+    DriftHistory,
+    Window,
+    WindowFormat,
+    check_history,
+)
+from wnn_jax._jump import Visit
+from wnn_jax._nowcaster import DriftNowcaster, Nowcaster, is_drift
 from wnn_jax._roles import RolesLike, resolve_roles
 from wnn_jax._store import DEFAULT_NOWCASTER, load
+from wnn_jax._window import WindowRule
 
 Schedule = Callable[[Any], Any]
 
@@ -24,23 +35,32 @@ class NowcastState(NamedTuple):
 
     Attributes:
       count: int32, the steps taken.
-      history: the snapshots of the current window, `context - 1` trees shaped, typed and sharded like the
-        parameters, oldest first. Which of them are filled follows from `count`. With a `history_dtype` those after
-        the first are differences from it.
-      num_nowcasts: int32, the predictions applied.
-      num_rejected: int32, the predictions not applied because they were not finite.
+      history: of trees shaped and sharded like the parameters. For a nowcaster that forecasts from a window, its
+        snapshots without the last one, oldest first, as a tuple of `context - 1`; with a `history_dtype` those after
+        the first are differences from it. For a drift, a tuple of the parameters after the latest visit and of the
+        running means of the optimizer's own displacement.
+      num_snapshots: int32, how many snapshots, or visits, the history has in it.
+      last_snapshot: int32, the step of the latest one.
+      snapshot_every: int32, the steps between them.
+      num_nowcasts: int32, the jumps made.
+      num_rejected: int32, the jumps not made because they were not finite.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    history: History
+    history: Window | AveragedWindow | DriftHistory
+    num_snapshots: jax.Array
+    last_snapshot: jax.Array
+    snapshot_every: jax.Array
     num_nowcasts: jax.Array
     num_rejected: jax.Array
 
 
 def nowcast(
-    nowcaster: str | os.PathLike[str] | Nowcaster = DEFAULT_NOWCASTER,
+    nowcaster: str | os.PathLike[str] | Nowcaster | DriftNowcaster = DEFAULT_NOWCASTER,
     *,
-    snapshot_every: int,
+    snapshot_every: int | None = None,
+    num_steps: int | None = None,
+    average: float | None = None,
     roles: RolesLike = None,
     horizon: int | Schedule | None = None,
     scale: float | Schedule = 1.0,
@@ -49,27 +69,43 @@ def nowcast(
     history_dtype: Any = None,
     history_memory_kind: Literal["pinned_host"] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Replaces the parameters, now and then, by a forecast of where they are going.
+    r"""Moves the parameters ahead, now and then, to where they are going.
 
-    Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s` be `snapshot_every`. The window
-    :math:`H = (w_s, w_{2s}, \dots, w_{cs})` of :math:`c` = `nowcaster.context` snapshots is complete at step
-    :math:`cs`. At that step the update is
+    Without any argument it follows the `Drift` of the parameters: every 10 steps they move a little further along the
+    running mean of what the optimizer makes of them, with a memory that grows with the training. There is nothing to
+    choose but the learning rate, whose best value is about half of that without.
 
-    .. math::
-      u = w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs}) - w_{cs-1}
+    A nowcaster has one of two kinds of history. Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s`
+    be `snapshot_every`.
 
-    in place of the optimizer's own :math:`w_{cs} - w_{cs-1}`. With a `scale` of 1 the parameters become the forecast,
-    and with 0 they stay those of plain training. At every other step the update passes through untouched. A new, empty
-    window begins after each forecast, so that none ever spans a jump; one cycle is :math:`cs` steps. The states
-    of the transformations before this one (the moments of Adam, say) are left alone.
+    - A *drift* is visited every :math:`s` steps. At the visit at step :math:`t`, :math:`d` is how far the optimizer
+      alone has moved the parameters since the last one; jumps are no part of it. Running means of :math:`d` are kept,
+      and the parameters go from :math:`w_t` to :math:`w_t + \mathrm{scale} \cdot \mathrm{nowcaster}(\text{means})`. The
+      first visit only remembers the parameters.
+    - A *window* has :math:`c` = `nowcaster.context` snapshots, and is complete with that of step :math:`cs`:
+      :math:`H = (w_s, w_{2s}, \dots, w_{cs})`. At that step the parameters go from :math:`w_{cs}` to
+      :math:`w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs})`, and a new, empty window begins, so that
+      none ever spans a jump.
 
-    A forecast with a NaN or an infinity anywhere in it is not applied: the optimizer's own update is, and
-    `NowcastState.num_rejected` counts it.
+    The update of such a step leads from the parameters before it to where the jump goes. At every other step the update
+    passes through untouched. With a `scale` of 0 all is plain training, to the last bit. The states of the
+    transformations before this one (the moments of Adam, say) are left alone.
+
+    A jump with a NaN or an infinity anywhere in it is not made: the optimizer's own update is, and
+    `NowcastState.num_rejected` counts it. A history that was not visited when it was due, because it was restored with
+    another `snapshot_every` for example, begins anew.
 
     Args:
       nowcaster: what makes the forecast: a name from `wnn_jax.available()`, the path of a file that
-        `wnn_jax.save` wrote, or any `Nowcaster`.
-      snapshot_every: steps between snapshots. The paper takes one snapshot per epoch.
+        `wnn_jax.save` wrote, or any `Nowcaster` or `DriftNowcaster`.
+      snapshot_every: steps between snapshots, or between visits to a drift. `None` leaves the choice to the nowcaster:
+        10 for the drifts. One that forecasts from a window has no spacing of its own, and needs one: the steps of an
+        epoch, as in the paper, or a thirtieth of the training.
+      num_steps: length of the training in steps, if it is known. A nowcaster may use it, and a training too short for
+        any jump is then an error.
+      average: decay per step of a running mean of the parameters, which a window then has snapshots of; the parameters
+        move by as much as the mean jumps. Of the order of `1 - 1 / snapshot_every`. It takes one more copy of the
+        parameters, and a pass over it at every step. `None`: the window has snapshots of the parameters themselves.
       roles: which kind of operation each parameter belongs to: a tree of role names like the parameters, or a
         function from the parameters to such a tree. Default: `wnn_jax.default_roles`.
       horizon: how many snapshots beyond the last one to forecast, an int >= 1 or a schedule of the nowcast's
@@ -79,12 +115,13 @@ def nowcast(
       start: the first step that may take a snapshot. Steps are numbered from 0, as by Optax's schedules.
         Snapshots stay on the multiples of `snapshot_every` whatever `start` is.
       stop: the first step that may no longer jump; `None` for never.
-      history_dtype: a floating-point dtype in which to keep the snapshots after the first, as differences from it.
-        With `bfloat16`, float32 parameters and 5 snapshots in a window the history takes 2.5 copies of the parameters
-        instead of 4, and forecasts are as good (`benchmarks/history.txt`). A jump restores the snapshots, for its
-        duration. Leaves that are as narrow already are kept as they are. `None`: all snapshots as the parameters are.
-      history_memory_kind: `"pinned_host"`, to keep the snapshots in the memory of the host; they come to the device
-        when one is written and when a forecast is made. Experimental. `None`: where the parameters are.
+      history_dtype: a floating-point dtype in which to keep the means of a drift, or the snapshots of a window after
+        the first, as differences from it. With `bfloat16` and float32 parameters a drift takes 1.5 copies of the
+        parameters instead of 2, and a window of 5 snapshots 2.5 instead of 4, with forecasts as good
+        (`benchmarks/history.txt`). Leaves of a window that are as narrow already are kept as they are. `None`: the
+        snapshots as the parameters are, and means in float32 at least.
+      history_memory_kind: `"pinned_host"`, to keep the history in the memory of the host; it comes to the device
+        when it is written and when a jump is made. Experimental. `None`: where the parameters are.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `NowcastState`. Its `update` needs `params` and ignores
@@ -117,9 +154,10 @@ def nowcast(
       `nowcast` comes last in a chain: it replaces what the transformations before it made of the step, and its
       snapshots are of the parameters after that step. In particular
 
-      - gradient accumulation goes inside: `chain(MultiSteps(...), nowcast(...))` counts micro-steps and jumps
-        at most once per cycle of them; in `MultiSteps(chain(..., nowcast(...)))` `snapshot_every` counts full
-        steps, and the forecast is computed, and thrown away, on micro-steps too;
+      - gradient accumulation goes inside: `chain(MultiSteps(...), nowcast(...))` counts micro-steps, so that
+        `snapshot_every` is best a multiple of their number, and jumps at most once per cycle of them; in
+        `MultiSteps(chain(..., nowcast(...)))` `snapshot_every` counts full steps, and the forecast is computed, and
+        thrown away, on micro-steps too;
       - under `optax.masked` and `optax.partition` give `roles` as a function (or leave it out), because this
         transformation then sees a part of the parameters;
       - under `optax.inject_hyperparams` name a callable `nowcaster` or `roles` in `static_args`, or it is
@@ -131,20 +169,17 @@ def nowcast(
     """
     if isinstance(nowcaster, (str, os.PathLike)):
         nowcaster = load(nowcaster)
-    context = _check_nowcaster(nowcaster)
-    snapshot_every = check_int(
-        "snapshot_every",
-        snapshot_every,
-        "the number of optimizer steps between snapshots",
-        minimum=1,
-        or_injected=True,
-    )
+    first_jump_after = _check_nowcaster(nowcaster)
+    snapshot_every = _check_snapshot_every(snapshot_every, nowcaster)
     start = check_int("start", start, "the first step that may take a snapshot", minimum=0, or_injected=True)
     if stop is not None:
         meaning = "the first step that may no longer jump, or None for never"
         stop = check_int("stop", stop, meaning, minimum=1, or_injected=True)
         if not is_injected(start) and not is_injected(stop) and stop <= start:
             raise ValueError(f"stop={stop} must be greater than start={start}; pass stop=None to never stop.")
+    if num_steps is not None:
+        num_steps = check_int("num_steps", num_steps, "the length of the training, if it is known", minimum=1)
+        _check_jumps(num_steps, snapshot_every, first_jump_after, start, stop)
     _check_takes_horizon(horizon, nowcaster)
     if horizon is not None and not callable(horizon):
         meaning = "the number of snapshots to forecast ahead, or a schedule of it"
@@ -152,21 +187,40 @@ def nowcast(
     if not callable(scale):
         scale = check_float("scale", scale, "how far to go along the jump, or a schedule of it", or_injected=True)
     if history_dtype is not None:
-        meaning = "what to keep the snapshots after the first in, or None for that of the parameters"
+        meaning = "what to keep the history in, or None for the default"
         check_float_dtype("history_dtype", history_dtype, meaning)
     if history_memory_kind is not None:
-        meaning = "the memory to keep snapshots in, or None for where the parameters are"
+        meaning = "the memory to keep the history in, or None for where the parameters are"
         check_choice("history_memory_kind", history_memory_kind, ("pinned_host",), meaning)
-    history_format = HistoryFormat(context - 1, history_dtype, history_memory_kind)
+    if average is not None:
+        meaning = "the decay per step of the running mean that a window has snapshots of, or None for the parameters"
+        average = check_float("average", average, meaning, minimum=0, below=1, or_injected=True)
+        if is_drift(nowcaster):
+            raise ValueError(
+                f"average={average!r} was given, but {type(nowcaster).__name__} goes by a drift, which is an average "
+                "itself. Leave average out, or pass a nowcaster that forecasts from a window of snapshots."
+            )
+    if is_drift(nowcaster):
+        history_format = DriftFormat(nowcaster.num_means, history_dtype, history_memory_kind)
+        rule = DriftRule(nowcaster, history_format, num_steps)
+    else:
+        window_format = WindowFormat(nowcaster.context - 1, history_dtype, history_memory_kind)
+        rule = WindowRule(nowcaster, window_format)
+        if average is not None:
+            rule = AveragedWindowRule(rule, AveragedWindowFormat(average, window_format))
 
     def init_fn(params: Any) -> NowcastState:
         _check_params(params)
         resolve_roles(roles, params)
         if history_memory_kind is not None:
             _check_memory_kind(history_memory_kind)
+        # One by one, for each is to have a buffer of its own.
         return NowcastState(
             count=jnp.zeros([], jnp.int32),
-            history=history_format.init(params),
+            history=rule.history.init(params),
+            num_snapshots=jnp.zeros([], jnp.int32),
+            last_snapshot=jnp.zeros([], jnp.int32),
+            snapshot_every=jnp.zeros([], jnp.int32),
             num_nowcasts=jnp.zeros([], jnp.int32),
             num_rejected=jnp.zeros([], jnp.int32),
         )
@@ -175,115 +229,89 @@ def nowcast(
         del extra_args
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
-        params_roles = resolve_roles(roles, params)
-
+        check_history(state.history, rule.history, params, nowcaster)
         count = state.count
-        is_snapshot = (count % snapshot_every == snapshot_every - 1) & (count >= start)
+        is_due = (count % snapshot_every == snapshot_every - 1) & (count >= start)
         if stop is not None:
-            is_snapshot &= count < stop
-        slot = (count // snapshot_every - start // snapshot_every) % context
-        is_jump = is_snapshot & (slot == context - 1)
-        is_recording = is_snapshot & ~is_jump
-
-        # Two conditionals, each with the writing branch taken on True and returning no more than it writes: on an
-        # ordinary step XLA then copies nothing. The parameters after the step are computed in the branches, because
-        # one more operand of a conditional is one more buffer that every step fills.
-        def record(history: History, params: Any, updates: Any) -> History:
-            slot_now = jnp.where(is_recording, slot, -1)
-            return history_format.write(history, slot_now, optax.apply_updates(params, updates))
-
-        history = jax.lax.cond(
-            any_member(is_recording), record, lambda history, *_: history, state.history, params, updates
-        )
-
+            is_due &= count < stop
         index = state.num_nowcasts + state.num_rejected
-        horizon_now = horizon(index) if callable(horizon) else horizon
-        scale_now = scale(index) if callable(scale) else scale
-
-        def jump(updates: Any, params: Any, history: History) -> tuple[Any, jax.Array]:
-            window = (*history_format.read(history), optax.apply_updates(params, updates))
-            prediction = nowcaster(window, params_roles, horizon_now)
-            _check_prediction(prediction, params)
-            if getattr(nowcaster, "moves_frozen", False):
-                prediction = _hold_frozen(prediction, window)
-
-            def replace(prediction: Any, params: Any) -> Any:
-                after = optax.apply_updates(params, updates)
-                return jax.tree.map(
-                    lambda predicted, own, param, update: _jump(predicted, own, param, scale_now).astype(update.dtype),
-                    prediction,
-                    after,
-                    params,
-                    updates,
-                )
-
-            # Twice, once for the check, rather than once and kept: the one is reading, the other a copy of the model.
-            accepted = is_jump & _all_finite(replace(prediction, jax.lax.optimization_barrier(params)))
-            # A jump of no length counts, or schedules of the nowcast's index would stop at it, but changes no bit.
-            is_replaced = accepted & (scale_now != 0)
-            replacement = replace(prediction, params)
-            return jax.tree.map(lambda new, old: jnp.where(is_replaced, new, old), replacement, updates), accepted
-
-        updates, accepted = jax.lax.cond(
-            any_member(is_jump),
-            jump,
-            lambda updates, *_: (updates, jnp.zeros_like(is_jump)),
-            updates,
-            params,
-            history,
+        is_continued = (state.snapshot_every == snapshot_every) & (count - state.last_snapshot == snapshot_every)
+        visit = Visit(
+            step=count,
+            is_due=is_due,
+            # A history that was visited at other steps than these is of no use any more: another begins.
+            num_snapshots=jnp.where(is_continued, state.num_snapshots, 0),
+            snapshot_every=snapshot_every,
+            horizon=horizon(index) if callable(horizon) else horizon,
+            scale=scale(index) if callable(scale) else scale,
         )
-        return updates, NowcastState(
+        outcome = rule.update(visit, updates, cast(Any, state.history), params, resolve_roles(roles, params))
+        return outcome.updates, NowcastState(
             count=cast(jax.Array, optax.safe_increment(count)),
-            history=history,
-            num_nowcasts=state.num_nowcasts + accepted.astype(jnp.int32),
-            num_rejected=state.num_rejected + (is_jump & ~accepted).astype(jnp.int32),
+            history=outcome.history,
+            num_snapshots=jnp.where(is_due, rule.count(visit, outcome), state.num_snapshots),
+            last_snapshot=jnp.where(is_due, count, state.last_snapshot),
+            snapshot_every=jnp.where(is_due, jnp.asarray(snapshot_every, jnp.int32), state.snapshot_every),
+            num_nowcasts=state.num_nowcasts + outcome.is_accepted.astype(jnp.int32),
+            num_rejected=state.num_rejected + (outcome.is_jump & ~outcome.is_accepted).astype(jnp.int32),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
-def _jump(predicted: jax.Array, after: jax.Array, param: jax.Array, scale: Any) -> jax.Array:
-    """The update that leads from `param` to `after + scale * (predicted - after)`."""
-    # In at least fp32: what bf16 loses in a difference would move the parameters off the prediction.
-    dtype = jnp.promote_types(param.dtype, jnp.float32)
-    param = param.astype(dtype)
-    # Of this form, because at scale 1 nothing but the difference from the prediction is left, rounded once.
-    return (1 - scale) * (after.astype(dtype) - param) + scale * (predicted.astype(dtype) - param)
-
-
-def _hold_frozen(prediction: Any, window: History) -> Any:
-    """The prediction, with the weights that did not change within the window kept as they are."""
-
-    def hold(predicted: jax.Array, *leaf_history: jax.Array) -> jax.Array:
-        last = leaf_history[-1]
-        is_frozen = jnp.ones_like(last, dtype=bool)
-        for snapshot in leaf_history[:-1]:
-            is_frozen &= snapshot == last
-        return jnp.where(is_frozen, last, predicted)
-
-    return jax.tree.map(hold, prediction, *window)
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    finite = jnp.array(True)
-    for leaf in jax.tree.leaves(tree):
-        finite &= jnp.all(jnp.isfinite(leaf))
-    return finite
-
-
 def _check_nowcaster(nowcaster: Any) -> int:
-    """The context of a nowcaster."""
-    context: Any = getattr(nowcaster, "context", None)
-    if isinstance(nowcaster, type) or not callable(nowcaster) or not is_int(context) or context < 1:
+    """The number of snapshots before the first jump of a nowcaster, itself included."""
+    if not isinstance(nowcaster, type) and callable(nowcaster):
+        if is_drift(nowcaster) and nowcaster.num_means >= 1:
+            return 2
+        context: Any = getattr(nowcaster, "context", None)
+        if is_int(context) and context >= 1:
+            return int(context)
+    raise ValueError(
+        f"nowcaster={nowcaster!r} is not a nowcaster: it must be callable and have a positive int `context`, or the "
+        "members of wnn_jax.DriftNowcaster. Pass a name from wnn_jax.available(), the path of a saved nowcaster, or "
+        "make one with wnn_jax.leafwise."
+    )
+
+
+def _check_snapshot_every(snapshot_every: Any, nowcaster: Any) -> int:
+    if snapshot_every is None:
+        snapshot_every = getattr(nowcaster, "snapshot_every", None)
+        if snapshot_every is None:
+            raise ValueError(
+                f"snapshot_every=None: {type(nowcaster).__name__.lstrip('_')} forecasts from a window of snapshots and "
+                "has no spacing of its own. Give the number of steps between two snapshots: those of one epoch, or a "
+                "thirtieth of the training (snapshot_every=max(num_steps // 30, 1))."
+            )
+    meaning = "the number of optimizer steps between snapshots"
+    return check_int("snapshot_every", snapshot_every, meaning, minimum=1, or_injected=True)
+
+
+def _check_jumps(num_steps: int, snapshot_every: Any, first_jump_after: int, start: Any, stop: Any) -> None:
+    """Raises a `ValueError` if a training has no jump."""
+    if any(is_injected(value) for value in (snapshot_every, start, stop)):
+        return
+    end = num_steps if stop is None else min(stop, num_steps)
+    if (start // snapshot_every + first_jump_after) * snapshot_every <= end:
+        return
+    # With any spacing up to this, wherever between two multiples of it `start` is.
+    largest = (end - start) // first_jump_after
+    remedy = f"Pass a spacing of at most {largest}, or train for longer." if largest > 0 else "Train for longer."
+    raise ValueError(
+        f"snapshot_every={snapshot_every} is too large for num_steps={num_steps}: the first jump comes with snapshot "
+        f"number {first_jump_after}, and there is none in the steps from {start} to {end}. {remedy}"
+    )
+
+
+def _check_takes_horizon(horizon: Any, nowcaster: Nowcaster | DriftNowcaster) -> None:
+    if horizon is None:
+        return
+    if is_drift(nowcaster):
         raise ValueError(
-            f"nowcaster={nowcaster!r} is not a nowcaster: it must be callable and have a positive int `context`. Pass "
-            "a name from wnn_jax.available(), the path of a saved nowcaster, or make one with wnn_jax.leafwise."
+            f"horizon={horizon!r} was given, but {type(nowcaster).__name__} moves the parameters along a drift and has "
+            "no horizon. Leave horizon out; `scale` changes the length of the jumps."
         )
-    return int(context)
-
-
-def _check_takes_horizon(horizon: Any, nowcaster: Nowcaster) -> None:
-    if horizon is not None and not getattr(nowcaster, "takes_horizon", True):
+    if not getattr(nowcaster, "takes_horizon", True):
         raise ValueError(
             f"horizon={horizon!r} was given, but {type(nowcaster).__name__} takes none: its horizon is fixed by its "
             "training. Leave horizon out; `scale` changes the length of the jump."
@@ -307,15 +335,3 @@ def _check_params(params: Any) -> None:
                 f"params has a leaf of dtype {dtype} at {jax.tree_util.keystr(path) or 'its root'}, and only real "
                 "floating-point parameters can be forecast. Leave such leaves out with optax.masked or optax.partition."
             )
-
-
-def _check_prediction(prediction: Any, params: Any) -> None:
-    def shapes(tree: Any) -> list[tuple[int, ...]]:
-        return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-
-    # Structures and leaves, not trees: a node of a user's class need not define equality.
-    if jax.tree.structure(prediction) != jax.tree.structure(params) or shapes(prediction) != shapes(params):
-        raise ValueError(
-            f"the nowcaster returned the shapes {jax.tree.map(jnp.shape, prediction)} for parameters of the shapes "
-            f"{jax.tree.map(jnp.shape, params)}; it must return a tree like the parameters."
-        )

@@ -3,13 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._checks import check_int
+from wnn_jax._checks import check_int, is_int
 from wnn_jax._roles import ROLES
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 LeafHistory = tuple[jax.Array, ...]
 LeafFn = Callable[[LeafHistory, str, Any], jax.Array]
@@ -49,6 +52,74 @@ class Nowcaster(Protocol):
           does not handle comes back as it is in the last snapshot.
         """
         ...
+
+
+class Motion(NamedTuple):
+    """How an optimizer moves the parameters: what a `DriftNowcaster` goes by.
+
+    Attributes:
+      means: running means of the displacement between two visits, one for each memory, the latest one in them: trees
+        like the parameters, in float32 or wider.
+      displacement: the latest, a tree of the same kind.
+      params: the parameters after the optimizer's step.
+      step: int32, optimizer steps since the history began.
+      snapshot_every: steps between two visits.
+      num_steps: length of the training, or `None` where it is not known.
+    """
+
+    means: tuple[Any, ...]
+    displacement: Any
+    params: Any
+    step: Any
+    snapshot_every: Any
+    num_steps: int | None
+
+
+@runtime_checkable
+class DriftNowcaster(Protocol):
+    """Moves the parameters a little, and often, along the way that the optimizer takes them in the long run.
+
+    `nowcast` visits it every `snapshot_every` steps. Let :math:`d` be how far the optimizer alone moved the parameters
+    since the last visit, of which the jump of that visit is no part. Each running mean :math:`m` becomes
+    :math:`m + (K / M) (d - m)` with :math:`K` = `snapshot_every` and its memory :math:`M`, and then the parameters move
+    by what the nowcaster returns. Any object with these members is one; nothing needs to inherit.
+
+    Attributes:
+      snapshot_every: steps between visits, where the user gives none.
+      num_means: how many running means there are, at least 1.
+    """
+
+    @property
+    def snapshot_every(self) -> int: ...
+
+    @property
+    def num_means(self) -> int: ...
+
+    def memories(self, step: Any, snapshot_every: Any) -> Sequence[Any]:
+        """The memories of the running means in steps, not less than `snapshot_every`.
+
+        Args:
+          step: int32, optimizer steps since the history began.
+          snapshot_every: steps between two visits.
+        """
+        ...
+
+    def __call__(self, motion: Motion, roles: Any) -> Any:
+        """Says how far the parameters are to move, beyond the optimizer's own step.
+
+        Args:
+          motion: how the optimizer moves them.
+          roles: a tree like the parameters with a role name (see `default_roles`) at each leaf.
+
+        Returns:
+          A tree like the parameters, in float32 or wider.
+        """
+        ...
+
+
+def is_drift(nowcaster: Any) -> "TypeIs[DriftNowcaster]":
+    """Whether a nowcaster goes by a drift, rather than by a window of snapshots."""
+    return is_int(getattr(nowcaster, "num_means", None)) and hasattr(nowcaster, "memories")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

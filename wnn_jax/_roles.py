@@ -56,23 +56,26 @@ def default_roles(params: Any) -> Any:
       >>> wnn_jax.default_roles({"Conv_0": {"kernel": jnp.zeros((3, 3, 1, 8)), "bias": jnp.zeros(8)}})
       {'Conv_0': {'bias': 'bias', 'kernel': 'conv'}}
     """
-    leaves = [
-        (_names(params, path), tuple[int, ...](getattr(leaf, "shape", ())))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    leaves = _named_shapes(params)
     children: dict[_Names, set[str]] = {}
     for names, _ in leaves:
         for depth, name in enumerate(names):
             children.setdefault(names[:depth], set()).add(name)
-    biases = {names[:-1]: shape for names, shape in leaves if names and names[-1] in ("bias", "b")}
 
     roles: list[str] = []
-    for names, shape in leaves:
+    for (names, shape), bias in zip(leaves, bias_shapes(params), strict=True):
         # A bias has one axis of its own; any others are stacked layers or split features, as in its kernel.
-        bias_axes = sum(size > 1 for size in biases.get(names[:-1], ()))
+        bias_axes = sum(size > 1 for size in bias or ())
         in_attention = children.get(names[:-2], set()) >= _ATTENTION_CHILDREN
         roles.append(_role(names, len(shape), num_split=max(bias_axes - 1, 0), in_attention=in_attention))
     return jax.tree.unflatten(jax.tree.structure(params), roles)
+
+
+def bias_shapes(params: Any) -> list[tuple[int, ...] | None]:
+    """For each leaf, the shape of the bias in the same module, or `None` where there is none."""
+    leaves = _named_shapes(params)
+    biases = {names[:-1]: shape for names, shape in leaves if names and names[-1] in ("bias", "b")}
+    return [biases.get(names[:-1]) for names, _ in leaves]
 
 
 def resolve_roles(roles: RolesLike, params: Any) -> Any:
@@ -107,6 +110,13 @@ def resolve_roles(roles: RolesLike, params: Any) -> Any:
                 f"roles has the unknown role {role!r} at {jax.tree_util.keystr(path)}; choose from {', '.join(ROLES)}."
             )
     return tree
+
+
+def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...]]]:
+    return [
+        (_names(params, path), tuple[int, ...](getattr(leaf, "shape", ())))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
 
 
 def _names(root: Any, path: tuple[Any, ...]) -> _Names:

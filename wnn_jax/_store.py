@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._files import replace_on_success
-from wnn_jax._nowcaster import Nowcaster
-from wnn_jax.nowcasters import CLASSES, CURVES, CurveFit
+from wnn_jax._nowcaster import DriftNowcaster, Nowcaster
+from wnn_jax.nowcasters import CLASSES, RULES
 
 # What `nowcast` uses by default: of the bundled ones, that which saves most training.
-DEFAULT_NOWCASTER = "adaptive-linear"
+DEFAULT_NOWCASTER = "drift"
 
 _FORMAT = "wnn_jax.nowcaster"
 _VERSION = 1
@@ -27,17 +27,17 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyErr
 
 
 def available() -> tuple[str, ...]:
-    """The names that `load` and `nowcast` know: bundled networks first, then the curve fits.
+    """The names that `load` and `nowcast` know: bundled networks first, then the rules without weights.
 
     Examples:
       >>> import wnn_jax
       >>> "linear" in wnn_jax.available()
       True
     """
-    return (*sorted(path.stem for path in _bundled_folder().glob("*.npz")), *CURVES)
+    return (*sorted(path.stem for path in _bundled_folder().glob("*.npz")), *RULES)
 
 
-def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster:
+def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster | DriftNowcaster:
     """Loads a nowcaster.
 
     Args:
@@ -57,8 +57,8 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster:
       5
     """
     name = os.fspath(name_or_path)
-    if name in CURVES:
-        return CurveFit(name)
+    if name in RULES:
+        return RULES[name]
     if name in available():
         return _read(_bundled_folder() / f"{name}.npz")
     path = Path(name_or_path)
@@ -71,7 +71,7 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster:
     )
 
 
-def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
+def save(nowcaster: Nowcaster | DriftNowcaster, path: str | os.PathLike[str]) -> None:
     """Saves a nowcaster as one `.npz` file, without pickle.
 
     The file holds the weights under path-like names, and as JSON its format's version, the nowcaster's class,
@@ -100,7 +100,7 @@ def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
         "format": _FORMAT,
         "version": _VERSION,
         "class": content.class_name,
-        "context": nowcaster.context,
+        "context": getattr(nowcaster, "context", None),
         "roles": content.roles,
         "settings": content.settings,
     }
@@ -115,7 +115,7 @@ def save(nowcaster: Nowcaster, path: str | os.PathLike[str]) -> None:
         np.savez(file, metadata=np.array(metadata_json), **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def fingerprint(nowcaster: Nowcaster) -> str:
+def fingerprint(nowcaster: Nowcaster | DriftNowcaster) -> str:
     """Tells whether two nowcasters are the same, without having both.
 
     Args:
@@ -172,7 +172,7 @@ def _content(nowcaster: Any, purpose: str) -> _Content:
     return _Content(name, list(nowcaster.roles), settings, {path: _portable(leaf) for path, leaf in params.items()})
 
 
-def _read(path: Path) -> Nowcaster:
+def _read(path: Path) -> Nowcaster | DriftNowcaster:
     try:
         # A file that we open is closed whatever happens; one that `np.load` opens stays open if it is no archive.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:

@@ -9,9 +9,10 @@ import pytest
 
 import wnn_jax
 from tests.helpers import assert_dots_are_precise, network_params
+from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
 from wnn_jax._store import fingerprint
-from wnn_jax.nowcasters import CLASSES, CURVES, WNN, CurveFit
+from wnn_jax.nowcasters import CLASSES, CURVES, WNN, CurveFit, Drift
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork
 
@@ -19,9 +20,11 @@ from wnn_jax.nowcasters.wnn import TwoStreamNetwork
 def make(name: str) -> Any:
     if name == "CurveFit":
         return CurveFit("sigmoid")
-    if name == "WNN":
-        return WNN.init(jax.random.key(0))
+    if name == "Drift":
+        return Drift(gain=0.01)
     cls: Any = CLASSES[name]
+    if name in ("WNN", "LearnedDrift"):
+        return cls.init(jax.random.key(0))
     return cls.init(jax.random.key(0), width=8, num_hidden=2)
 
 
@@ -59,13 +62,15 @@ def test_a_repr_is_one_short_line(nowcaster: Any):
     text = repr(nowcaster)
     num_weights = sum(leaf.size for leaf in jax.tree.leaves(getattr(nowcaster, "params", ())))
     assert text.startswith(f"{type(nowcaster).__name__}(")
-    assert text.endswith(f"{num_weights:,} weights, context=5)")
+    if not is_drift(nowcaster):
+        assert text.endswith(f"{num_weights:,} weights, context=5)")
     assert "\n" not in text
-    assert len(text) < 80
+    assert len(text) < 120
 
 
 def test_a_repr_tells_what_differs():
     assert repr(CurveFit("power")) == "CurveFit(kind='power', 0 weights, context=5)"
+    assert repr(Drift(gain=0.01)).startswith("Drift(spectral=True, memory=0.1, gain=0.01, ")
 
 
 def momentum(history: Any, role: str, horizon: Any) -> jax.Array:
@@ -115,6 +120,9 @@ def test_everything_else_is_part_of_a_fingerprint(wnn: WNN, wnn_plus: wnn_jax.no
         type(wnn_plus)(wnn_plus.params, default_horizon=6),
         *(CurveFit(kind) for kind in CURVES),
         CurveFit("linear", chunk_size=1),
+        Drift(),
+        Drift(spectral=False),
+        Drift(snapshot_every=3),
     ]
     assert len({fingerprint(nowcaster) for nowcaster in others}) == len(others)
 
@@ -141,7 +149,11 @@ def test_a_subclass_is_another_class(tmp_path: Path):
 def test_matrix_products_of_a_forecast_are_of_the_highest_precision(nowcaster: Any):
     params = network_params()
     roles = wnn_jax.default_roles(params)
-    assert_dots_are_precise(lambda *history: nowcaster(history, roles, None), *[params] * 5)
+    if is_drift(nowcaster):
+        motion = wnn_jax.Motion((params,) * nowcaster.num_means, params, params, jnp.int32(10), 10, None)
+        assert_dots_are_precise(lambda *motion: nowcaster(wnn_jax.Motion(*motion), roles), *motion)
+    else:
+        assert_dots_are_precise(lambda *history: nowcaster(history, roles, None), *[params] * 5)
 
 
 def test_those_of_a_network_in_training_too(wnn: WNN, nowcaster: Any):

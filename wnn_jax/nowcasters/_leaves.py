@@ -3,18 +3,16 @@
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from wnn_jax._checks import check_int
 from wnn_jax._nowcaster import LeafHistory
 from wnn_jax.nowcasters._moments import Moments
+from wnn_jax.nowcasters._shards import MeshAxes, map_where_they_are
 from wnn_jax.nowcasters._stream import Stream, streams_of
 
 _CHUNK_SIZE_ON_CPU = 8192
@@ -92,76 +90,34 @@ class LeafMap:
         Returns:
           For each leaf an array of its shape and dtype.
         """
-        explicit: dict[Any, list[int]] = {}
-        others: list[int] = []
+        return map_where_they_are(self, leaves, operands)
+
+    def map_shards(
+        self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
+    ) -> list[jax.Array]:
+        """See `ShardMap.map_shards`."""
+        mapped = {index: leaf[0] for index, leaf in enumerate(leaves) if leaf[0].size == 0}
+        alike: dict[Any, list[int]] = {}
         for index, leaf in enumerate(leaves):
-            sharding = jax.typeof(leaf[0]).sharding
-            if any(axis is not None for axis in sharding.spec):
-                explicit.setdefault(sharding.mesh, []).append(index)
-            else:
-                others.append(index)
-        mapped: dict[int, jax.Array] = {}
-        for mesh, indices in explicit.items():
-            mapped |= zip(indices, self._map_explicit(mesh, [leaves[i] for i in indices], operands), strict=True)
-        if others:
-            mapped |= zip(others, self._map_automatic([leaves[i] for i in others], operands), strict=True)
-        return [mapped[index] for index in range(len(leaves))]
-
-    def _map_explicit(self, mesh: AbstractMesh, leaves: list[LeafHistory], operands: Any) -> list[jax.Array]:
-        specs = [cast(PartitionSpec, jax.typeof(leaf[0]).sharding.spec) for leaf in leaves]
-        # The check would want to be told that sums over all shards are the same everywhere.
-        mapped = jax.shard_map(
-            lambda shards, operands: _map_local(self, shards, operands, specs),
-            mesh=mesh,
-            in_specs=([(spec,) * len(leaf) for spec, leaf in zip(specs, leaves, strict=True)], PartitionSpec()),
-            out_specs=specs,
-            check_vma=False,
-        )
-        return mapped(leaves, operands)
-
-    def _map_automatic(self, leaves: list[LeafHistory], operands: Any) -> list[jax.Array]:
-        # Neither `vmap` nor the partitioner knows what to do with the other's construct.
-        mapped = jax.custom_batching.custom_vmap(functools.partial(_map_partitioned, self, len(leaves[0])))
-
-        @mapped.def_vmap
-        def _(axis_size: int, in_batched: Any, *arguments: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
-            in_axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched)
-            batched = jax.vmap(
-                lambda leaves, operands: _map_local(self, leaves, operands),
-                in_axes=tuple(in_axes),
-                axis_size=axis_size,
-            )(*arguments)
-            return batched, jax.tree.map(lambda _: True, batched)
-
-        return mapped(leaves, operands)
+            if index not in mapped:
+                alike.setdefault((leaf[0].dtype, mesh_axes[index]), []).append(index)
+        for (_, axes), indices in alike.items():
+            flat = [tuple(array.reshape(-1) for array in leaves[index]) for index in indices]
+            for stream, positions in streams_of(flat, self.chunk_size or _default_chunk_size()):
+                map_stream = functools.partial(_map_stream, self, stream, operands, axes)
+                if len(positions) == 1:
+                    results = map_stream()
+                else:
+                    # What a conditional works with is gone after it; or else all streams would have their memory at
+                    # once.
+                    unmapped = [flat[position][0] for position in positions]
+                    yes = jax.lax.optimization_barrier(True)
+                    results = jax.lax.cond(yes, map_stream, lambda unmapped=unmapped: unmapped)
+                mapped |= zip((indices[position] for position in positions), results, strict=True)
+        return [mapped[index].reshape(leaf[0].shape) for index, leaf in enumerate(leaves)]
 
 
-def _map_local(
-    leaf_map: LeafMap, leaves: Sequence[LeafHistory], operands: Any, specs: Sequence[PartitionSpec] | None = None
-) -> list[jax.Array]:
-    """Maps leaves, or the local shards of leaves that are sharded by `specs`."""
-    mapped = {index: leaf[0] for index, leaf in enumerate(leaves) if leaf[0].size == 0}
-    alike: dict[Any, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        if index not in mapped:
-            axes = _mesh_axes(specs[index]) if specs is not None else ()
-            alike.setdefault((leaf[0].dtype, axes), []).append(index)
-    for (_, axes), indices in alike.items():
-        flat = [tuple(array.reshape(-1) for array in leaves[index]) for index in indices]
-        for stream, positions in streams_of(flat, leaf_map.chunk_size or _default_chunk_size()):
-            map_stream = functools.partial(_map_stream, leaf_map, stream, operands, axes)
-            if len(positions) == 1:
-                results = map_stream()
-            else:
-                # What a conditional works with is gone after it; or else all streams would have their memory at once.
-                unmapped = [flat[position][0] for position in positions]
-                yes = jax.lax.optimization_barrier(True)
-                results = jax.lax.cond(yes, map_stream, lambda unmapped=unmapped: unmapped)
-            mapped |= zip((indices[position] for position in positions), results, strict=True)
-    return [mapped[index].reshape(leaf[0].shape) for index, leaf in enumerate(leaves)]
-
-
-def _map_stream(leaf_map: LeafMap, stream: Stream, operands: Any, mesh_axes: tuple[str, ...]) -> list[jax.Array]:
+def _map_stream(leaf_map: LeafMap, stream: Stream, operands: Any, mesh_axes: MeshAxes) -> list[jax.Array]:
     statistics = None if leaf_map.summarize is None else leaf_map.summarize(stream.moments(mesh_axes))
 
     def write_chunk(index: Any, mapped: jax.Array) -> jax.Array:
@@ -193,55 +149,3 @@ def check_chunk_size(chunk_size: Any) -> int | None:
 
 def _default_chunk_size() -> int:
     return _CHUNK_SIZE_ON_CPU if jax.default_backend() == "cpu" else _CHUNK_SIZE_ELSEWHERE
-
-
-def _mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
-    """The mesh axes over which anything with this spec is sharded."""
-    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec if entry is not None)
-    return tuple(sorted(itertools.chain.from_iterable(entries)))
-
-
-# Automatic mesh axes: what is sharded how is known to the partitioner only, when the program is compiled.
-
-
-@functools.partial(custom_partitioning, static_argnums=(0, 1))
-def _map_partitioned(leaf_map: LeafMap, num_arrays: int, leaves: list[LeafHistory], operands: Any) -> list[jax.Array]:
-    del num_arrays
-    return _map_local(leaf_map, leaves, operands)
-
-
-def _partition(leaf_map: LeafMap, num_arrays: int, mesh: Any, arguments: Any, results: Any) -> Any:
-    del num_arrays, results
-    leaves, operands = arguments
-
-    def sharding_of(leaf: LeafHistory) -> NamedSharding:
-        # Uneven shards are padded, and statistics must not count the padding.
-        spec = cast(NamedSharding, leaf[0].sharding).spec
-        num_shards = [math.prod(mesh.shape[axis] for axis in _mesh_axes(PartitionSpec(entry))) for entry in spec]
-        is_even = all(size % number == 0 for size, number in zip(leaf[0].shape, num_shards, strict=False))
-        return NamedSharding(mesh, spec if is_even else PartitionSpec())
-
-    shardings = [sharding_of(leaf) for leaf in leaves]
-    argument_shardings = (
-        [(sharding,) * len(leaf) for sharding, leaf in zip(shardings, leaves, strict=True)],
-        jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), operands),
-    )
-    specs = [sharding.spec for sharding in shardings]
-    return mesh, lambda leaves, operands: _map_local(leaf_map, leaves, operands, specs), shardings, argument_shardings
-
-
-def _sharding_rule(leaf_map: LeafMap, num_arrays: int, mesh: Any, values: Any, results: Any) -> SdyShardingRule:
-    """All arrays of a leaf and its result are sharded alike."""
-    del leaf_map, mesh
-    of_results = [
-        ArrayMapping(*(f"leaf{index}_{axis}" for axis in range(result.rank))) for index, result in enumerate(results)
-    ]
-    of_leaves = [mapping for mapping in of_results for _ in range(num_arrays)]
-    of_operands = [
-        ArrayMapping(*(f"operand{index}_{axis}" for axis in range(value.rank)))
-        for index, value in enumerate(values[len(of_leaves) :])
-    ]
-    return SdyShardingRule((*of_leaves, *of_operands), tuple(of_results))
-
-
-_map_partitioned.def_partition(_partition, sharding_rule=_sharding_rule)

@@ -1,0 +1,66 @@
+"""What happens to the parameters where the history is a window of snapshots of their running mean."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wnn_jax._conditionals import any_member
+from wnn_jax._history import AveragedWindow, AveragedWindowFormat, wide_dtype
+from wnn_jax._jump import Outcome, Visit, all_finite, choose
+from wnn_jax._window import WindowRule
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragedWindowRule:
+    """Forecasts the running mean of the parameters, and moves both by as much as the mean jumps."""
+
+    window: WindowRule
+    history: AveragedWindowFormat
+
+    def update(self, visit: Visit, updates: Any, history: AveragedWindow, params: Any, roles: Any) -> Outcome:
+        """Goes on with the mean, and makes of it what `WindowRule` would make of the parameters."""
+        history = AveragedWindow(*history)  # A checkpoint may have made a plain tuple of it.
+        # Before the first step the mean is the parameters.
+        mean = jax.tree.map(
+            lambda mean, param: jnp.where(visit.step == 0, param.astype(mean.dtype), mean), history.mean, params
+        )
+        steps = jax.tree.map(
+            lambda mean, after: (1 - self.history.decay) * (after.astype(mean.dtype) - mean),
+            mean,
+            optax.apply_updates(params, updates),
+        )
+        outcome = self.window.update(visit, steps, history.window, mean, roles)
+
+        def jump(updates: Any, jumped: Any, steps: Any) -> tuple[Any, jax.Array]:
+            moved = jax.tree.map(
+                lambda update, new, old: (update.astype(wide_dtype(update)) + (new - old)).astype(update.dtype),
+                updates,
+                jumped,
+                steps,
+            )
+            is_accepted = outcome.is_accepted & all_finite(moved)
+            return choose(is_accepted & (visit.scale != 0), moved, updates), is_accepted
+
+        updates, is_accepted = jax.lax.cond(
+            any_member(outcome.is_jump),
+            jump,
+            lambda updates, *_: (updates, jnp.zeros_like(outcome.is_jump)),
+            updates,
+            outcome.updates,
+            steps,
+        )
+        # Where the parameters cannot follow, the mean stays with them.
+        mean = jax.tree.map(
+            lambda mean, jumped, step: mean + jnp.where(outcome.is_jump & ~is_accepted, step, jumped),
+            mean,
+            outcome.updates,
+            steps,
+        )
+        return Outcome(updates, AveragedWindow(mean, outcome.history), outcome.is_jump, is_accepted)
+
+    def count(self, visit: Visit, outcome: Outcome) -> jax.Array:
+        """See `WindowRule.count`."""
+        return self.window.count(visit, outcome)
