@@ -36,7 +36,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         run(monkeypatch, f"train --collection {tmp_path} --output {tmp_path / 'trained'}")
 
 
-@pytest.mark.parametrize("stage", ["collect", "train", "forecast", "compare", "export"])
+@pytest.mark.parametrize("stage", ["collect", "train", "evolve", "forecast", "compare", "export"])
 def test_every_stage_explains_itself(stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, f"{stage} --help")

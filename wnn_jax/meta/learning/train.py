@@ -27,6 +27,7 @@ from wnn_jax.meta.training.readings import WEIGHTS
 from wnn_jax.meta.training.step import TrainState
 from wnn_jax.meta.training.trainer import Evaluation, Trainer
 from wnn_jax.meta.trajectories.collection import Collection, Trajectory, verified_trajectories
+from wnn_jax.nowcasters import CurveFit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         max_stride=options.max_stride,
     )
     description = _describe(options, task)
-    _claim(options.output, description)
+    claim_folder(options.output, description)
     record = {
         "kind": options.kind,
         "settings": _settings(options),
@@ -236,7 +237,7 @@ def _describe(options: Train, task: Forecasting) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, description: Mapping[str, Any]) -> None:
+def claim_folder(folder: Path, description: Mapping[str, Any]) -> None:
     """Writes into the output folder what is trained there, or checks that it is the same.
 
     Raises:
@@ -290,7 +291,7 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float]:
 
 def _plot_errors(options: Train, nowcaster: wnn_jax.Nowcaster, trajectories: Sequence[Trajectory]) -> None:
     """Draws the error against the horizon, beside that of the linear fit and of half of it."""
-    linear = wnn_jax.load("linear")
+    linear = CurveFit("linear")
     arms = ((options.kind, nowcaster, 1.0), ("linear", linear, 1.0), ("linear@0.5", linear, 0.5))
     rows = [
         row

@@ -35,6 +35,7 @@ from wnn_jax.meta.training.keys import versions
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+RunJobs = Callable[[Sequence[Job]], Iterable[tuple[Job, Result]]]
 
 _LOGGER = logging.getLogger(__name__)
 _SECONDS_TO_CONNECT = 10
@@ -78,8 +79,7 @@ def run_all(
     if num_processes is not None and num_processes < 1:
         raise UsageError(f"num_processes {num_processes} must be positive.")
     if executor is None or executor == "processes":
-        if num_processes is None:
-            num_processes = len(_cores()) if jax.default_backend() == "cpu" else 1
+        num_processes = num_processes or _default_num_processes()
         if num_processes == 1:
             return _run_here(function, jobs, deadline)
         return _run_on(_processes(min(num_processes, max(len(jobs), 1))), function, jobs, deadline)
@@ -94,6 +94,27 @@ def run_all(
             "cluster, which has as many as it has workers. Give only one of the two."
         )
     return _run_on(_cluster(executor), function, jobs, deadline)
+
+
+@contextlib.contextmanager
+def kept_processes(
+    function: Callable[[Job], Result], num_processes: int | None = None
+) -> Generator[RunJobs[Job, Result]]:
+    """Processes of this machine that run jobs again and again, and keep what they have compiled.
+
+    Args:
+      function: what a job is run with.
+      num_processes: see `run_all`.
+
+    Yields:
+      A function that runs some jobs, and yields each with its result as it completes.
+    """
+    num_processes = num_processes or _default_num_processes()
+    if num_processes == 1:
+        yield lambda jobs: _run_here(function, jobs, None)
+        return
+    with _processes(num_processes) as workers:
+        yield lambda jobs: _run_on(contextlib.nullcontext(workers), function, jobs, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,6 +325,10 @@ def _explain_process(error: Exception) -> Exception:
             "num_processes each process has more memory."
         )
     return error
+
+
+def _default_num_processes() -> int:
+    return len(_cores()) if jax.default_backend() == "cpu" else 1
 
 
 def _cores() -> list[int]:

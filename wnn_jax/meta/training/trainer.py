@@ -80,7 +80,7 @@ def _never(state: TrainState, evaluations: Sequence[Evaluation]) -> bool:
     return False
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """One stage of the training, compiled."""
 
     program: Program
@@ -195,7 +195,7 @@ class Trainer:
 
     def _advance(
         self,
-        part: _Part,
+        part: Part,
         state: TrainState,
         seed: int,
         end: int,
@@ -216,7 +216,7 @@ class Trainer:
             num_rejected=_count(state.opt_state, "num_rejected"),
         )
 
-    def _enter(self, stage: Stage, state: TrainState, seed: int) -> tuple[_Part, TrainState]:
+    def _enter(self, stage: Stage, state: TrainState, seed: int) -> tuple[Part, TrainState]:
         """The beginning of a further stage."""
         own = state._replace(opt_state=own_state(state.opt_state))
         start = stage.start(self.task, own, self.learning_rate, self.num_steps, seed)
@@ -228,10 +228,10 @@ class Trainer:
 
     def _part(
         self, task: Task, optimizer: optax.GradientTransformation, view: Any, readings: Mapping[str, Reading]
-    ) -> _Part:
+    ) -> Part:
         tx = with_moving_averages(optimizer, self._moving_averages)
         program = Program(task, lambda: tx, view, scan=self._scan)
-        return _Part(program, all_readings(readings, self._moving_averages), BatchStatistics(task))
+        return Part(program, all_readings(readings, self._moving_averages), BatchStatistics(task))
 
 
 def fit(
