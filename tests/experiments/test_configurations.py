@@ -17,7 +17,8 @@ from wnn_jax.meta.training.optimizers import base_optimizer
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-COMPARISONS = [name for name in NAMES if name != "forecasts"]
+SURVEYS = ("acceleration",)
+COMPARISONS = [name for name in NAMES if name not in ("forecasts", *SURVEYS)]
 
 
 def experiment(name: str) -> Any:
@@ -50,6 +51,21 @@ def test_what_a_comparison_names_exists(name: str) -> None:
     arms = find_arms(module.CONFIG.arms, base, further=getattr(module, "ARMS", None))
     assert any(arm.is_plain for arm in arms)
     assert len(module.CONFIG.seeds) >= 3
+
+
+@pytest.mark.parametrize("name", SURVEYS)
+def test_what_a_survey_compares_exists(name: str) -> None:
+    comparisons = experiment(name).COMPARISONS
+    assert len(comparisons) >= 6
+    assert len({config.task for config in comparisons}) == len(comparisons)
+    for config in comparisons:
+        check(config)
+        assert config.task in TASKS
+        arms = {arm.name: arm for arm in find_arms(config.arms, base_optimizer(config.optimizer))}
+        assert {"plain", "wsd", "drift", "slow-drift"} <= set(arms)
+        assert len(config.seeds) >= 3
+        assert not set(config.search_seeds) & set(config.seeds)
+        assert all(len(config.rates_of(arm)) >= 4 for arm in arms)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import functools
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ from tests.helpers import train
 from tests.meta.toys import LinearRegression
 from wnn_jax import averaging
 from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.evaluation.arms import ademamix, find_arms, nowcast_arm, schedule_free, standard_arms
+from wnn_jax.meta.evaluation.arms import ademamix, find_arms, nowcast_arm, standard_arms
 from wnn_jax.meta.evaluation.snoo import snoo
 from wnn_jax.meta.training.arm import Arm
-from wnn_jax.meta.training.optimizers import BASE_OPTIMIZERS, base_optimizer, warmup_stable_decay
+from wnn_jax.meta.training.optimizers import BASE_OPTIMIZERS, base_optimizer, muon, warmup_stable_decay
 from wnn_jax.meta.training.trainer import Trainer
 
 ADAM = BASE_OPTIMIZERS["adam"]
+
+
+@pytest.fixture(autouse=True)
+def _rank_promotion_as_users_have_it() -> Generator[None]:
+    """Optax's Muon adds matrices to stacks of them."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -103,11 +111,43 @@ def test_ademamix_has_a_growing_memory_and_weight() -> None:
 
 def test_weight_decay_reaches_the_arms_that_are_optimizers_themselves() -> None:
     still = functools.partial(jax.tree.map, jnp.zeros_like)
-    for make in (functools.partial(ademamix, alpha=3), schedule_free):
+    for name in ("ademamix-3", "schedule-free", "muon"):
         plain, decayed = (
-            train(make(0.1, 10, weight_decay=decay), {"w": jnp.ones([])}, 5, gradient=still) for decay in (0.0, 0.5)
+            train(standard_arms(ADAM, decay)[name].optimizer(0.1, 10), {"w": jnp.ones([])}, 5, gradient=still)
+            for decay in (0.0, 0.5)
         )
         assert decayed[-1].params["w"] < plain[-1].params["w"] == 1.0
+
+
+def test_muon_orthogonalises_kernels_as_matrices() -> None:
+    shapes = {"conv": (3, 3, 2, 8), "query": (8, 2, 4), "out": (2, 4, 8)}
+    rows = {"conv": 18, "query": 8, "out": 8}
+    normal = np.random.default_rng(0).normal
+    gradient: Any = {name: {"kernel": jnp.asarray(normal(size=shape))} for name, shape in shapes.items()}
+    gradient |= {"query": {**gradient["query"], "bias": jnp.asarray(normal(size=(2, 4)))}}
+    gradient |= {"embed": {"embedding": jnp.asarray(normal(size=(5, 8)))}}
+    params = jax.tree.map(jnp.zeros_like, gradient)
+    tx = muon(0.1)
+    updates: Any = tx.update(gradient, tx.init(params), params)[0]
+    for name in shapes:
+        values = np.linalg.svd(updates[name]["kernel"].reshape(rows[name], -1), compute_uv=False)
+        # What five quintic steps make of 1.
+        assert 0.5 < values.min() / 0.1 <= values.max() / 0.1 < 1.5
+    for left in (updates["query"]["bias"], updates["embed"]["embedding"]):
+        sizes = np.abs(left)
+        np.testing.assert_allclose(
+            sizes, np.full_like(sizes, sizes.max()), rtol=1e-4, err_msg="as Adam's first step is"
+        )
+
+
+def test_a_nowcaster_can_be_behind_another_optimizer_than_the_others() -> None:
+    """One that goes nowhere leaves the steps of that optimizer."""
+    (still, wsd), own = find_arms(("drift@0+muon", "drift@0+sgd+wsd"), ADAM, weight_decay=0.5), standard_arms(ADAM, 0.5)
+    plain_wsd = standard_arms(BASE_OPTIMIZERS["sgd"])["wsd"]
+    start = {"dense": {"kernel": jnp.ones([3, 2])}}
+    for arm, expected in ((still, own["muon"]), (wsd, plain_wsd)):
+        ends = [train(each.optimizer(0.1, 30), start, 30)[-1].params["dense"]["kernel"] for each in (arm, expected)]
+        np.testing.assert_allclose(*ends, rtol=1e-6)
 
 
 def test_lookahead_is_read_from_its_slow_parameters() -> None:
@@ -137,10 +177,10 @@ def test_a_training_too_short_for_a_jump_is_refused() -> None:
 
 def test_arms_are_named_as_they_are_given(tmp_path: Path) -> None:
     wnn_jax.save(wnn_jax.nowcasters.WNN.init(jax.random.key(0)), tmp_path / "saved.npz")
-    names = ("plain", "cosine", "linear@0.5", "linear~5", "linear@2~40-1+wsd", f"{tmp_path / 'saved.npz'}@0.25+cosine")
-    arms = find_arms(names, ADAM)
-    assert [arm.name for arm in arms] == [*names[:5], "saved@0.25+cosine"]
-    assert [arm.is_plain for arm in arms] == [True, True, False, False, False, False]
+    names = ("plain", "cosine", "linear@0.5", "linear~5", "linear@2~40-1+wsd", "drift", "slow-drift@0.5+muon+cosine")
+    arms = find_arms((*names, f"{tmp_path / 'saved.npz'}@0.25+cosine"), ADAM)
+    assert [arm.name for arm in arms] == [*names, "saved@0.25+cosine"]
+    assert [arm.name for arm in arms if arm.is_plain] == ["plain", "cosine"]
 
 
 def test_an_experiment_has_arms_of_its_own() -> None:
@@ -177,6 +217,8 @@ def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
         (("linear~0",), "--arms 'linear~0' cannot be used: first=0 must be an int >= 1"),
         (("linear~far",), "'linear~far' is not known"),
         (("linear~5@0.5",), "is not known"),
+        (("linear+lion",), r"'linear\+lion' is not known.*\[\+OPTIMIZER\]"),
+        (("drift~5",), "--arms 'drift~5' cannot be used: horizon=5 was given, but Drift"),
         (("",), "--arms '' is not known"),
     ],
 )
@@ -192,5 +234,5 @@ def test_an_arm_whose_nowcaster_takes_no_horizon(tmp_path: Path, wnn: Any) -> No
 
 
 def test_an_unknown_optimizer() -> None:
-    with pytest.raises(UsageError, match="--optimizer 'lion' is not known; choose from adam, adamw, sgd"):
+    with pytest.raises(UsageError, match="--optimizer 'lion' is not known; choose from adam, adamw, sgd, muon"):
         base_optimizer("lion")

@@ -91,6 +91,14 @@ def test_rates_can_be_chosen_by_seeds_of_their_own(tmp_path: Path) -> None:
     assert {row["runs"] for row in rows.values()} == {2}
 
 
+def test_an_arm_can_have_rates_of_its_own(tmp_path: Path) -> None:
+    rows = run(tmp_path, learning_rates=(0.1, 0.01), own_rates={"linear": (0.03,)}, seeds=(0,))
+    names = sorted(name.rsplit("-", 2)[0] for name in results(tmp_path))
+    assert names == ["linear-rate0.03", "plain-rate0.01", "plain-rate0.1"]
+    assert rows["plain"]["is_at_edge"]
+    assert not rows["linear"]["is_at_edge"]
+
+
 def test_a_retrained_nowcaster_does_not_get_the_old_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowcaster: Any = wnn_jax.load("adaptive-linear")
     path = tmp_path / "nowcaster.npz"
@@ -162,6 +170,7 @@ def test_a_run_that_diverges_is_recorded(tmp_path: Path) -> None:
         ({"learning_rates": (0.1, 0.1)}, "--learning-rates 0.1 0.1 must be .* distinct"),
         ({"learning_rates": (0.1, -0.1)}, "--learning-rates 0.1 -0.1 must be .* positive"),
         ({"learning_rates": (float("nan"),)}, "--learning-rates nan must be .* finite"),
+        ({"own_rates": {"linear": ()}}, r"--learning-rates \(none\) must be at least one"),
         ({"seeds": ()}, r"--seeds \(none\) must be at least one"),
         ({"seeds": (1, 1)}, "--seeds 1 1 must be at least one, distinct"),
         ({"search_seeds": (-1,)}, "--search-seeds -1 must be .* not negative"),

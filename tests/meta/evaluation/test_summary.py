@@ -9,10 +9,10 @@ from rich.console import Console
 
 from tests.meta.evaluation.runs import ACCURACY, LOSS, result
 from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.evaluation.plots import plot_curves, plot_learning_rates
-from wnn_jax.meta.evaluation.report import print_table
+from wnn_jax.meta.evaluation.plots import plot_curves, plot_learning_rates, plot_tasks
+from wnn_jax.meta.evaluation.report import print_table, print_tasks, tasks_as_markdown
 from wnn_jax.meta.evaluation.results import Result
-from wnn_jax.meta.evaluation.summary import Row, best_rates, steps_to, summarize
+from wnn_jax.meta.evaluation.summary import Row, best_rates, steps_to, summarize, summarize_tasks
 from wnn_jax.meta.tasks.task import Metric
 
 RESULTS = [
@@ -37,7 +37,8 @@ def rows(
     rates: Sequence[float] = (0.1,),
     **options: Any,
 ) -> dict[str, Row]:
-    table = summarize(results, metrics, plain=("plain", "decayed"), learning_rates=rates, **options)
+    by_arm = {result.arm: rates for result in results}
+    table = summarize(results, metrics, plain=("plain", "decayed"), learning_rates=by_arm, **options)
     return {row["arm"]: row for row in table}
 
 
@@ -175,11 +176,77 @@ def test_the_table_is_printed_whole() -> None:
     assert "…" not in text
 
 
+def of_two_tasks() -> dict[str, list[Row]]:
+    """`only` is an arm of the second one alone, where `fast` never gets to the target."""
+    second = [
+        run
+        for seed in (0, 1, 2)
+        for run in (
+            result("plain", seed, [0.1, 0.3, 0.5, 0.7]),
+            result("fast", seed, [0.1, 0.2, 0.3, 0.4]),
+            result("only", seed, [0.1, 0.3, 0.7, 0.7]),
+        )
+    ]
+    return {"one": list(rows().values()), "two": list(rows(second).values())}
+
+
+def test_the_mean_over_tasks_has_an_interval_over_seeds_within_them() -> None:
+    table = {row["arm"]: row for row in summarize_tasks(of_two_tasks(), ("only", "slow", "fast", "plain"))}
+    assert list(table) == ["only", "slow", "fast", "plain"]
+    fast = table["fast"]
+    assert fast["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3 / 2)
+    # All draws of the second task are 0, and so the interval is half of that of the first.
+    of_first = rows()["fast"]
+    for end in ("steps_saved_low", "steps_saved_high"):
+        assert fast[end] == pytest.approx(of_first[end] / 2)
+    assert (fast["worst_task"], fast["worst"]) == ("two", 0)
+    assert (fast["tasks"], fast["reached"], fast["runs"]) == (2, 3, 6)
+    only = table["only"]
+    assert (only["tasks"], only["steps_saved"], only["worst_task"]) == (1, 0.25, "two")
+    assert (only["steps_saved_low"], only["steps_saved_high"]) == (0.25, 0.25)
+
+
+def test_seeds_are_drawn_within_each_task() -> None:
+    """Seeds of two tasks that differ by turns: drawn together their mean would never move."""
+    values = {"one": (0.0, 1.0), "two": (1.0, 0.0)}
+    tasks = {
+        name: [{"arm": "a", "steps_saved": 0.5, "steps_saved_by_seed": saved, "reached": 2, "runs": 2}]
+        for name, saved in values.items()
+    }
+    (row,) = summarize_tasks(tasks, ("a",))
+    assert (row["steps_saved_low"], row["steps_saved_high"]) == (0, 1)
+    single = {name: [{**each, "steps_saved_by_seed": (0.5,)} for each in task] for name, task in tasks.items()}
+    assert math.isnan(summarize_tasks(single, ("a",))[0]["steps_saved_low"])
+
+
+def test_the_table_over_tasks_is_printed_whole() -> None:
+    tasks = of_two_tasks()
+    table = summarize_tasks(tasks, ("plain", "fast", "only"))
+    console = Console(width=140)
+    with console.capture() as capture:
+        print_tasks(table, tasks, console)
+    text = capture.get()
+    assert "at most 19" in text
+    assert "of 1: 25" in text
+    assert "…" not in text
+    assert tasks_as_markdown(table, tasks, {"one": [], "three": ["plain", "fast"]}) == (
+        "| arm | one | two | mean of 2 | worst |\n"
+        "|---|---|---|---|---|\n"
+        "| plain | 0 (0 to 0) | 0 (0 to 0) | 0 (0 to 0) | 0, one |\n"
+        "| fast | 38 (0 to 63) | none | at most 19 (0 to 31) | 0, two |\n"
+        "| only |  | 25 (25 to 25) | of 1: 25 (25 to 25) | 25, two |\n"
+        "\n"
+        "- missing: three: plain, fast\n"
+    )
+
+
 def test_plots_are_pngs(tmp_path: Path) -> None:
     broken = result("broken", 0, [0.1, math.nan], diverged=True)
     results = [*RESULTS, broken]
     plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "curves.png")
     plot_learning_rates(results, LOSS, tmp_path / "rates.png", reading="EMA")
-    for name in ("curves.png", "rates.png"):
+    tasks = of_two_tasks()
+    plot_tasks(summarize_tasks(tasks, ("plain", "decayed", "fast", "slow", "only")), tasks, tmp_path / "tasks.png")
+    for name in ("curves.png", "rates.png", "tasks.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3

@@ -12,21 +12,24 @@ import optax
 
 import wnn_jax
 from wnn_jax import averaging
+from wnn_jax._nowcaster import is_drift
 from wnn_jax._store import fingerprint
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation.nowcasters import load_nowcaster
 from wnn_jax.meta.evaluation.snoo import snoo
 from wnn_jax.meta.training.arm import Arm
-from wnn_jax.meta.training.optimizers import BaseOptimizer, constant, cosine, warmup_stable_decay
+from wnn_jax.meta.training.optimizers import BASE_OPTIMIZERS, BaseOptimizer, constant, cosine, muon, warmup_stable_decay
 from wnn_jax.meta.training.readings import Reading
 from wnn_jax.meta.training.step import TrainState, View
 
 ARM_HELP = (
     "Arms to compare. By name: `plain`, `cosine` and `wsd` (warm-up-stable-decay) train as usual; `ademamix-3`, "
-    "`ademamix-6`, `snoo`, `lookahead`, `schedule-free`, `lawa` and `swa` are alternatives to nowcasting. A nowcaster "
-    "is a name from wnn_jax.available() or the path of a saved one; `@SCALE` behind it scales its jumps, `~HORIZON` "
-    "forecasts so many snapshots ahead (`~40-1`: from 40 at first to 1 at last), `+cosine` and `+wsd` decay the "
-    "learning rate: `linear@0.5`, `wnn-plus~40-1`, `wnn.npz@0.5+cosine`."
+    "`ademamix-6`, `snoo`, `lookahead`, `schedule-free`, `muon`, `lawa` and `swa` are alternatives to nowcasting. A "
+    "nowcaster is a name from wnn_jax.available() or the path of a saved one; `@SCALE` behind it scales its jumps, "
+    "`~HORIZON` forecasts so many snapshots ahead (`~40-1`: from 40 at first to 1 at last; not for drifts), "
+    f"`+OPTIMIZER` ({', '.join(f'`+{name}`' for name in BASE_OPTIMIZERS)}) puts it behind another optimizer than that "
+    "of the comparison, `+cosine` and `+wsd` decay the learning rate: `drift`, `linear@0.5`, `wnn-plus~40-1`, "
+    "`drift+muon+wsd`."
 )
 
 # Snapshots of a nowcaster that forecasts from a window of them, in a whole training.
@@ -34,7 +37,8 @@ DEFAULT_NUM_SNAPSHOTS = 30
 
 _SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {"cosine": cosine, "wsd": warmup_stable_decay}
 _NOWCASTER = re.compile(
-    r"(?P<name>[^@~+]+)(?P<scale>@[^@~+]+)?(?P<horizon>~(?P<first>\d+)(-(?P<last>\d+))?)?(?P<schedule>\+(cosine|wsd))?"
+    r"(?P<name>[^@~+]+)(?P<scale>@[^@~+]+)?(?P<horizon>~(?P<first>\d+)(-(?P<last>\d+))?)?"
+    rf"(?P<optimizer>\+({'|'.join(BASE_OPTIMIZERS)}))?(?P<schedule>\+({'|'.join(_SCHEDULES)}))?"
 )
 
 
@@ -57,7 +61,7 @@ class LookaheadView(View):
 def standard_arms(base: BaseOptimizer, weight_decay: float = 0.0) -> dict[str, Arm]:
     """The arms that every comparison can name, over an optimizer.
 
-    AdEMAMix and schedule-free AdamW are optimizers themselves, so that the optimizer given is not used there.
+    AdEMAMix, schedule-free AdamW and Muon are optimizers themselves, so that the optimizer given is not used there.
 
     Args:
       base: makes the optimizer of a learning rate or a schedule of it.
@@ -91,6 +95,7 @@ def standard_arms(base: BaseOptimizer, weight_decay: float = 0.0) -> dict[str, A
                 )
             },
         ),
+        Arm("muon", lambda rate, _: muon(rate, weight_decay=weight_decay)),
         # The latest 5 checkpoints, which reach back a tenth of the training.
         Arm(
             "lawa",
@@ -153,26 +158,35 @@ def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float =
 def nowcast_arm(
     name: str,
     base: BaseOptimizer,
-    nowcaster: wnn_jax.Nowcaster,
+    nowcaster: wnn_jax.Nowcaster | wnn_jax.DriftNowcaster,
     *,
     snapshot_every: int | None = None,
     scale: float = 1.0,
     horizon: tuple[int, int] | None = None,
     schedule: Callable[[float, int], Any] = constant,
 ) -> Arm:
-    """An arm with a nowcaster behind the optimizer, which makes no jump in the last half of a snapshot's spacing.
+    """An arm with a nowcaster behind the optimizer.
+
+    One that forecasts from a window of snapshots makes no jump in the last half of a snapshot's spacing.
 
     Args:
       name: of the arm.
       base: makes the optimizer.
       nowcaster: what forecasts.
-      snapshot_every: steps between snapshots. Default: 30 snapshots in the whole training.
+      snapshot_every: steps between the snapshots of one that forecasts from a window. Default: 30 snapshots in the
+        whole training.
       scale: multiplies the jumps.
       horizon: of the first and of the last nowcast, in snapshots; `None` for the nowcaster's own.
       schedule: of the learning rate.
     """
 
-    def optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    def of_drift(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+        # A drift has no horizon: given one, it says so.
+        nowcast = wnn_jax.nowcast(nowcaster, scale=scale, horizon=horizon[0] if horizon else None)
+        return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
+
+    def of_window(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+        assert isinstance(nowcaster, wnn_jax.Nowcaster)
         every = snapshot_every or max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)
         if nowcaster.context * every > num_steps:
             raise UsageError(
@@ -188,6 +202,7 @@ def nowcast_arm(
         nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=every, scale=scale, horizon=horizons, stop=stop)
         return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
 
+    optimizer = of_drift if is_drift(nowcaster) else of_window
     with contextlib.suppress(ValueError):  # One that is code has no fingerprint.
         return Arm(name, optimizer, nowcaster=fingerprint(nowcaster))
     return Arm(name, optimizer)
@@ -214,8 +229,9 @@ def find_arms(
       UsageError: if there are none, one is not known, or two are the same.
     """
     known = {**standard_arms(base, weight_decay), **(further or {})}
+    bases = {**BASE_OPTIMIZERS, "muon": functools.partial(muon, weight_decay=weight_decay), "": base}
     arms = tuple(
-        known[name] if name in known else _parse_nowcaster(name, base, snapshot_every, known) for name in names
+        known[name] if name in known else _parse_nowcaster(name, bases, snapshot_every, known) for name in names
     )
     labels = [arm.name for arm in arms]
     if not arms or len(set(labels)) < len(labels):
@@ -224,20 +240,21 @@ def find_arms(
 
 
 def _parse_nowcaster(
-    specification: str, base: BaseOptimizer, snapshot_every: int | None, known: Mapping[str, Arm]
+    specification: str, bases: Mapping[str, BaseOptimizer], snapshot_every: int | None, known: Mapping[str, Arm]
 ) -> Arm:
+    """The arm of a nowcaster. The base optimizer of the name "" is that of the comparison."""
     match = _NOWCASTER.fullmatch(specification)
     if match is None or not (_is_file(match["name"]) or match["name"] in wnn_jax.available()):
         raise UsageError(
             f"--arms {specification!r} is not known. Arms: {', '.join(known)}. Nowcasters, in the form "
-            f"NAME-or-FILE[@SCALE][~HORIZON][+cosine|+wsd]: {', '.join(wnn_jax.available())}, or the path of a saved "
-            "one, which ends in .npz."
+            f"NAME-or-FILE[@SCALE][~HORIZON][+OPTIMIZER][+cosine|+wsd]: {', '.join(wnn_jax.available())}, or the "
+            "path of a saved one, which ends in .npz."
         )
     label, nowcaster, scale = load_nowcaster(f"{match['name']}{match['scale'] or ''}")
     horizon = (int(match["first"]), int(match["last"] or match["first"])) if match["horizon"] else None
     arm = nowcast_arm(
-        f"{label}{match['horizon'] or ''}{match['schedule'] or ''}",
-        base,
+        f"{label}{match['horizon'] or ''}{match['optimizer'] or ''}{match['schedule'] or ''}",
+        bases[(match["optimizer"] or "+")[1:]],
         nowcaster,
         snapshot_every=snapshot_every,
         scale=scale,
@@ -246,7 +263,7 @@ def _parse_nowcaster(
     )
     try:
         # What is out of its range is refused now rather than in the middle of a comparison.
-        arm.optimizer(1e-3, nowcaster.context * (snapshot_every or 100))
+        arm.optimizer(1e-3, 100 if is_drift(nowcaster) else nowcaster.context * (snapshot_every or 100))
     except ValueError as error:
         raise UsageError(f"--arms {specification!r} cannot be used: {error}") from error
     return arm

@@ -55,6 +55,8 @@ class Compare:
     optimizer: Annotated[str, tyro.conf.arg(help=f"What the arms train with: {', '.join(BASE_OPTIMIZERS)}.")] = "adam"
     learning_rates: tuple[float, ...] = (1.5e-3, 3e-3, 6e-3)
     """Every arm trains at each of them, and is shown at its best one, chosen on the validation split."""
+    own_rates: Annotated[Mapping[str, tuple[float, ...]], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    """Other learning rates than those for single arms, whose optimizers take rates of another size."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each is one run per arm, with the same initial weights and data order in all arms."""
     search_seeds: tuple[int, ...] | None = None
@@ -65,7 +67,8 @@ class Compare:
     evaluate_every: int | None = None
     """Steps between evaluations. Default: 40 evaluations in all."""
     snapshot_every: int | None = None
-    """Steps between the snapshots of nowcasters that forecast from a window of them. Default: 30 snapshots in all."""
+    """Steps between the snapshots of nowcasters that forecast from a window of them; drifts have their own. Default: 30
+    snapshots in all."""
     metric: str | None = None
     """What counts. Default: the first metric of the task."""
     target: float | None = None
@@ -86,6 +89,10 @@ class Compare:
     executor: str | None = None
     """To train on a cluster: address of a dask scheduler, such as tcp://HOST:8786, or its scheduler file, which ends in
     .json. Default: this machine."""
+
+    def rates_of(self, arm: str) -> tuple[float, ...]:
+        """The learning rates that an arm trains at."""
+        return self.own_rates.get(arm, self.learning_rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +145,154 @@ def compare(
     Raises:
       UsageError: if an option cannot be used.
     """
+    plan = make_plan(options, make_task=make_task, base=base, arms=arms)
+    console = make_console()
+    plan.train(console)
+    return plan.report(console)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """A comparison whose options can be used.
+
+    Attributes:
+      options: what to compare.
+      arms: by name.
+      metrics: of the task, the target first.
+      make_task: makes the task, on any machine.
+      task: what is trained.
+      task_description: of `describe_task`.
+    """
+
+    options: Compare
+    arms: Mapping[str, Arm]
+    metrics: tuple[Metric, ...]
+    make_task: Callable[[], Task]
+    task: Task
+    task_description: Mapping[str, Any]
+    _descriptions: dict[tuple[str, float], dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def train(self, console: Console, names: Sequence[str] | None = None) -> None:
+        """Makes the results that are missing.
+
+        Args:
+          console: where to name results of something else.
+          names: of the arms to train. Default: all.
+        """
+        names = tuple(self.arms) if names is None else names
+        self._run_missing(self._search(names), console)
+        if self.options.search_seeds is not None:
+            self._run_missing(self._final(names, self._load(self._search(names))), console)
+
+    def finished(self) -> tuple[list[Result], list[Result]]:
+        """The results of all arms of which none is missing: of the search for the best rates, and at these."""
+        searched = self._load(self._search(tuple(self.arms)))
+        complete = [name for name in self.arms if _count(searched, name) == len(self._search([name]))]
+        searched = [result for result in searched if result.arm in complete]
+        if self.options.search_seeds is None:
+            rates = best_rates(searched, self.metrics[0], self.options.reading)
+            return searched, [result for result in searched if result.learning_rate == rates[result.arm]]
+        results = self._load(self._final(complete, searched))
+        complete = [name for name in complete if _count(results, name) == len(self.options.seeds)]
+        searched, results = ([run for run in each if run.arm in complete] for each in (searched, results))
+        return searched, results
+
+    def report(self, console: Console) -> list[Row]:
+        """Reports on the arms that are finished: a table, as text and as CSV, and two plots.
+
+        Returns:
+          The rows of the table, one per arm; none where there is no reference yet, because a plain arm is missing.
+        """
+        options, metric = self.options, self.metrics[0]
+        searched, results = self.finished()
+        plain = [name for name, arm in self.arms.items() if arm.is_plain]
+        done = {result.arm for result in results}
+        if not done or not done.issuperset(plain):
+            return []
+        rows = summarize(
+            results,
+            self.metrics,
+            plain=plain,
+            learning_rates={name: options.rates_of(name) for name in self.arms},
+            reading=options.reading,
+            target=options.target,
+        )
+        save_rows(rows, options.output / "summary.csv")
+        plot_curves(results, rows, metric, options.output / "curves.png", reading=options.reading)
+        rates_plot = options.output / "learning-rates.png"
+        if len({result.learning_rate for result in searched}) > 1:
+            plot_learning_rates(searched, metric, rates_plot, reading=options.reading)
+        else:
+            rates_plot.unlink(missing_ok=True)  # It would be of another call.
+        print_table(rows, self.metrics, console, has_own_target=options.target is not None)
+        console.print(f"Results and plots: {options.output}", soft_wrap=True)
+        return rows
+
+    def _search(self, names: Sequence[str]) -> list[Run]:
+        """The runs that the learning rates of arms are chosen by."""
+        grid = [(name, rate) for name in names for rate in self.options.rates_of(name)]
+        return self._runs(grid, self.options.search_seeds or self.options.seeds)
+
+    def _final(self, names: Sequence[str], searched: Sequence[Result]) -> list[Run]:
+        """The runs of arms at their best rates."""
+        rates = best_rates(searched, self.metrics[0], self.options.reading)
+        return self._runs([(name, rates[name]) for name in names], self.options.seeds)
+
+    def _runs(self, arms: Sequence[tuple[str, float]], seeds: Sequence[int]) -> list[Run]:
+        """All runs of arms at rates, seed by seed, so that a machine that slows down slows all arms alike."""
+        folder = (self.options.output / "runs").absolute()
+        return [
+            Run(
+                self.make_task,
+                self.arms[name],
+                {**self._describe(name, rate), "seed": seed},
+                folder,
+                self.options.checkpoint_seconds,
+            )
+            for seed in seeds
+            for name, rate in arms
+        ]
+
+    def _describe(self, name: str, rate: float) -> dict[str, Any]:
+        if (name, rate) not in self._descriptions:
+            self._descriptions[name, rate] = describe_run(
+                self.task,
+                self.arms[name],
+                task_description=self.task_description,
+                learning_rate=rate,
+                num_steps=self.options.num_steps,
+                evaluate_every=self.options.evaluate_every or max(self.options.num_steps // 40, 1),
+            )
+        return self._descriptions[name, rate]
+
+    def _load(self, runs: Sequence[Run]) -> list[Result]:
+        results, _ = load_results(self.options.output / "runs", [run.description for run in runs])
+        return results
+
+    def _run_missing(self, runs: Sequence[Run], console: Console) -> None:
+        options = self.options
+        for run in runs:
+            if not options.resume:
+                run.file.unlink(missing_ok=True)
+                shutil.rmtree(run.checkpoints, ignore_errors=True)
+        _, stale = load_results(options.output / "runs", [run.description for run in runs])
+        for line in stale:
+            console.print(f"note: {line}", soft_wrap=True, style="yellow")
+        missing = [run for run in runs if not run.file.exists()]
+        with Progress("runs", total=len(runs), completed=len(runs) - len(missing)) as progress:
+            jobs = run_all(train_run, missing, executor=options.executor, num_processes=options.num_processes)
+            for _, metrics in jobs:
+                progress.advance(metrics=metrics)
+
+
+def make_plan(
+    options: Compare,
+    *,
+    make_task: Callable[[Path], Task] | None = None,
+    base: BaseOptimizer | None = None,
+    arms: Mapping[str, Arm] | None = None,
+) -> Plan:
+    """Finds what options name, and refuses those that cannot be used. Args and Raises as of `compare`."""
     check(options)
     task_factory = make_task or functools.partial(load_task, options.task)
     chosen = find_arms(
@@ -152,36 +307,23 @@ def compare(
     # Absolute, because the workers of a cluster have working directories of their own.
     make_this_task = functools.partial(task_factory, options.data_dir.absolute())
     task = make_this_task()
-    metrics = target_first(task.metrics, options.metric)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    plan = functools.partial(_plan, options, make_this_task, task, describe_task(task))
-
-    grid = [(arm, rate) for arm in chosen for rate in options.learning_rates]
-    searched = _run_missing(plan(grid, options.search_seeds or options.seeds), options, console)
-    rates = best_rates(searched, metrics[0], options.reading)
-    if options.search_seeds is None:
-        results = [result for result in searched if result.learning_rate == rates[result.arm]]
-    else:
-        results = _run_missing(plan([(arm, rates[arm.name]) for arm in chosen], options.seeds), options, console)
-    plain = [arm.name for arm in chosen if arm.is_plain]
-    rows = summarize(
-        results,
-        metrics,
-        plain=plain,
-        learning_rates=options.learning_rates,
-        reading=options.reading,
-        target=options.target,
+    return Plan(
+        options,
+        {arm.name: arm for arm in chosen},
+        target_first(task.metrics, options.metric),
+        make_this_task,
+        task,
+        describe_task(task),
     )
-    save_rows(rows, options.output / "summary.csv")
-    plot_curves(results, rows, metrics[0], options.output / "curves.png", reading=options.reading)
-    rates_plot = options.output / "learning-rates.png"
-    if len(options.learning_rates) > 1:
-        plot_learning_rates(searched, metrics[0], rates_plot, reading=options.reading)
-    else:
-        rates_plot.unlink(missing_ok=True)  # It would be of another call.
-    print_table(rows, metrics, console, has_own_target=options.target is not None)
-    console.print(f"Results and plots: {options.output}", soft_wrap=True)
-    return rows
+
+
+def make_console() -> Console:
+    """Where tables are printed, 140 columns wide where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _count(results: Sequence[Result], arm: str) -> int:
+    return sum(result.arm == arm for result in results)
 
 
 def check_reading(reading: str | None, arms: Sequence[Arm]) -> None:
@@ -217,12 +359,12 @@ def check(options: Compare) -> None:
       UsageError: if an option is out of its range.
     """
     check_options(options, positive=("num_steps", "evaluate_every", "snapshot_every", "num_processes"))
-    rates = options.learning_rates
-    if not rates or len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
-        raise UsageError(
-            f"--learning-rates {' '.join(f'{rate:g}' for rate in rates) or '(none)'} must be at least one rate, all of "
-            "them distinct, finite and positive."
-        )
+    for rates in (options.learning_rates, *options.own_rates.values()):
+        if not rates or len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+            raise UsageError(
+                f"--learning-rates {' '.join(f'{rate:g}' for rate in rates) or '(none)'} must be at least one rate, "
+                "all of them distinct, finite and positive."
+            )
     for name, seeds in (("seeds", options.seeds), ("search-seeds", options.search_seeds)):
         if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
             raise UsageError(
@@ -238,57 +380,6 @@ def check(options: Compare) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {every} must not exceed --num-steps {options.num_steps}.")
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output} is a file; name a folder.")
-
-
-def _plan(
-    options: Compare,
-    make_task: Callable[[], Task],
-    task: Task,
-    task_description: Mapping[str, Any],
-    arms: Sequence[tuple[Arm, float]],
-    seeds: Sequence[int],
-) -> list[Run]:
-    """All runs of arms at learning rates, seed by seed, so that a machine that slows down slows all arms alike."""
-    evaluate_every = options.evaluate_every or max(options.num_steps // 40, 1)
-    described = [
-        (
-            arm,
-            describe_run(
-                task,
-                arm,
-                task_description=task_description,
-                learning_rate=rate,
-                num_steps=options.num_steps,
-                evaluate_every=evaluate_every,
-            ),
-        )
-        for arm, rate in arms
-    ]
-    folder = (options.output / "runs").absolute()
-    return [
-        Run(make_task, arm, {**description, "seed": seed}, folder, options.checkpoint_seconds)
-        for seed in seeds
-        for arm, description in described
-    ]
-
-
-def _run_missing(runs: Sequence[Run], options: Compare, console: Console) -> list[Result]:
-    """Makes the results that are missing, and reads all of them."""
-    for run in runs:
-        if not options.resume:
-            run.file.unlink(missing_ok=True)
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
-    folder = options.output / "runs"
-    planned = [run.description for run in runs]
-    _, stale = load_results(folder, planned)
-    for line in stale:
-        console.print(f"note: {line}", soft_wrap=True, style="yellow")
-    missing = [run for run in runs if not run.file.exists()]
-    with Progress("runs", total=len(runs), completed=len(runs) - len(missing)) as progress:
-        for _, metrics in run_all(train_run, missing, executor=options.executor, num_processes=options.num_processes):
-            progress.advance(metrics=metrics)
-    results, _ = load_results(folder, planned)
-    return results
 
 
 def train_run(run: Run) -> str:

@@ -11,6 +11,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+import wnn_jax
+from wnn_jax._nowcaster import is_drift
 from wnn_jax._store import fingerprint
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation.nowcasters import NOWCASTER_HELP, load_nowcaster
@@ -47,7 +49,15 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
     Raises:
       UsageError: if an option cannot be used, or a collection is damaged or has no such runs.
     """
-    loaded = [load_nowcaster(specification) for specification in options.nowcasters]
+    loaded: list[tuple[str, wnn_jax.Nowcaster, float]] = []
+    for specification in options.nowcasters:
+        label, nowcaster, scale = load_nowcaster(specification)
+        if is_drift(nowcaster):
+            raise UsageError(
+                f"--nowcasters {specification}: a drift makes no forecast of snapshots. Compare it in trainings, with "
+                "`python -m wnn_jax.meta compare`."
+            )
+        loaded.append((label, nowcaster, scale))
     labels = [label for label, _, _ in loaded]
     if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"--nowcasters {' '.join(labels) or '(none)'} must name at least one, and none twice.")

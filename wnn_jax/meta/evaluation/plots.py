@@ -1,6 +1,6 @@
 """Plots of comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,47 @@ def plot_learning_rates(results: Sequence[Result], metric: Metric, path: Path, *
         axis.set(xlabel="learning rate", ylabel=f"final validation {metric.name} ({reading or 'best reading'})")
         axis.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+
+
+def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Draws the steps that every arm saves: a panel for each task, and one for their mean, with intervals.
+
+    A hollow dot is an upper bound: some run did not reach the target. A mean over fewer tasks than all says how many.
+
+    Args:
+      table: over all tasks.
+      rows: of each task, by its name.
+      path: of a PNG file.
+    """
+    panels = {**rows, f"mean of {len(rows)} tasks": table}
+    arms = [row["arm"] for row in table]
+    num_columns = min(len(panels), 4)
+    num_lines = -(-len(panels) // num_columns)
+    size = (2 + 2.6 * num_columns, (0.9 + 0.24 * len(arms)) * num_lines)
+    with new_figure(path, num_lines, num_columns, figsize=size, sharex=True, sharey=True, squeeze=False) as (
+        figure,
+        axes,
+    ):
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
+            is_mean = panel is table
+            for row in panel:
+                y, saved = arms.index(row["arm"]), 100 * row["steps_saved"]
+                color = "black" if is_mean else f"C{list(panels).index(name) % 10}"
+                if np.isfinite(row["steps_saved_low"]):
+                    ends = [100 * row["steps_saved_low"], 100 * row["steps_saved_high"]]
+                    axis.plot(ends, [y, y], color=color, linewidth=1.5)
+                if row.get("tasks", len(rows)) < len(rows):
+                    axis.annotate(f"of {row['tasks']}", (saved, y), (0, 4), textcoords="offset points", fontsize=7)
+                face = color if row["reached"] == row["runs"] else "white"
+                axis.plot(saved, y, "D" if is_mean else "o", color=color, markerfacecolor=face, markersize=5)
+            axis.set_title(name, fontsize=9, fontweight="bold" if is_mean else None)
+            axis.set_yticks(range(len(arms)), arms, fontsize=8)
+            axis.grid(alpha=0.3)
+        axes.flat[0].set_ylim(len(arms) - 0.5, -0.5)
+        axes.flat[0].set_xlim(left=-5)
+        figure.supxlabel("steps saved % (hollow: at most, some run did not reach the target)", fontsize=9)
 
 
 def _curve(run: Result, metric: Metric, reading: str | None) -> list[float]:

@@ -1,7 +1,8 @@
 """The table of a comparison on a terminal."""
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,8 @@ from wnn_jax.meta.tasks.task import Metric
 
 # More metrics than these make a table that is too wide; the CSV has all.
 _NUM_SHOWN = 2
+
+_CELL_WIDTH = 12
 
 
 def print_table(
@@ -54,6 +57,64 @@ def print_table(
             f"{row['seconds']:.1f}",
         )
     console.print(table)
+
+
+def print_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], console: Console) -> None:
+    """Shows the table over several tasks on a terminal.
+
+    Args:
+      table: of `summarize_tasks`.
+      rows: of each task, by its name.
+      console: where to.
+    """
+    headings, *lines = ([_narrow(cell) for cell in line] for line in _cells(table, rows))
+    shown = Table(
+        title="Steps saved %",
+        caption="mean over seeds and 95 % bootstrap interval; mean: over these tasks, or so many as "
+        "have the arm, seeds resampled within each; at most: some run did not reach the target, and saved nothing",
+        show_lines=True,
+        padding=0,
+    )
+    for index, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for line in lines:
+        shown.add_row(*line)
+    console.print(shown)
+
+
+def tasks_as_markdown(
+    table: Sequence[Row], rows: Mapping[str, Sequence[Row]], missing: Mapping[str, Sequence[str]]
+) -> str:
+    """The table over several tasks, in Markdown, with what is missing below it.
+
+    Args:
+      table: of `summarize_tasks`.
+      rows: of each task, by its name.
+      missing: the arms without a result, by task.
+    """
+    headings, *lines = _cells(table, rows)
+    written = [f"| {' | '.join(line)} |" for line in (headings, *lines)]
+    written.insert(1, f"|{'---|' * len(headings)}")
+    notes = [f"- missing: {task}: {', '.join(arms)}" for task, arms in missing.items() if arms]
+    return "\n".join([*written, *(["", *notes] if notes else []), ""])
+
+
+def _narrow(cell: str) -> str:
+    """A cell in lines of at most 12 characters, where it has hyphens or spaces to break it at, the interval in one."""
+    value, bracket, interval = cell.partition("(")
+    return "\n".join([*textwrap.wrap(value, _CELL_WIDTH), *([bracket + interval] if bracket else [])])
+
+
+def _cells(table: Sequence[Row], rows: Mapping[str, Sequence[Row]]) -> list[list[str]]:
+    """The headings and the lines of the table over several tasks."""
+    cells = {(task, row["arm"]): _steps_saved(row) for task, task_rows in rows.items() for row in task_rows}
+    lines = [["arm", *rows, f"mean of {len(rows)}", "worst"]]
+    for row in table:
+        arm, count = row["arm"], row["tasks"]
+        mean = (f"of {count}: " if count < len(rows) else "") + _steps_saved(row)
+        worst = f"{100 * row['worst']:.0f}, {row['worst_task']}"
+        lines.append([arm, *(cells.get((task, arm), "") for task in rows), mean, worst])
+    return lines
 
 
 def _steps_saved(row: Row) -> str:

@@ -42,7 +42,7 @@ def summarize(
     metrics: Sequence[Metric],
     *,
     plain: Sequence[str],
-    learning_rates: Sequence[float],
+    learning_rates: Mapping[str, Sequence[float]],
     reading: str | None = None,
     target: float | None = None,
 ) -> list[Row]:
@@ -59,7 +59,7 @@ def summarize(
       results: of all arms, each at one learning rate.
       metrics: of the task, the target first.
       plain: the names of the arms that may be the reference.
-      learning_rates: among which each arm's was chosen.
+      learning_rates: of every arm, among which its own was chosen.
       reading: what to read in every arm, or `None` for the best.
       target: a value to reach in place of the reference's.
 
@@ -75,7 +75,7 @@ def summarize(
     if target is not None:
         targets = dict.fromkeys(targets, target)
     return [
-        _row(arm, runs, metrics, finals[arm][0], targets, reading, reference, learning_rates)
+        _row(arm, runs, metrics, finals[arm][0], targets, reading, reference, learning_rates[arm])
         for arm, runs in by_arm.items()
     ]
 
@@ -152,6 +152,7 @@ def _row(
         "steps_saved": statistics.mean(saved),
         "steps_saved_low": low,
         "steps_saved_high": high,
+        "steps_saved_by_seed": tuple(saved),
         "steps_to_target": statistics.median(steps),
         "target": statistics.mean(targets.values()),
         "seconds": statistics.median(run.evaluations[-1].seconds for run in runs),
@@ -186,14 +187,51 @@ def _final_readings(runs: Sequence[Result]) -> Sequence[str]:
     return tuple(dict.fromkeys(name for run in runs for name in run.evaluations[-1].scores))
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """A bootstrap interval of the mean over seeds; NaN for a single one."""
-    if len(values) < 2:
+def summarize_tasks(rows: Mapping[str, Sequence[Row]], arms: Sequence[str]) -> list[Row]:
+    """The table over several tasks: one row per arm, with the mean over the tasks and the worst of them.
+
+    The interval of the mean is a bootstrap over seeds within tasks: the seeds of every task are drawn anew, and the
+    tasks stay. So it says how far the mean over these tasks would be another one with other seeds, and nothing of
+    other tasks.
+
+    Args:
+      rows: of each task, by its name: those of the arms that are there.
+      arms: all arms, in the order of the table.
+    """
+    table: list[Row] = []
+    for arm in arms:
+        of_task = {task: row for task, task_rows in rows.items() for row in task_rows if row["arm"] == arm}
+        if not of_task:
+            continue
+        low, high = _interval(*(row["steps_saved_by_seed"] for row in of_task.values()))
+        worst = min(of_task, key=lambda task: of_task[task]["steps_saved"])
+        table.append(
+            {
+                "arm": arm,
+                "tasks": len(of_task),
+                "reached": sum(row["reached"] for row in of_task.values()),
+                "runs": sum(row["runs"] for row in of_task.values()),
+                "steps_saved": statistics.mean(row["steps_saved"] for row in of_task.values()),
+                "steps_saved_low": low,
+                "steps_saved_high": high,
+                "worst": of_task[worst]["steps_saved"],
+                "worst_task": worst,
+            }
+        )
+    return table
+
+
+def _interval(*samples: Sequence[float]) -> tuple[float, float]:
+    """A bootstrap interval of the mean over samples of the means over seeds; NaN where a sample is of a single one."""
+    if min(map(len, samples)) < 2:
         return math.nan, math.nan
     from scipy.stats import bootstrap
 
+    def mean_of_means(*resampled: np.ndarray, axis: int) -> np.ndarray:
+        return np.mean([np.mean(sample, axis=axis) for sample in resampled], axis=0)
+
     interval = bootstrap(
-        (values,), np.mean, method="percentile", confidence_level=_CONFIDENCE, rng=np.random.default_rng(0)
+        samples, mean_of_means, method="percentile", confidence_level=_CONFIDENCE, rng=np.random.default_rng(0)
     ).confidence_interval
     return float(interval.low), float(interval.high)
 

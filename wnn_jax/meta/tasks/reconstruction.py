@@ -1,0 +1,117 @@
+"""Reconstruction of images: autoencoders."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from wnn_jax.meta.tasks.data import ImageDataset, batch_indices, check_batch_size, load_images
+from wnn_jax.meta.tasks.models import MLP, describe_model
+from wnn_jax.meta.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
+
+_EVALUATION_BATCH_SIZE = 1_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstruction:
+    """Training of a network with a narrow layer to give back the images that it is given, by the squared error.
+
+    Attributes:
+      dataset: images; their labels are not used.
+      model: maps images `[n, height, width, channels]` to all their pixels `[n, height * width * channels]`.
+      batch_size: images per step.
+
+    Raises:
+      UsageError: if there are fewer training images than a batch has.
+
+    References:
+      Hinton, Salakhutdinov, `Reducing the Dimensionality of Data with Neural Networks
+      <https://doi.org/10.1126/science.1127647>`_, Science 2006
+    """
+
+    dataset: ImageDataset
+    model: nn.Module
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size, len(self.dataset.train.images))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The mean squared error of a pixel, of which white is 1 and black is 0."""
+        return (Metric("mse", higher_is_better=False, format=".5f"),)
+
+    def describe(self) -> Mapping[str, Any]:
+        """What its results depend on."""
+        return {
+            "kind": "reconstruction",
+            "dataset": {"name": self.dataset.name, "sha256": self.dataset.digest},
+            "model": describe_model(self.model),
+            "batch_size": self.batch_size,
+        }
+
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        """Parameters as the model initialises them; there is no model state."""
+        return self.model.init(key, self._scale(self.dataset.train.images[:1]))["params"], {}
+
+    def loss(
+        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]:
+        """The mean squared error of a batch."""
+        del key
+        return self._errors(params, batch).mean(), (model_state, {})
+
+    def batch(self, seed: int, step: int) -> Batch:
+        """Images `[batch_size, height, width, channels]` uint8."""
+        images = self.dataset.train.images
+        return {"images": images[batch_indices(seed, step, num_examples=len(images), batch_size=self.batch_size)]}
+
+    def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
+        """All images of a split, up to 1,000 at a time."""
+        images = getattr(self.dataset, split).images
+        for start in range(0, len(images), _EVALUATION_BATCH_SIZE):
+            yield {"images": images[start : start + _EVALUATION_BATCH_SIZE]}
+
+    def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
+        """The sum over images of the mean squared error."""
+        del model_state
+        errors = self._errors(params, batch)
+        return {"mse": (errors.sum(), jnp.float32(errors.shape[0]))}
+
+    def _scale(self, images: Any) -> jax.Array:
+        """Images in [0, 1]."""
+        return jnp.asarray(images, jnp.float32) / self.dataset.max_value
+
+    def _errors(self, params: Params, batch: Batch) -> jax.Array:
+        """The mean squared error of every image, `[n]`."""
+        images = self._scale(batch["images"])
+        pixels: Any = self.model.apply({"params": params}, images)
+        return jnp.mean((pixels - images.reshape(images.shape[0], -1)) ** 2, axis=1)
+
+
+def load_reconstruction(data_dir: Path, *, dataset: str, model: nn.Module, batch_size: int) -> Reconstruction:
+    """The task of reconstructing a data set of the table.
+
+    Args:
+      data_dir: the folder of data sets prepared by TensorFlow Datasets.
+      dataset: the name of the data set.
+      model: as in `Reconstruction`.
+      batch_size: as in `Reconstruction`.
+
+    Raises:
+      UsageError: if the data set is missing, not known or no set of images.
+    """
+    return Reconstruction(dataset=load_images(dataset, data_dir), model=model, batch_size=batch_size)
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {
+    # Images of 14x14 pixels through a layer of 16.
+    "mnist-autoencoder": functools.partial(
+        load_reconstruction, dataset="mnist-14", model=MLP(14 * 14, (128, 64, 16, 64, 128)), batch_size=128
+    ),
+}
