@@ -70,7 +70,14 @@ def compare(name: str, model: tuple[int, int, int], num_cycles: int, *, whole: b
     num_layers, width, batch_size = model
     params = make_params(num_layers, width)
     inputs = jax.random.normal(jax.random.key(1), [batch_size, width]) if whole else None
-    nowcasters = {"linear": {}, "adaptive-linear": {}, "adaptive-linear, bf16": {"history_dtype": jnp.bfloat16}}
+    nowcasters = {
+        "slow-drift": {},
+        "drift": {},
+        "drift, bf16": {"history_dtype": jnp.bfloat16},
+        "linear": {},
+        "adaptive-linear": {},
+        "adaptive-linear, bf16": {"history_dtype": jnp.bfloat16},
+    }
     variants = {"adam": steps(optax.adam(1e-4), params, inputs)}
     for label, options in nowcasters.items():
         nowcast = wnn_jax.nowcast(label.split(",")[0], snapshot_every=_SNAPSHOT_EVERY, **options)
@@ -84,18 +91,23 @@ def compare(name: str, model: tuple[int, int, int], num_cycles: int, *, whole: b
         jax.block_until_ready(copy(params))
         seconds["copy"][index] = time.perf_counter() - began
     position = np.arange(num_cycles * _CYCLE) % _CYCLE
-    is_snapshot, is_jump = position % _SNAPSHOT_EVERY == _SNAPSHOT_EVERY - 1, position == _CYCLE - 1
+    is_visit = position % _SNAPSHOT_EVERY == _SNAPSHOT_EVERY - 1
     # The first steps fill buffers.
-    is_ordinary = ~is_snapshot & (np.arange(num_cycles * _CYCLE) >= _SNAPSHOT_EVERY)
+    is_ordinary = ~is_visit & (np.arange(num_cycles * _CYCLE) >= _SNAPSHOT_EVERY)
     adam = np.median(seconds["adam"][is_ordinary])
     one_copy = np.median(seconds["copy"])
     for label in nowcasters:
-        ordinary, snapshot, jump = (
-            np.median(seconds[label][kind]) for kind in (is_ordinary, is_snapshot & ~is_jump, is_jump)
-        )
+        # A drift jumps at every visit.
+        is_jump = is_visit if "drift" in label else position == _CYCLE - 1
+        is_snapshot = is_visit & ~is_jump
+        ordinary, jump = (float(np.median(seconds[label][kind])) for kind in (is_ordinary, is_jump))
+        snapshot = float(np.median(seconds[label][is_snapshot])) if is_snapshot.any() else ordinary
+        shares = np.array([np.mean(~is_visit), np.mean(is_snapshot), np.mean(is_jump)])
+        every_step = shares @ [ordinary, snapshot, jump]
         print(
             f"{'training' if whole else 'optimizer':>9}  {name:>5}  {label:>21}  {adam * 1e3:8.1f}"
-            f"  {ordinary / adam:8.3f}  {(snapshot - ordinary) / one_copy:8.2f}  {jump * 1e3:9.0f}",
+            f"  {ordinary / adam:8.3f}  {(snapshot - ordinary) / one_copy:8.2f}  {jump * 1e3:9.1f}"
+            f"  {every_step / adam:8.3f}",
             flush=True,
         )
 
@@ -105,12 +117,15 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in environment().items()))
     batches = ", ".join(f"{name}: {model[-1]}" for name, model in _MODELS.items())
     print(f"MLPs, rows in a batch: {batches}; snapshots every {_SNAPSHOT_EVERY} steps; medians, variants in turns.\n")
-    print(f"{'':>9}  {'':>5}  {'':>21}  {'adam':>8}  {'ordinary':>8}  {'snapshot':>8}  {'jump':>9}")
-    print(f"{'step':>9}  {'model':>5}  {'nowcaster':>21}  {'ms':>8}  {'/ adam':>8}  {'copies':>8}  {'ms':>9}")
+    print(f"{'':>9}  {'':>5}  {'':>21}  {'adam':>8}  {'ordinary':>8}  {'snapshot':>8}  {'jump':>9}  {'all':>8}")
+    print(
+        f"{'step':>9}  {'model':>5}  {'nowcaster':>21}  {'ms':>8}  {'/ adam':>8}  {'copies':>8}  {'ms':>9}  {'/ adam':>8}"
+    )
     for (name, model), whole in itertools.product(_MODELS.items(), (True, False)):
         compare(name, model, 1 if name == "100M" else 4, whole=whole)
     print(
         "\nsnapshot: the time of a step that records one beyond that of an ordinary step, in copies of the parameters"
+        "\nall: a step on the mean, with its share of snapshots and jumps"
     )
 
 
