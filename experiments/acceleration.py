@@ -74,8 +74,8 @@ COMPARISONS = (
         learning_rates=RATES,
         own_rates=OWN_RATES,
         search_seeds=SEARCH_SEEDS,
-        num_steps=6_000,
-        evaluate_every=100,
+        num_steps=1_500,
+        evaluate_every=25,
     ),
     Compare(
         task="mnist-autoencoder",

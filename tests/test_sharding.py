@@ -106,6 +106,27 @@ def test_layouts(nowcaster: str, on_one_device: Any, layout: str, axis_type: Axi
             assert set(re.findall(r"\w+\[[\d,]*\]", shapes)) <= {"pred[]", "f32[]"}
 
 
+@pytest.mark.parametrize(("layout", "axis_type"), [("both", AxisType.Auto), ("fsdp", AxisType.Explicit)])
+def test_no_matrix_of_the_spectral_drift_leaves_its_device(layout: str, axis_type: AxisType):
+    """What each device makes of its block is tested in `tests/nowcasters/test_spectral.py`."""
+    mesh, specs = make_mesh(axis_type), make_specs(layout)
+    with jax.set_mesh(mesh):
+        params = shard(make_params(), mesh, specs)
+        tx = make_tx("drift")
+        compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
+        last = train(tx, params, NUM_STEPS)[-1]
+        for tree in (last.params, last.updates, *history_trees(last.state[1].history)):
+            is_sharded = jax.tree.map(
+                lambda leaf, spec: leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim), tree, specs
+            )
+            assert all(jax.tree.leaves(is_sharded))
+    assert last.state[1].num_nowcasts == NUM_STEPS - 1
+    text = compiled.as_text() or ""
+    assert not [name for name in COLLECTIVES if name in text and name != "all-reduce"]
+    sums = [line.split(" all-reduce(")[0] for line in text.splitlines() if " all-reduce(" in line]
+    assert {shape for line in sums for shape in re.findall(r"\w+\[[\d,]*\]", line)} == {"pred[]", "f32[]"}
+
+
 def test_restored_onto_another_mesh(tmp_path: Path, nowcaster: str, on_one_device: Any):
     """Saved by 8 devices in the middle of a window or a drift, and gone on with on 2."""
     before, after = make_mesh(AxisType.Auto), make_mesh(AxisType.Auto, {"data": 2})
