@@ -41,7 +41,7 @@ def print_times() -> None:
     history = [{"kernel": jnp.asarray(snapshot)} for snapshot in history]
     print(f"{'nowcaster':>16}  {'multiply-adds':>13}  {'s per 1M':>8}  {'/ matmul':>8}")
     for name in _NAMES:
-        nowcaster = wnn_jax.load(name)
+        nowcaster: Any = wnn_jax.load(name)
         run = jax.jit(lambda history, nowcaster=nowcaster: nowcaster(history, {"kernel": "conv"}, None))
         operations = 0 if name == "linear" else multiply_adds(nowcaster)
         width = 2048
@@ -104,7 +104,7 @@ def print_compilations() -> None:
     for model, params in trees():
         roles = wnn_jax.default_roles(params)
         for name in _NAMES:
-            nowcaster = wnn_jax.load(name)
+            nowcaster: Any = wnn_jax.load(name)
             jax.clear_caches()
             began = time.perf_counter()
             forecast = jax.jit(lambda history, n=nowcaster, roles=roles: n(history, roles, None))

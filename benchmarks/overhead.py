@@ -118,9 +118,8 @@ def main() -> None:
     batches = ", ".join(f"{name}: {model[-1]}" for name, model in _MODELS.items())
     print(f"MLPs, rows in a batch: {batches}; snapshots every {_SNAPSHOT_EVERY} steps; medians, variants in turns.\n")
     print(f"{'':>9}  {'':>5}  {'':>21}  {'adam':>8}  {'ordinary':>8}  {'snapshot':>8}  {'jump':>9}  {'all':>8}")
-    print(
-        f"{'step':>9}  {'model':>5}  {'nowcaster':>21}  {'ms':>8}  {'/ adam':>8}  {'copies':>8}  {'ms':>9}  {'/ adam':>8}"
-    )
+    units = f"{'ms':>8}  {'/ adam':>8}  {'copies':>8}  {'ms':>9}  {'/ adam':>8}"
+    print(f"{'step':>9}  {'model':>5}  {'nowcaster':>21}  {units}")
     for (name, model), whole in itertools.product(_MODELS.items(), (True, False)):
         compare(name, model, 1 if name == "100M" else 4, whole=whole)
     print(

@@ -34,7 +34,7 @@ from wnn_jax.meta.evaluation.comparison import Compare, main
 
 CONFIG = Compare(
     task="digits-cnn",
-    arms=("plain", "wsd", "ademamix-3", "linear", "adaptive-linear"),
+    arms=("plain", "wsd", "ademamix-3", "linear", "adaptive-linear", "drift"),
     learning_rates=(1e-3, 3e-3, 1e-2),
     seeds=(0, 1, 2, 3, 4),
     num_steps=840,

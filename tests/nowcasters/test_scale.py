@@ -13,7 +13,7 @@ BLOCK = {"query": (64, 64), "out": (64, 64), "up": (64, 256), "down": (256, 64),
 
 
 def lower(name: str, shapes: dict[str, tuple[int, ...]]) -> jax.stages.Lowered:
-    nowcaster = wnn_jax.load(name)
+    nowcaster: Any = wnn_jax.load(name)
     params = {layer: jax.ShapeDtypeStruct(shape, jnp.float32) for layer, shape in shapes.items()}
     roles = dict.fromkeys(shapes, "dense")
     return jax.jit(lambda history: nowcaster(history, roles, None)).lower((params,) * 5)

@@ -34,7 +34,8 @@ def exact_polar(matrices: Any) -> np.ndarray:
 
 def orthogonalize_dense(leaves: Any, **options: Any) -> Any:
     roles = jax.tree.map(lambda _: "dense", leaves)
-    return jax.jit(lambda leaves: orthogonalize(leaves, roles, **{"coefficients": EXACT, **options}))(leaves)
+    settings: dict[str, Any] = {"coefficients": EXACT, **options}
+    return jax.jit(lambda leaves: orthogonalize(leaves, roles, **settings))(leaves)
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (48, 200)], ids=["by products", "by gram matrices"])

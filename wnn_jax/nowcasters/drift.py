@@ -18,7 +18,7 @@ _TINY = 1e-30
 # Steps of memory at the very beginning, beside those between two visits.
 _LEAST_MEMORY = 11
 
-_SETTINGS: tuple[tuple[str, str, dict[str, float]], ...] = (
+_SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("memory", "the memory of the running mean, as a share of the steps so far", {"above": 0}),
     ("gain", "how far a jump goes, per step of memory", {"minimum": 0}),
     ("max_gain", "how far a jump goes at most, in multiples of the running mean", {"minimum": 0}),

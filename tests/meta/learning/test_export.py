@@ -43,6 +43,7 @@ def test_an_export_is_a_nowcaster_with_its_record(nowcaster: Path, summary: Call
     options = Export(nowcaster=nowcaster, name="ours", output=output, evaluation=(summary(),), default_horizon=7)
     path = export(options)
     before, after = wnn_jax.load(nowcaster), wnn_jax.load(path)
+    assert isinstance(before, wnn_jax.nowcasters.WNNPlus)
     assert isinstance(after, wnn_jax.nowcasters.WNNPlus)
     assert after.default_horizon == 7
     record = json.loads(path.with_suffix(".json").read_text())

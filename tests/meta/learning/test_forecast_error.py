@@ -9,6 +9,8 @@ from tests.meta.conftest import tiny_family
 from wnn_jax.meta.learning.forecast_error import HORIZONS, forecast_errors, plot_forecast_errors, share
 from wnn_jax.meta.trajectories.collection import Collection, Trajectory
 
+LINEAR = wnn_jax.nowcasters.CurveFit("linear")
+
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> list[Trajectory]:
@@ -25,13 +27,13 @@ def errors_of(nowcaster: wnn_jax.Nowcaster, runs: list[Trajectory], scale: float
 
 
 def test_a_straight_line_is_forecast_by_a_line(straight: list[Trajectory]):
-    rows = errors_of(wnn_jax.load("linear"), straight)
+    rows = errors_of(LINEAR, straight)
     assert {row["horizon"] for row in rows} == set(HORIZONS)
     assert {row["role"] for row in rows} == {"bias", "dense"}
     assert {row["stage"] for row in rows} == {"early", "middle", "late"}
     for horizon in HORIZONS:
         assert share(rows, horizon=horizon) == pytest.approx(0, abs=1e-4)
-    halfway = errors_of(wnn_jax.load("linear"), straight, scale=0.5)
+    halfway = errors_of(LINEAR, straight, scale=0.5)
     assert share(halfway, horizon=5, role="dense") == pytest.approx(0.5, abs=1e-4)
 
 
@@ -46,5 +48,5 @@ def test_a_nowcaster_without_horizon_is_judged_at_that_of_the_paper(straight: li
 
 
 def test_errors_are_drawn(straight: list[Trajectory], tmp_path: Path):
-    plot_forecast_errors(errors_of(wnn_jax.load("linear"), straight), tmp_path / "errors.png")
+    plot_forecast_errors(errors_of(LINEAR, straight), tmp_path / "errors.png")
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
