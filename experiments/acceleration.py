@@ -43,6 +43,10 @@ At other rates than the best (seed 10, final scores of `plain` and `drift`): CNN
 97.4, 97.7 and 97.5 %**. In bold, where the drift is worse: at four times the best rate of the autoencoder, and on the
 MLP.
 
+One seed (10) of a ResNet with batch normalisation under SGD with Nesterov momentum, images of 16x16, 2,000 steps, final
+accuracy: plain 62.3, 65.4, 67.5 and 67.1 % at 0.025, 0.05, 0.1 and 0.2, the drift 66.8, 67.8, 68.4 and 68.3, AdEMAMix 6
+67.6, 67.5, 67.8 and 66.9 at 1.5e-3 to 1.2e-2.
+
 What was tried to get there (on the other networks; validation loss of the CNN, 3,000 steps at 3e-3, mean of seeds 10
 and 11, noise .01; of the transformer at 4e-3, noise .005). Gain per step of memory .03, .05, .1, .2: 1.140, 1.117,
 1.135, 1.153; transformer 1.772, 1.765, 1.765, -. Greatest gain 4, 6, 9: 1.154, 1.140, 1.146. Memory of a fifth of the
@@ -84,17 +88,6 @@ COMPARISONS = (
         own_rates={**dict.fromkeys(PLAIN, HIGHER), "ademamix-6": LOWER},
         search_seeds=SEARCH_SEEDS,
         num_steps=6_000,
-        evaluate_every=100,
-    ),
-    Compare(
-        task="cifar10-16-resnet",
-        arms=("plain", "ademamix-6", "drift"),
-        optimizer="sgd",
-        learning_rates=(0.025, 0.05, 0.1, 0.2),
-        # An optimizer of its own, with rates of Adam's size.
-        own_rates={"ademamix-6": RATES},
-        search_seeds=SEARCH_SEEDS,
-        num_steps=2_000,
         evaluate_every=100,
     ),
     Compare(

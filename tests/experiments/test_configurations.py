@@ -56,7 +56,7 @@ def test_what_a_comparison_names_exists(name: str) -> None:
 @pytest.mark.parametrize("name", SURVEYS)
 def test_what_a_survey_compares_exists(name: str) -> None:
     comparisons = experiment(name).COMPARISONS
-    assert len(comparisons) >= 6
+    assert len(comparisons) >= 5
     assert len({config.task for config in comparisons}) == len(comparisons)
     for config in comparisons:
         check(config)
