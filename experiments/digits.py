@@ -22,11 +22,12 @@ Steps saved to the best accuracy of `plain` with the same seed (97.9 % on the me
 * at the edge of the grid.
 
 What this says. Little: 97 % of these images are learned after a quarter of the training, scores then go to and fro by
-chance, and plain Adam itself saves 23 % of its steps to its own best score. `adaptive-linear` ends 0.4 points
-above plain Adam, about one standard deviation, in the validation and 0.5 in the test, the default, `drift`, 0.3 and 0.3; a part of the steps that it
-saves is its higher learning rate, at which plain Adam is as fast at first and ends lower (`learning-rates.png`). The
-linear fit, at that rate, ends with twice the loss. An earlier record of this table, at fixed rates, found a third of
-the epochs saved at Adam's 1e-3, too low a rate for this task, and nothing beyond the noise at 3e-3 and 1e-2.
+chance, and plain Adam itself saves 23 % of its steps to its own best score. `adaptive-linear` ends 0.4 points above
+plain Adam, about one standard deviation, in the validation and 0.5 in the test, the default, `drift`, 0.3 and 0.3; a
+part of the steps that it saves is its higher learning rate, at which plain Adam is as fast at first and ends lower
+(`learning-rates.png`). The linear fit, at that rate, ends with twice the loss. An earlier record of this table, at
+fixed rates, found a third of the epochs saved at Adam's 1e-3, too low a rate for this task, and nothing beyond the
+noise at 3e-3 and 1e-2.
 """
 
 from pathlib import Path
