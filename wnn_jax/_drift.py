@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from wnn_jax._conditionals import any_member
-from wnn_jax._history import DriftFormat, DriftHistory, wide_dtype
+from wnn_jax._history import DriftFormat, DriftHistory, difference, wide_dtype
 from wnn_jax._jump import Outcome, Visit, all_finite, check_prediction, choose
 from wnn_jax._nowcaster import DriftNowcaster, Motion
 
@@ -31,7 +31,7 @@ class DriftRule:
         def go_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, jax.Array]:
             anchor, old_means = self.history.read(history)
             after = optax.apply_updates(params, updates)
-            displacement = jax.tree.map(_difference, after, anchor)
+            displacement = jax.tree.map(difference, after, anchor)
             memories = self.nowcaster.memories(step, visit.snapshot_every)
             means = tuple(
                 jax.tree.map(lambda mean, new, share=visit.snapshot_every / memory: mean + share * (new - mean), *trees)
@@ -70,8 +70,3 @@ class DriftRule:
     def count(self, visit: Visit, outcome: Outcome) -> jax.Array:
         """How many visits are remembered after one: none where the forecast was not finite, as its history is not."""
         return jnp.where(outcome.is_jump & ~outcome.is_accepted, 0, visit.num_snapshots + 1)
-
-
-def _difference(new: jax.Array, old: jax.Array) -> jax.Array:
-    dtype = wide_dtype(new)
-    return new.astype(dtype) - old.astype(dtype)

@@ -71,7 +71,7 @@ class WindowFormat:
 
         def write_difference(index: int, param: jax.Array, first: jax.Array, old: jax.Array) -> jax.Array:
             is_difference = old.dtype != param.dtype
-            new = _difference(param, self._fetch(first)).astype(old.dtype) if is_difference else param
+            new = difference(param, self._fetch(first)).astype(old.dtype) if is_difference else param
             return write_leaf(index, new, old)
 
         # From the first snapshot as it is afterwards: were it needed as it was before, every step would copy it.
@@ -210,6 +210,7 @@ def wide_dtype(array: Any) -> Any:
     return jnp.promote_types(jnp.result_type(array), jnp.float32)
 
 
-def _difference(param: jax.Array, first: jax.Array) -> jax.Array:
-    dtype = wide_dtype(first)
-    return param.astype(dtype) - first.astype(dtype)
+def difference(param: jax.Array, earlier: jax.Array) -> jax.Array:
+    """How far a parameter has moved since, in float32 or wider."""
+    dtype = wide_dtype(earlier)
+    return param.astype(dtype) - earlier.astype(dtype)

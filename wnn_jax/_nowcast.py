@@ -37,7 +37,8 @@ class NowcastState(NamedTuple):
       count: int32, the steps taken.
       history: of trees shaped and sharded like the parameters. For a nowcaster that forecasts from a window, its
         snapshots without the last one, oldest first, as a tuple of `context - 1`; with a `history_dtype` those after
-        the first are differences from it. For a drift, a tuple of the parameters after the latest visit and of the
+        the first are differences from it; with an `average`, a tuple of the running mean and of the snapshots of it.
+        For a drift, a tuple of the parameters after the latest visit and of the
         running means of the optimizer's own displacement.
       num_snapshots: int32, how many snapshots, or visits, the history has in it.
       last_snapshot: int32, the step of the latest one.
@@ -73,7 +74,7 @@ def nowcast(
 
     Without any argument it follows the `Drift` of the parameters: every 10 steps they move a little further along the
     running mean of what the optimizer makes of them, with a memory that grows with the training. There is nothing to
-    choose but the learning rate, whose best value is about half of that without.
+    choose but the learning rate, whose best value is that without, or a half or a quarter of it.
 
     A nowcaster has one of two kinds of history. Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s`
     be `snapshot_every`.

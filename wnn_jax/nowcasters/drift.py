@@ -54,7 +54,7 @@ class Drift:
     blocks, each of which is a matrix of its own, so that the cost of a weight does not grow with the matrix; shards on
     several devices are blocks as well (`docs/scaling.md`).
 
-    The best learning rate is lower than without: about half.
+    The best learning rate is that without, or a half or a quarter of it.
 
     Attributes:
       spectral: whether matrices are orthogonalised.
