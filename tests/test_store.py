@@ -1,7 +1,11 @@
+import io
 import json
 import os
 import pickle
+import re
 import stat
+import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,11 @@ import numpy as np
 import pytest
 
 import wnn_jax
+from tests.campaign.damage import REWRITES
 from tests.helpers import assert_trees_equal
 from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
-from wnn_jax._store import DEFAULT_NOWCASTER
+from wnn_jax._store import DEFAULT_NOWCASTER, _write, fingerprint
 from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 
@@ -30,15 +35,20 @@ def small_wnn(wnn: WNN) -> WNN:
     return WNN({"dense": wnn.params["dense"]})
 
 
-def rewrite(path: Path, **changes: Any) -> None:
-    """Writes a saved file again with other metadata, or other arrays (`None` leaves one out)."""
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metadata and the arrays of a saved file."""
     with np.load(path) as file:
-        content: dict[str, Any] = dict(file)
-    metadata = json.loads(str(content["metadata"]))
-    arrays = {name: change for name, change in changes.items() if name not in metadata}
+        arrays: dict[str, Any] = dict(file)
+    return json.loads(str(arrays.pop("metadata"))), arrays
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Writes a saved file again with other metadata, or other arrays (`None` leaves one out), and their checksum."""
+    metadata, arrays = read(path)
+    del metadata["sha256"]
+    arrays |= {name: change for name, change in changes.items() if name not in metadata}
     metadata |= {name: change for name, change in changes.items() if name in metadata}
-    content |= {"metadata": np.array(json.dumps(metadata))} | arrays
-    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+    _write(path, metadata, {name: array for name, array in arrays.items() if array is not None})
 
 
 # Round trips
@@ -82,9 +92,8 @@ def test_multi_horizon_networks_come_back_as_they_were(cls: type[MultiHorizonNow
     assert_trees_equal(loaded.params, params)
     history = [jnp.arange(3.0) * t**2 for t in range(5)]
     np.testing.assert_array_equal(loaded(history, "norm", 40), saved(history, "norm", 40))
-    with np.load(path) as file:
-        assert "params/hidden_1/kernel" in file.files
-        metadata = json.loads(str(file["metadata"]))
+    metadata, arrays = read(path)
+    assert "params/hidden_1/kernel" in arrays
     assert (metadata["class"], metadata["context"], metadata["roles"]) == (cls.__name__, 5, list(ROLES))
 
 
@@ -111,10 +120,9 @@ def test_paths_may_be_strings(as_argument: Any, path: Path):
 
 def test_the_file_says_what_is_in_it(wnn: WNN, path: Path):
     wnn_jax.save(wnn, path)
-    with np.load(path, allow_pickle=False) as file:
-        metadata = json.loads(str(file["metadata"]))
-        assert "params/conv/values/expand/kernel" in file.files
-    assert (metadata["format"], metadata["version"], metadata["class"]) == ("wnn_jax.nowcaster", 1, "WNN")
+    metadata, arrays = read(path)
+    assert "params/conv/values/expand/kernel" in arrays
+    assert (metadata["format"], metadata["version"], metadata["class"]) == ("wnn_jax.nowcaster", 2, "WNN")
     assert (metadata["context"], metadata["roles"]) == (5, ["bias", "conv", "dense"])
 
 
@@ -250,7 +258,9 @@ class Exploding:
 @pytest.mark.parametrize("name", ["metadata", "params/dense/output/bias"])
 def test_pickled_arrays_are_never_loaded(small_wnn: WNN, path: Path, name: str):
     wnn_jax.save(small_wnn, path)
-    rewrite(path, **{name: np.array([Exploding()], object)})
+    with np.load(path) as file:
+        content: dict[str, Any] = {**file, name: np.array([Exploding()], object)}
+    np.savez(path, **content)
     with pytest.raises(ValueError, match=NOT_OURS):
         wnn_jax.load(path)
 
@@ -268,10 +278,13 @@ def test_a_file_of_another_format(path: Path):
         wnn_jax.load(path)
 
 
-def test_a_file_of_a_newer_version(path: Path):
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_file_of_another_version(path: Path, version: int):
     wnn_jax.save(CurveFit("linear"), path)
-    rewrite(path, version=2)
-    with pytest.raises(ValueError, match="has format version 2, but this wnn_jax reads up to 1; upgrade wnn_jax"):
+    rewrite(path, version=version)
+    with pytest.raises(
+        ValueError, match=f"has format version {version}, but this wnn_jax reads version 2. Use the wnn"
+    ):
         wnn_jax.load(path)
 
 
@@ -283,12 +296,19 @@ def test_a_file_of_a_newer_version(path: Path):
         {"settings": {"chunk_size": "many"}},
         {"settings": {"temperature": 1}},
         {"settings": [1]},
+        *({"version": version} for version in (0, -2, 2.0, True, "2", None, [2])),
+        {"context": 4},
+        {"roles": ["conv"]},
         {"params/dense/output/bias": None},
-        {"params/dense/output/bias": np.zeros(2)},
-        {"params/dense/output/bias": np.array(["x"])},
-        {"params/conv/output/bias": np.zeros(1)},
-        {"params/rnn/output/bias": np.zeros(1)},
-        {"other": np.zeros(1)},
+        {"params/dense/output/bias": np.zeros(2, np.float32)},
+        *(
+            {"params/dense/output/bias": np.array([1]).astype(dtype)}
+            for dtype in ("bool", "i4", "f2", ">f4", "c8", "U1")
+        ),
+        *({"params/dense/output/bias": np.array([value], np.float32)} for value in (np.nan, np.inf, -np.inf)),
+        {"params/conv/output/bias": np.zeros(1, np.float32)},
+        {"params/rnn/output/bias": np.zeros(1, np.float32)},
+        {"other": np.zeros(1, np.float32)},
     ],
     ids=str,
 )
@@ -304,11 +324,11 @@ def test_a_file_that_makes_no_nowcaster(small_wnn: WNN, path: Path, changes: dic
         {"settings": {"default_horizon": 41}},
         {"settings": {"default_horizon": "far"}},
         {"params/output/kernel": None},
-        {"params/output/kernel": np.zeros(3)},
+        {"params/output/kernel": np.zeros(3, np.float32)},
         {"params/output/kernel": np.array("x")},
-        {"params/expand/bias": np.zeros(2)},
-        {"params/output": np.zeros(1)},
-        {"other": np.zeros(1)},
+        {"params/expand/bias": np.zeros(2, np.float32)},
+        {"params/output": np.zeros(1, np.float32)},
+        {"other": np.zeros(1, np.float32)},
     ],
     ids=str,
 )
@@ -320,14 +340,143 @@ def assert_damaged(nowcaster: wnn_jax.Nowcaster, path: Path, changes: dict[str, 
     """Whether the file of a nowcaster is refused with these changes."""
     wnn_jax.save(nowcaster, path)
     rewrite(path, **changes)
-    with pytest.raises(ValueError, match=r"nowcaster\.npz is damaged: what it holds makes no nowcaster"):
+    with pytest.raises(ValueError, match=NOT_OURS):
         wnn_jax.load(path)
 
 
 def test_a_curve_fit_has_no_weights(path: Path):
     wnn_jax.save(CurveFit("linear"), path)
-    rewrite(path, **{"params/dense": np.zeros(1)})
-    with pytest.raises(ValueError, match="what it holds makes no nowcaster"):
+    rewrite(path, **{"params/dense": np.zeros(1, np.float32)})
+    with pytest.raises(ValueError, match="unexpected keyword argument 'params'"):
+        wnn_jax.load(path)
+
+
+# Files of nowcasters that were changed
+
+
+def test_no_length_of_a_header_is_taken_for_another(small_wnn: WNN, path: Path):
+    wnn_jax.save(small_wnn, path)
+    whole = path.read_bytes()
+    for start in [match.end() for match in re.finditer(b"NUMPY\x01\x00", whole)][:3]:
+        for bit in range(16):
+            position = start + bit // 8
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit % 8]) + whole[position + 1 :])
+            with pytest.raises(ValueError, match=NOT_OURS):
+                wnn_jax.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": 2, "settings": {"chunk_size": 7}}, {"class": "WNNPlus"}, {"sha256": None}, {"other": 1}],
+    ids=str,
+)
+def test_metadata_that_its_checksum_does_not_cover(small_wnn: WNN, path: Path, changes: dict[str, Any]):
+    wnn_jax.save(small_wnn, path)
+    metadata, arrays = read(path)
+    np.savez(path, metadata=np.array(json.dumps(metadata | changes)), **arrays)
+    with pytest.raises(ValueError, match="its content is not that of its checksum"):
+        wnn_jax.load(path)
+
+
+def test_weights_that_their_checksum_does_not_cover(small_wnn: WNN, path: Path):
+    wnn_jax.save(small_wnn, path)
+    with np.load(path) as file:
+        arrays: dict[str, Any] = dict(file)
+    one, other = "params/dense/values/expand/bias", "params/dense/differences/gain/bias"
+    np.savez(path, **arrays | {one: arrays[other] + 1, other: arrays[one]})
+    with pytest.raises(ValueError, match="its content is not that of its checksum"):
+        wnn_jax.load(path)
+
+
+def test_a_number_that_json_does_not_have(path: Path):
+    wnn_jax.save(Drift(), path)
+    metadata, _ = read(path)
+    for number in ("NaN", "Infinity", "1e999"):
+        np.savez(path, metadata=np.array(json.dumps(metadata).replace("10.0", number)))
+        with pytest.raises(ValueError, match=NOT_OURS):
+            wnn_jax.load(path)
+
+
+def test_weights_are_never_rounded(small_wnn: WNN, path: Path):
+    with jax.enable_x64(True):
+        saved = WNN(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) + 1e-12, small_wnn.params))
+        wnn_jax.save(saved, path)
+        assert fingerprint(wnn_jax.load(path)) == fingerprint(saved)
+    with pytest.raises(ValueError, match=r"nowcaster\.npz has weights in float64, .* Set jax_enable_x64"):
+        wnn_jax.load(path)
+
+
+def test_two_files_one_behind_the_other(small_wnn: WNN, path: Path):
+    contents: list[bytes] = []
+    for nowcaster in (small_wnn, CurveFit("linear")):
+        wnn_jax.save(nowcaster, path)
+        contents.append(path.read_bytes())
+    path.write_bytes(b"".join(contents))
+    with pytest.raises(ValueError, match="something else comes before it"):
+        wnn_jax.load(path)
+
+
+# Files that declare themselves larger than they are
+
+
+def zipped(path: Path, compression: int, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+
+
+def npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def assert_little_memory(path: Path, match: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=match):
+        wnn_jax.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_nothing_is_unpacked_that_is_larger_than_the_file(path: Path):
+    zipped(path, zipfile.ZIP_DEFLATED, metadata=npy(np.array("{}")), params=npy(np.zeros(10**7, np.float32)))
+    assert_little_memory(path, "it is compressed")
+
+
+def test_members_do_not_share_their_bytes(path: Path):
+    wnn_jax.save(CurveFit("linear"), path)
+    nested = REWRITES[".npz"]["nested"](np.random.default_rng(0), path.read_bytes(), b"")
+    path.write_bytes(nested.content)
+    assert_little_memory(path, "it is shorter than what it holds")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (3L,), ",
+        "{'descr': '<a4', 'fortran_order': False, 'shape': (1,), }",
+        "(" * 5000,
+    ],
+    ids=lambda header: header[:60],
+)
+def test_a_header_that_numpy_would_not_refuse_by_a_value_error(small_wnn: WNN, path: Path, header: str):
+    wnn_jax.save(small_wnn, path)
+    member = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header.encode() + b"\n"
+    zipped(path, zipfile.ZIP_STORED, metadata=npy(np.array(json.dumps(read(path)[0]))), params=member)
+    with pytest.raises(ValueError, match=NOT_OURS):
+        wnn_jax.load(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_members_of_one_name(small_wnn: WNN, path: Path):
+    wnn_jax.save(small_wnn, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("params/dense/output/bias.npy", npy(np.ones(1, np.float32)))
+    with pytest.raises(ValueError, match="it holds two arrays of one name"):
         wnn_jax.load(path)
 
 
@@ -345,6 +494,23 @@ def test_functions_are_not_saved(path: Path):
 def test_a_record_that_json_does_not_have(small_wnn: WNN, path: Path, value: Any):
     with pytest.raises(TypeError, match=r"nowcaster\.record cannot be saved: .* not JSON serializable"):
         wnn_jax.save(WNN(small_wnn.params, record={"loss": value}), path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_record_of_numbers_that_are_not_finite(small_wnn: WNN, path: Path, value: float):
+    with pytest.raises(ValueError, match=r"nowcaster\.record cannot be saved: .* not JSON compliant.* finite numbers"):
+        wnn_jax.save(WNN(small_wnn.params, record={"loss": [value]}), path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, np.complex64(1j), np.True_, np.int32(1)])
+def test_weights_that_are_no_finite_floats(small_wnn: WNN, path: Path, value: Any):
+    dense = small_wnn.params["dense"]
+    bias = np.full(1, value)
+    changed = WNN({"dense": {**dense, "output": {**dense["output"], "bias": bias}}})
+    with pytest.raises(ValueError, match=rf"params/dense/output/bias, of {bias.dtype}, must have finite floats only"):
+        wnn_jax.save(changed, path)
     assert not path.exists()
 
 
