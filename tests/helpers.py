@@ -103,6 +103,16 @@ def last_plus_one(context: int = 5) -> wnn_jax.Nowcaster:
     return wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, context=context)
 
 
+def bounded(forecast: Any, window: Sequence[Any], horizon: int) -> Any:
+    """A forecast in which no weight moves further than the horizon times its range in the window."""
+
+    def bound(predicted: jax.Array, *snapshots: jax.Array) -> jax.Array:
+        reach = horizon * np.ptp(np.stack(snapshots), axis=0)
+        return jnp.clip(predicted, snapshots[-1] - reach, snapshots[-1] + reach)
+
+    return jax.tree.map(bound, forecast, *window)
+
+
 @dataclasses.dataclass(frozen=True)
 class HalfMemory:
     """A drift by the running mean times a gain, which forgets one half at every visit."""

@@ -1,5 +1,6 @@
 """`nowcast` with a drift for its history, by a rule so simple that its trajectories are exact and worked by hand."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_each_mean_has_its_own_memory():
             return (step, snapshot_every)
 
         def __call__(self, motion: wnn_jax.Motion, roles: Any) -> Any:
-            return jax.tree.map(lambda of_all, latest: 100 * of_all + latest, *motion.means)
+            return jax.tree.map(lambda of_all, latest: 50 * of_all + latest, *motion.means)
 
     # Updates of 0, 1, 2, ...: between two visits 2 + 3, 4 + 5, 6 + 7.
     faster = optax.scale_by_schedule(lambda count: count)
@@ -113,7 +114,7 @@ def test_each_mean_has_its_own_memory():
     of_all, latest = ([step.state[1].history.means[index]["w"].item() for step in steps[1::2]] for index in range(2))
     assert latest == [0, 5, 9, 13]
     assert of_all == [0, 5, 7, 9]
-    assert updates(steps) == [0, 1, 2, 3 + 505, 4, 5 + 709, 6, 7 + 913]
+    assert updates(steps) == [0, 1, 2, 3 + 255, 4, 5 + 359, 6, 7 + 463]
 
 
 @pytest.mark.parametrize(
@@ -212,9 +213,25 @@ def test_a_jump_with_one_bad_element_is_not_made_anywhere(value: float):
 
 def test_a_jump_too_long_for_the_dtype_is_not_made():
     params = {"w": jnp.zeros(3, jnp.float16)}
-    steps = train(wnn_jax.nowcast(HalfMemory(gain=1e5)), params, 4, gradient=ones_like)
+    steps = train(wnn_jax.nowcast(HalfMemory(), scale=1e5), params, 4, gradient=ones_like)
     assert all((step.updates["w"] == 1).all() for step in steps)
     assert (steps[-1].state.num_nowcasts, steps[-1].state.num_rejected) == (0, 1)
+
+
+def test_a_jump_to_where_the_dtype_ends_is_not_made():
+    params = {"w": jnp.full(3, 64000, jnp.float16)}  # 32 * 99 is finite, and 64096 + 32 * 99 is not
+    gradient = functools.partial(jax.tree.map, lambda leaf: 0 * leaf + 32)
+    steps = train(wnn_jax.nowcast(HalfMemory(gain=99)), params, 4, gradient=gradient)
+    assert all((step.updates["w"] == 32).all() for step in steps)
+    assert (steps[-1].state.num_nowcasts, steps[-1].state.num_rejected) == (0, 1)
+
+
+def test_a_jump_is_bounded_by_the_means():
+    steps = from_zero(8, HalfMemory(gain=1000))
+    # The first mean is of 2 and nothing, and forgets one half of it at every visit.
+    assert updates(steps) == [1, 1, 1, 1 + 100, 1, 1 + 150, 1, 1 + 175]
+    assert [int(step.state.num_cut) for step in steps] == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert steps[-1].state.num_rejected == 0
 
 
 def test_a_jump_by_a_scale_that_is_not_finite_is_not_made():
@@ -255,6 +272,7 @@ def test_with_other_settings_a_restored_run_begins_anew(num_before: int, before:
     jumps = {num_before + t: update - 1 for t, update in enumerate(updates(resumed)) if update != 1}
     assert list(jumps)[:2] == [first + every, first + 2 * every]
     assert list(jumps.values())[:2] == [every / 2, every * 3 / 4]
+    assert resumed[-1].state.num_restarts == 1
 
 
 @pytest.mark.parametrize("num_before", [3, 4])

@@ -134,10 +134,11 @@ def test_memory_of_the_state(nowcaster: str | wnn_jax.Nowcaster, num_copies: int
     adam, with_nowcast = (compiled.memory_analysis() for compiled in (compile_step(), compile_step(nowcast)))
     assert adam is not None
     assert with_nowcast is not None
-    history, counters = num_copies * num_bytes(make_params()), 6 * 4
-    assert with_nowcast.argument_size_in_bytes == adam.argument_size_in_bytes + history + counters
+    # Eleven numbers, and three for the only small tensor with a tolerance.
+    history, numbers = num_copies * num_bytes(make_params()), (11 + 3 + 1) * 4
+    assert with_nowcast.argument_size_in_bytes == adam.argument_size_in_bytes + history + numbers
     # All of it is donated, and its memory used again.
-    assert with_nowcast.alias_size_in_bytes == adam.alias_size_in_bytes + history + counters
+    assert with_nowcast.alias_size_in_bytes == adam.alias_size_in_bytes + history + numbers
 
 
 # Averages

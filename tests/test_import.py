@@ -30,6 +30,7 @@ PUBLIC = (
     "Motion",
     "leafwise",
     "load",
+    "metrics",
     "save",
     "available",
     "decaying_horizon",

@@ -18,6 +18,7 @@ from tests.helpers import (
     bits,
     last_plus_one,
     network_params,
+    num_jumps,
     ones_like,
     train,
 )
@@ -83,7 +84,7 @@ def test_snapshots_are_of_the_parameters_after_the_step_and_the_window_restarts(
 
 def test_the_nowcaster_sees_the_window_oldest_first():
     digits = wnn_jax.leafwise(lambda history, role, horizon: sum(s * 10.0**i for i, s in enumerate(history)))  # pyright: ignore[reportArgumentType]
-    steps = from_zero(10, digits, snapshot_every=1)
+    steps = from_zero(10, digits, snapshot_every=1, horizon=10**5)  # Far enough for the bound.
     # Snapshots 1 2 3 4 5 and then, from the parameters 54321, the same again.
     assert steps[4].params["w"] == 54321
     assert values(steps[-1].state.history) == [54322, 54323, 54324, 54325]
@@ -238,6 +239,7 @@ def test_with_other_settings_a_restored_run_begins_a_window_of_its_own(num_befor
     jump_steps = {num_before + t for t in jumps(steps)}
     assert min(jump_steps) == first + 4 * every
     assert steps[-1].state.num_nowcasts == num_saved + len(jump_steps)
+    assert steps[-1].state.num_restarts == (saved.state.num_snapshots > 0)
 
 
 def test_with_the_same_settings_a_restored_run_goes_on():
@@ -246,6 +248,69 @@ def test_with_the_same_settings_a_restored_run_goes_on():
     resumed = train(tx, undisturbed[6].params, 5, gradient=ones_like, state=undisturbed[6].state)
     assert_trees_equal(resumed, undisturbed[7:])
     assert jumps(resumed) == {9 - 7: JUMP}
+
+
+# The bound of a jump.
+
+
+def far(by: float, context: int = 3) -> wnn_jax.Nowcaster:
+    return wnn_jax.leafwise(lambda history, role, horizon: history[-1] + by, context=context)
+
+
+@pytest.mark.parametrize(("by", "length", "num_cut"), [(9, 9, 0), (10, 10, 0), (11, 10, 1), (-1e30, -10, 1)])
+def test_a_jump_is_bounded_by_the_range_in_the_window(by: float, length: float, num_cut: int):
+    steps = from_zero(6, far(by), snapshot_every=1)
+    # Snapshots 1, 2, 3: a range of 2, and as many times that as snapshots ahead, of which there are 5.
+    assert jumps(steps) == {2: 1 + length, 5: 1 + length}
+    assert [int(step.state.num_cut) for step in steps] == [0, 0, num_cut, num_cut, num_cut, 2 * num_cut]
+    assert steps[-1].state.num_rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [
+        ({"horizon": 1}, [2, 2]),
+        ({"horizon": 7}, [14, 14]),
+        ({"horizon": lambda index: 3 - 2 * index}, [6, 2]),
+        ({"horizon": 2, "scale": 10.0}, [40, 40]),
+    ],
+    ids=str,
+)
+def test_the_bound_is_that_of_the_horizon_and_the_scale_comes_on_top(options: Any, lengths: list[float]):
+    steps = from_zero(6, far(1000), snapshot_every=1, **options)
+    assert jumps(steps) == dict(zip((2, 5), [1 + length for length in lengths], strict=True))
+
+
+def test_a_nowcaster_says_how_far_it_forecasts():
+    class Far:
+        context = 3
+        default_horizon = 3
+
+        def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf + 1000, history[-1])
+
+    assert jumps(from_zero(3, Far(), snapshot_every=1)) == {2: 1 + 6}
+
+
+def test_a_window_of_one_snapshot_is_bounded_by_the_last_step():
+    assert jumps(from_zero(4, far(1000, context=1), snapshot_every=2)) == {1: 1 + 5, 3: 1 + 5}
+
+
+@pytest.mark.parametrize("nowcaster", [far(1000), "exponential"], ids=str)
+def test_weights_that_did_not_move_stay_whatever_they_are(nowcaster: Any):
+    params = {"mask": jnp.array([-1e30, -jnp.inf, jnp.inf, 0.1]), "w": jnp.zeros(2)}
+    gradient = {"mask": jnp.zeros(4), "w": jnp.array([1.0, -1.0])}
+    steps = train(wnn_jax.nowcast(nowcaster, snapshot_every=1), params, 5, gradient=lambda _: gradient)
+    np.testing.assert_array_equal(steps[-1].params["mask"], params["mask"])
+    assert (steps[-1].state.num_nowcasts, steps[-1].state.num_rejected) == (1, 0)
+    assert (steps[-1].params["w"] != gradient["w"] * 5).any()
+
+
+def test_what_is_cut_is_counted_up_to_the_largest_int():
+    tx = wnn_jax.nowcast(far(1000), snapshot_every=1)
+    state = tx.init({"w": jnp.zeros(3)})._replace(num_cut=jnp.array(2**31 - 3))  # pyright: ignore[reportAttributeAccessIssue]
+    steps = train(tx, {"w": jnp.zeros(3)}, 3, gradient=ones_like, state=state)
+    assert steps[-1].state.num_cut == 2**31 - 1
 
 
 # Forecasts that are no good.
@@ -283,9 +348,19 @@ def test_a_forecast_with_one_bad_element_is_not_applied_anywhere(value: float):
 
 def test_a_jump_too_long_for_the_dtype_is_not_applied():
     across = wnn_jax.leafwise(lambda history, role, horizon: -history[-1], context=1)
-    params = {"w": jnp.full(3, 60000.0, jnp.float16)}  # -60000 is finite, and -60000 - 60000 is not
-    (step,) = train(wnn_jax.nowcast(across, snapshot_every=1), params, 1, gradient=ones_like)
-    assert (step.updates["w"] == 1).all()
+    params = {"w": jnp.full(3, 59968.0, jnp.float16)}  # -60000 is finite, and -60000 - 59968 is not
+    tx = wnn_jax.nowcast(across, snapshot_every=1, horizon=10**4)
+    (step,) = train(tx, params, 1, gradient=lambda tree: jax.tree.map(lambda leaf: 0 * leaf + 32, tree))
+    assert (step.updates["w"] == 32).all()
+    assert step.state.num_rejected == 1
+
+
+def test_a_jump_to_where_the_dtype_ends_is_not_applied():
+    params = {"w": jnp.full(3, 60000.0, jnp.float16)}
+    up = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 5000, context=1)
+    tx = wnn_jax.nowcast(up, snapshot_every=1, horizon=10**4, scale=1.5)
+    (step,) = train(tx, params, 1, gradient=lambda tree: jax.tree.map(lambda leaf: 0 * leaf + 32, tree))
+    assert (step.updates["w"] == 32).all()  # 7532 is finite, and 60000 + 7532 is not
     assert step.state.num_rejected == 1
 
 
@@ -341,15 +416,17 @@ def test_parameters_arrive_at_the_forecast(dtype: Any, update_dtype: str):
     params = {"w": jnp.asarray(random.normal(size=4000), dtype)}
     factor = jnp.asarray(random.uniform(0.5, 4, size=4000))
     forecast = wnn_jax.leafwise(lambda history, role, horizon: history[-1] * factor, context=1)
-    still = {"w": jnp.zeros(4000, dtype if update_dtype == "same" else update_dtype)}
-    (step,) = train(wnn_jax.nowcast(forecast, snapshot_every=1), params, 1, gradient=lambda _: still)
+    half = jax.tree.map(lambda leaf: leaf / 2, params)
+    update = {"w": half["w"].astype(dtype if update_dtype == "same" else update_dtype)}
+    tx = wnn_jax.nowcast(forecast, snapshot_every=1, horizon=100)
+    (step,) = train(tx, half, 1, gradient=lambda _: update)
 
     def ordinal(x: jax.Array) -> np.ndarray:
         """Neighbouring floats of one sign have neighbouring ordinals."""
         return np.asarray(x).view(f"int{8 * x.dtype.itemsize}").astype(np.int64)
 
     miss = np.abs(ordinal(step.params["w"]) - ordinal((params["w"] * factor).astype(dtype)))
-    if still["w"].dtype == dtype:
+    if update["w"].dtype == dtype:
         assert miss.max() <= 1
         assert (miss > 0).mean() < 0.2
     else:
@@ -616,3 +693,32 @@ def test_parameters_that_are_not_yet_arrays_of_jax(params: Any):
 def test_no_parameters_at_all():
     (step,) = train(wnn_jax.nowcast(last_plus_one(), snapshot_every=1), {}, 1)
     assert step.updates == {}
+
+
+# The ends of what can be counted.
+
+
+@pytest.mark.parametrize("nowcaster", [last_plus_one(context=2), "slow-drift"], ids=str)
+def test_counting_ends_without_a_storm_of_jumps(nowcaster: Any):
+    largest = 2**31 - 1
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=1)
+    state = tx.init({"w": jnp.zeros([])})._replace(count=jnp.array(largest - 7))  # pyright: ignore[reportAttributeAccessIssue]
+    steps = train(tx, {"w": jnp.zeros([])}, 20, gradient=ones_like, state=state)
+    assert [int(step.state.count) for step in steps] == [*range(largest - 6, largest + 1), *[largest] * 13]
+    assert steps[6].state.num_nowcasts == num_jumps(nowcaster, 7)
+    assert all(step.state.num_nowcasts == steps[6].state.num_nowcasts for step in steps[7:])
+    assert all((step.updates["w"] == 1).all() for step in steps[7:])
+
+
+@pytest.mark.parametrize("value", [0, -3, 0.4, jnp.nan, -jnp.inf])
+def test_a_horizon_of_a_schedule_is_brought_into_range(value: float):
+    seen = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + horizon, context=2)
+    assert jumps(from_zero(2, seen, snapshot_every=1, horizon=lambda index: jnp.asarray(value))) == {1: 2}
+
+
+def test_a_horizon_of_a_schedule_has_an_end():
+    def sees(history: Any, role: str, horizon: Any) -> jax.Array:
+        return history[-1] + jnp.where(horizon == 2**24, 1, 0)
+
+    seen = wnn_jax.leafwise(sees, context=2)
+    assert jumps(from_zero(2, seen, snapshot_every=1, horizon=lambda index: jnp.array(jnp.inf))) == {1: 2}

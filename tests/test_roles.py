@@ -417,3 +417,14 @@ def test_unknown_roles_are_refused(role: Any):
 
 def test_an_empty_tree_needs_no_roles():
     assert resolve_roles({"a": "dense"}, {}) == {}
+
+
+@pytest.mark.parametrize("names", [("A", "B"), ("a", "b"), ("lora_a", "b")])
+def test_a_matrix_called_b_is_no_bias(names: tuple[str, str]):
+    adapter = dict(zip(names, (np.zeros((64, 4)), np.zeros((4, 32))), strict=True))
+    assert roles_by_path({"query": adapter}) == {f"query/{name}": "dense" for name in names}
+
+
+def test_a_bias_of_stacked_layers_is_one():
+    layer = {"w": np.zeros((12, 64, 32)), "b": np.zeros((12, 32))}
+    assert roles_by_path({"linear": layer}) == {"linear/w": "dense", "linear/b": "bias"}

@@ -5,6 +5,7 @@ from wnn_jax import convert as convert
 from wnn_jax import late_phase as late_phase
 from wnn_jax import nowcasters as nowcasters
 from wnn_jax._horizon import decaying_horizon as decaying_horizon
+from wnn_jax._metrics import metrics as metrics
 from wnn_jax._nowcast import NowcastState as NowcastState
 from wnn_jax._nowcast import nowcast as nowcast
 from wnn_jax._nowcaster import DriftNowcaster as DriftNowcaster

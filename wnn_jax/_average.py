@@ -9,7 +9,7 @@ import optax
 
 from wnn_jax._conditionals import any_member
 from wnn_jax._history import AveragedWindow, AveragedWindowFormat, wide_dtype
-from wnn_jax._jump import Outcome, Visit, all_finite, choose
+from wnn_jax._jump import Jump, Outcome, Visit, all_finite, choose, no_jump
 from wnn_jax._window import WindowRule
 
 
@@ -23,9 +23,9 @@ class AveragedWindowRule:
     def update(self, visit: Visit, updates: Any, history: AveragedWindow, params: Any, roles: Any) -> Outcome:
         """Goes on with the mean, and makes of it what `WindowRule` would make of the parameters."""
         history = AveragedWindow(*history)  # A checkpoint may have made a plain tuple of it.
-        # Before the first step the mean is the parameters.
+        # The mean begins as the parameters.
         mean = jax.tree.map(
-            lambda mean, param: jnp.where(visit.step == 0, param.astype(mean.dtype), mean), history.mean, params
+            lambda mean, param: jnp.where(visit.is_first, param.astype(mean.dtype), mean), history.mean, params
         )
         steps = jax.tree.map(
             lambda mean, after: (1 - self.history.decay) * (after.astype(mean.dtype) - mean),
@@ -34,32 +34,34 @@ class AveragedWindowRule:
         )
         outcome = self.window.update(visit, steps, history.window, mean, roles)
 
-        def jump(updates: Any, jumped: Any, steps: Any) -> tuple[Any, jax.Array]:
+        def jump(updates: Any, jumped: Any, steps: Any, params: Any) -> tuple[Any, Jump]:
             moved = jax.tree.map(
                 lambda update, new, old: (update.astype(wide_dtype(update)) + (new - old)).astype(update.dtype),
                 updates,
                 jumped,
                 steps,
             )
-            is_accepted = outcome.is_accepted & all_finite(moved)
-            return choose(is_accepted & (visit.scale != 0), moved, updates), is_accepted
+            is_accepted = outcome.jump.is_accepted & all_finite(optax.apply_updates(params, moved))
+            updates = choose(is_accepted & (visit.scale != 0), moved, updates)
+            return updates, choose(is_accepted, outcome.jump, no_jump())
 
-        updates, is_accepted = jax.lax.cond(
+        updates, made = jax.lax.cond(
             any_member(outcome.is_jump),
             jump,
-            lambda updates, *_: (updates, jnp.zeros_like(outcome.is_jump)),
+            lambda updates, *_: (updates, no_jump()),
             updates,
             outcome.updates,
             steps,
+            params,
         )
         # Where the parameters cannot follow, the mean stays with them.
         mean = jax.tree.map(
-            lambda mean, jumped, step: mean + jnp.where(outcome.is_jump & ~is_accepted, step, jumped),
+            lambda mean, jumped, step: mean + jnp.where(outcome.is_jump & ~made.is_accepted, step, jumped),
             mean,
             outcome.updates,
             steps,
         )
-        return Outcome(updates, AveragedWindow(mean, outcome.history), outcome.is_jump, is_accepted)
+        return Outcome(updates, AveragedWindow(mean, outcome.history), outcome.is_jump, made)
 
     def count(self, visit: Visit, outcome: Outcome) -> jax.Array:
         """See `WindowRule.count`."""

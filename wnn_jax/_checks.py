@@ -109,6 +109,21 @@ def check_choice(name: str, value: Any, choices: Sequence[Choice], meaning: str)
     return choices[choices.index(value)]
 
 
+def check_bool(name: str, value: Any, meaning: str) -> None:
+    """Checks a truth value.
+
+    Args:
+      name: the name of the argument, for the message.
+      value: the argument.
+      meaning: what the argument is, for the message; without a full stop.
+
+    Raises:
+      ValueError: if it is neither `True` nor `False`.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False: {meaning}.")
+
+
 def check_float_dtype(name: str, value: Any, meaning: str) -> None:
     """Checks a floating-point dtype, or what NumPy and JAX take for one.
 

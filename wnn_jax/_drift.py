@@ -1,7 +1,8 @@
 """What happens to the parameters where the history is a drift."""
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,23 @@ import optax
 
 from wnn_jax._conditionals import any_member
 from wnn_jax._history import DriftFormat, DriftHistory, difference, wide_dtype
-from wnn_jax._jump import Outcome, Visit, all_finite, check_prediction, choose
+from wnn_jax._jump import (
+    MAX_COUNT,
+    Jump,
+    Outcome,
+    Visit,
+    add_counts,
+    all_finite,
+    check_prediction,
+    choose,
+    no_jump,
+    relative_size,
+)
+from wnn_jax._norm import norms
 from wnn_jax._nowcaster import DriftNowcaster, Motion
+
+# How far a tensor may jump, in multiples of the longest of its running means.
+_MAX_GAIN = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +44,7 @@ class DriftRule:
         is_jump = visit.is_due & (visit.num_snapshots > 0)
         step = visit.num_snapshots * visit.snapshot_every
 
-        def go_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, jax.Array]:
+        def go_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, Jump]:
             anchor, old_means = self.history.read(history)
             after = optax.apply_updates(params, updates)
             displacement = jax.tree.map(difference, after, anchor)
@@ -44,29 +60,59 @@ class DriftRule:
             means = self.history.read(history).means
             jump = self.nowcaster(Motion(means, displacement, after, step, visit.snapshot_every, self.num_steps), roles)
             check_prediction(jump, params)
+            bounded = _bound(jump, means)
             jumped = jax.tree.map(
-                lambda update, jump: (update.astype(wide_dtype(update)) + visit.scale * jump).astype(update.dtype),
+                lambda update, move: (update.astype(wide_dtype(update)) + visit.scale * move).astype(update.dtype),
                 updates,
-                jump,
+                bounded.jump,
             )
-            is_accepted = is_jump & all_finite(jumped)
+            is_accepted = is_jump & all_finite(optax.apply_updates(params, jumped))
+            size = jnp.abs(visit.scale) * relative_size(bounded.jump, after)
+            made = choose(is_accepted, Jump(is_accepted, bounded.num_cut, size.astype(jnp.float32)), no_jump())
             # A jump of no length changes no bit.
             new_updates = choose(is_accepted & (visit.scale != 0), jumped, updates)
             # The anchor is where the jump leads to, so that it is no part of the next displacement.
             anchor = choose(visit.is_due, optax.apply_updates(params, new_updates), anchor)
-            return new_updates, history._replace(anchor=self.history.write_anchor(anchor)), is_accepted
+            return new_updates, history._replace(anchor=self.history.write_anchor(anchor)), made
 
         # With the writing branch taken on True, for the same reason.
-        updates, history, is_accepted = jax.lax.cond(
+        updates, history, made = jax.lax.cond(
             any_member(visit.is_due),
             go_on,
-            lambda updates, history, _: (updates, history, jnp.zeros_like(is_jump)),
+            lambda updates, history, _: (updates, history, no_jump()),
             updates,
             history,
             params,
         )
-        return Outcome(updates, history, is_jump, is_accepted)
+        return Outcome(updates, history, is_jump, made)
 
     def count(self, visit: Visit, outcome: Outcome) -> jax.Array:
         """How many visits are remembered after one: none where the forecast was not finite, as its history is not."""
-        return jnp.where(outcome.is_jump & ~outcome.is_accepted, 0, visit.num_snapshots + 1)
+        return jnp.where(outcome.is_jump & ~outcome.jump.is_accepted, 0, visit.num_snapshots + 1)
+
+
+class _Bounded(NamedTuple):
+    """A jump that is not too long.
+
+    Attributes:
+      jump: a tree like the parameters.
+      num_cut: int32, how many weights were held back.
+    """
+
+    jump: Any
+    num_cut: jax.Array
+
+
+def _bound(jump: Any, means: tuple[Any, ...]) -> _Bounded:
+    """Shortens the jump of each tensor that goes further than the bound."""
+    lengths = norms(jump)
+    longest = [functools.reduce(jnp.maximum, of_tensor) for of_tensor in zip(*map(norms, means), strict=True)]
+    limits = [(_MAX_GAIN * mean).astype(length.dtype) for mean, length in zip(longest, lengths, strict=True)]
+    is_cut = [length > limit for length, limit in zip(lengths, limits, strict=True)]
+    shares = [jnp.where(*values, 1) for values in zip(is_cut, map(jnp.divide, limits, lengths), strict=True)]
+    leaves, treedef = jax.tree.flatten(jump)
+    bounded = [share.astype(leaf.dtype) * leaf for share, leaf in zip(shares, leaves, strict=True)]
+    num_cut = add_counts(
+        jnp.where(is_leaf_cut, min(leaf.size, MAX_COUNT), 0) for is_leaf_cut, leaf in zip(is_cut, leaves, strict=True)
+    )
+    return _Bounded(jax.tree.unflatten(treedef, bounded), num_cut)

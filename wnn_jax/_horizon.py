@@ -1,4 +1,4 @@
-"""Schedules of the horizon."""
+"""Horizons, and schedules of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._checks import check_int
+
+# Up to this float32 has all integers.
+_MAX_HORIZON = 2**24
 
 
 def decaying_horizon(num_nowcasts: int, *, first: int = 40, last: int = 1) -> Callable[[Any], jax.Array]:
@@ -42,3 +45,23 @@ def decaying_horizon(num_nowcasts: int, *, first: int = 40, last: int = 1) -> Ca
     roots = np.linspace(np.sqrt(first), np.sqrt(last), num_nowcasts)
     horizons = np.round(roots**2).astype(np.int32)
     return lambda index: jnp.asarray(horizons)[jnp.clip(index, 0, num_nowcasts - 1)]
+
+
+def clip_horizon(horizon: Any, maximum: int = _MAX_HORIZON) -> jax.Array:
+    """Brings a horizon that a schedule made into range.
+
+    Args:
+      horizon: a real scalar array. It is rounded; what is not a number is 1.
+      maximum: the greatest that it may be.
+
+    Returns:
+      An int32 scalar from 1 to `maximum`.
+
+    Raises:
+      ValueError: if it is no real scalar.
+    """
+    horizon = jnp.asarray(horizon)
+    if horizon.ndim > 0 or not (jnp.issubdtype(horizon.dtype, jnp.number) and jnp.isrealobj(horizon)):
+        raise ValueError(f"horizon is of the type {jax.typeof(horizon)}; an array must be a real scalar.")
+    horizon = jnp.round(horizon.astype(jnp.float32))
+    return jnp.minimum(jnp.where(horizon >= 1, horizon, 1), maximum).astype(jnp.int32)

@@ -1,29 +1,48 @@
 """What the kinds of history share: when they are visited, and how a jump takes the place of an update."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+
+# All counts stop here.
+MAX_COUNT = 2**31 - 1
 
 
 class Visit(NamedTuple):
     """The visit to the history that may be due at a step.
 
     Attributes:
-      step: int32, the steps before this one.
-      is_due: bool, whether there is one.
+      is_first: bool, whether nothing is known of the parameters before this step.
+      is_due: bool, whether there is a visit.
       num_snapshots: int32, how many visits the history remembers already.
       snapshot_every: steps between visits.
       horizon: how many snapshots ahead to forecast, or `None`.
       scale: how far to go along a jump.
     """
 
-    step: jax.Array
+    is_first: jax.Array
     is_due: jax.Array
     num_snapshots: jax.Array
     snapshot_every: Any
     horizon: Any
     scale: Any
+
+
+class Jump(NamedTuple):
+    """What was made of a forecast.
+
+    Attributes:
+      is_accepted: bool, whether the parameters jumped: a forecast that is not finite is rejected.
+      num_cut: int32, the weights that the bound held back.
+      size: float32, the norm of the jump beside that of the parameters.
+    """
+
+    is_accepted: jax.Array
+    num_cut: jax.Array
+    size: jax.Array
 
 
 class Outcome(NamedTuple):
@@ -33,13 +52,37 @@ class Outcome(NamedTuple):
       updates: of the parameters.
       history: after the step.
       is_jump: bool, whether a forecast was made.
-      is_accepted: bool, whether it was finite.
+      jump: what was made of it.
     """
 
     updates: Any
     history: Any
     is_jump: jax.Array
-    is_accepted: jax.Array
+    jump: Jump
+
+
+def no_jump() -> Jump:
+    """There was no forecast, or it was rejected."""
+    return Jump(jnp.array(False), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
+
+
+def relative_size(moves: Any, params: Any) -> jax.Array:
+    """The norm of a jump beside that of the parameters, as float32."""
+
+    def norm(tree: Any) -> Any:
+        # What is larger than any weight, such as a mask, does not count, and no sum overflows.
+        leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+        return optax.tree.norm([jnp.where(jnp.abs(leaf) < 1e15, leaf, 0) for leaf in leaves])
+
+    return norm(moves) / jnp.maximum(norm(params), jnp.finfo(jnp.float32).tiny)
+
+
+def add_counts(counts: Iterable[jax.Array]) -> jax.Array:
+    """The sum of int32 counts, or the largest int32."""
+    total = jnp.zeros([], jnp.int32)
+    for count in counts:
+        total += jnp.minimum(count, MAX_COUNT - total)
+    return total
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -1,10 +1,12 @@
 """Weight nowcasting as an Optax transformation."""
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
@@ -21,7 +23,9 @@ from wnn_jax._history import (
     WindowFormat,
     check_history,
 )
-from wnn_jax._jump import Visit
+from wnn_jax._horizon import clip_horizon
+from wnn_jax._jump import MAX_COUNT, Visit, add_counts
+from wnn_jax._landmark import MISPLACED, Landmark, position_of
 from wnn_jax._nowcaster import DriftNowcaster, Nowcaster, is_drift
 from wnn_jax._roles import RolesLike, resolve_roles
 from wnn_jax._store import DEFAULT_NOWCASTER, load
@@ -45,6 +49,15 @@ class NowcastState(NamedTuple):
       snapshot_every: int32, the steps between them.
       num_nowcasts: int32, the jumps made.
       num_rejected: int32, the jumps not made because they were not finite.
+      num_cut: int32, the weights that the bound of a jump held back, over all jumps.
+      num_restarts: int32, the histories that began anew before their time: they were recorded with another
+        `snapshot_every` or `start`, or the parameters were misplaced.
+      num_misplaced: int32, the steps at which the parameters were not where the last update led.
+      last_nowcast: int32, the step of the latest jump.
+      last_size: float32, the norm of that jump beside the norm of the parameters.
+      landmark: where the parameters were left.
+
+    All counts stop at 2147483647.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -54,6 +67,12 @@ class NowcastState(NamedTuple):
     snapshot_every: jax.Array
     num_nowcasts: jax.Array
     num_rejected: jax.Array
+    num_cut: jax.Array
+    num_restarts: jax.Array
+    num_misplaced: jax.Array
+    last_nowcast: jax.Array
+    last_size: jax.Array
+    landmark: Landmark
 
 
 def nowcast(
@@ -92,9 +111,23 @@ def nowcast(
     passes through untouched. With a `scale` of 0 all is plain training, to the last bit. The states of the
     transformations before this one (the moments of Adam, say) are left alone.
 
-    A jump with a NaN or an infinity anywhere in it is not made: the optimizer's own update is, and
-    `NowcastState.num_rejected` counts it. A history that was not visited when it was due, because it was restored with
-    another `snapshot_every` for example, begins anew.
+    Nothing that goes wrong is silent; `wnn_jax.metrics` has all the counts.
+
+    - *A jump is bounded.* In a window a weight moves by at most :math:`h` times its range, the difference of its
+      largest and its smallest snapshot, where :math:`h` is the horizon, that of the nowcaster if none is given, or 5 if
+      it has none; what would move further is held back there. (A window of one snapshot takes the range of the last
+      step.) So a weight that did not move stays. Of a drift, a tensor moves by at most 100 times the norm of the
+      longest of its means. `NowcastState.num_cut` counts the weights that were held back; `scale` comes on top of the
+      bound.
+    - *A jump that is not finite is not made*: the optimizer's own update is, where there is a NaN or an infinity
+      anywhere in the forecast of weights that moved, or in the parameters that it leads to. `num_rejected` counts it.
+    - *A history is not misread.* One that was not visited when it was due, because it was restored with another
+      `snapshot_every` or `start`, begins anew, and `num_restarts` counts it. One of another kind is a `ValueError`.
+    - *Parameters are where they were left*, or else the history begins anew, and `num_misplaced` counts it: something
+      comes after this transformation in the chain and changes its updates, or the parameters were edited, or restored
+      without this state. A few of the smallest tensors are looked at, at every step; they are elsewhere if they are
+      further away than a quarter of the length of the last update. Outside of `jit` there is a warning.
+    - *Nothing is recorded, and there is no jump*, once 2147483647 steps were counted.
 
     Args:
       nowcaster: what makes the forecast: a name from `wnn_jax.available()`, the path of a file that
@@ -210,6 +243,8 @@ def nowcast(
         if average is not None:
             rule = AveragedWindowRule(rule, AveragedWindowFormat(average, window_format))
 
+    warn_of_misplaced = _make_warning()
+
     def init_fn(params: Any) -> NowcastState:
         _check_params(params)
         resolve_roles(roles, params)
@@ -224,6 +259,12 @@ def nowcast(
             snapshot_every=jnp.zeros([], jnp.int32),
             num_nowcasts=jnp.zeros([], jnp.int32),
             num_rejected=jnp.zeros([], jnp.int32),
+            num_cut=jnp.zeros([], jnp.int32),
+            num_restarts=jnp.zeros([], jnp.int32),
+            num_misplaced=jnp.zeros([], jnp.int32),
+            last_nowcast=jnp.zeros([], jnp.int32),
+            last_size=jnp.zeros([], jnp.float32),
+            landmark=Landmark.unknown(params),
         )
 
     def update_fn(updates: Any, state: NowcastState, params: Any = None, **extra_args: Any) -> tuple[Any, NowcastState]:
@@ -232,29 +273,41 @@ def nowcast(
             raise ValueError(NO_PARAMS_MSG)
         check_history(state.history, rule.history, params, nowcaster)
         count = state.count
-        is_due = (count % snapshot_every == snapshot_every - 1) & (count >= start)
+        position = position_of(params)
+        is_misplaced = Landmark(*state.landmark).is_missed(position)  # A checkpoint may have made a plain tuple of it.
+        warn_of_misplaced(is_misplaced)
+        num_snapshots = jnp.where(is_misplaced, 0, state.num_snapshots)
+        is_due = (count % snapshot_every == snapshot_every - 1) & (count >= start) & (count < MAX_COUNT)
         if stop is not None:
             is_due &= count < stop
         index = state.num_nowcasts + state.num_rejected
         is_continued = (state.snapshot_every == snapshot_every) & (count - state.last_snapshot == snapshot_every)
         visit = Visit(
-            step=count,
+            is_first=(count == 0) | is_misplaced,
             is_due=is_due,
             # A history that was visited at other steps than these is of no use any more: another begins.
-            num_snapshots=jnp.where(is_continued, state.num_snapshots, 0),
+            num_snapshots=jnp.where(is_continued, num_snapshots, 0),
             snapshot_every=snapshot_every,
-            horizon=horizon(index) if callable(horizon) else horizon,
+            horizon=clip_horizon(horizon(index)) if callable(horizon) else horizon,
             scale=scale(index) if callable(scale) else scale,
         )
         outcome = rule.update(visit, updates, cast(Any, state.history), params, resolve_roles(roles, params))
+        made, is_jump = outcome.jump, outcome.is_jump
+        has_restarted = (state.num_snapshots > 0) & (is_misplaced | (is_due & ~is_continued))
         return outcome.updates, NowcastState(
             count=cast(jax.Array, optax.safe_increment(count)),
             history=outcome.history,
-            num_snapshots=jnp.where(is_due, rule.count(visit, outcome), state.num_snapshots),
+            num_snapshots=jnp.where(is_due, rule.count(visit, outcome), num_snapshots),
             last_snapshot=jnp.where(is_due, count, state.last_snapshot),
             snapshot_every=jnp.where(is_due, jnp.asarray(snapshot_every, jnp.int32), state.snapshot_every),
-            num_nowcasts=state.num_nowcasts + outcome.is_accepted.astype(jnp.int32),
-            num_rejected=state.num_rejected + (outcome.is_jump & ~outcome.is_accepted).astype(jnp.int32),
+            num_nowcasts=add_counts((state.num_nowcasts, made.is_accepted)),
+            num_rejected=add_counts((state.num_rejected, is_jump & ~made.is_accepted)),
+            num_cut=add_counts((state.num_cut, made.num_cut)),
+            num_restarts=add_counts((state.num_restarts, has_restarted)),
+            num_misplaced=add_counts((state.num_misplaced, is_misplaced)),
+            last_nowcast=jnp.where(made.is_accepted, count, state.last_nowcast),
+            last_size=jnp.where(made.is_accepted, made.size, state.last_size),
+            landmark=Landmark.of_step(params, outcome.updates, position),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
@@ -330,9 +383,30 @@ def _check_memory_kind(kind: str) -> None:
 
 def _check_params(params: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(leaf)
+        place = jax.tree_util.keystr(path) or "its root"
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError as error:
+            raise ValueError(
+                f"params has a leaf of type {type(leaf).__name__} at {place}, and only arrays can be forecast. Of an "
+                "Equinox model take the arrays: eqx.filter(model, eqx.is_inexact_array)."
+            ) from error
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"params has a leaf of dtype {dtype} at {jax.tree_util.keystr(path) or 'its root'}, and only real "
-                "floating-point parameters can be forecast. Leave such leaves out with optax.masked or optax.partition."
+                f"params has a leaf of dtype {dtype} at {place}, and only real floating-point parameters can be "
+                "forecast. Leave such leaves out with optax.masked or optax.partition."
             )
+
+
+def _make_warning() -> Callable[[jax.Array], None]:
+    """A function that warns the first time that parameters are misplaced, outside of `jit`."""
+    has_warned = False
+
+    def warn(is_misplaced: jax.Array) -> None:
+        nonlocal has_warned
+        if has_warned or isinstance(is_misplaced, jax.core.Tracer) or not is_misplaced:
+            return
+        has_warned = True
+        warnings.warn(MISPLACED, stacklevel=4)
+
+    return warn

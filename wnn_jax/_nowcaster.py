@@ -27,9 +27,9 @@ class Nowcaster(Protocol):
 
     - `takes_horizon` (default `True`): whether `horizon` means anything to it.
       Where it is `False`, `nowcast(horizon=...)` is refused.
-    - `moves_frozen` (default `False`): whether the prediction for a weight that
-      never moved can differ from that weight. Where it is `True`, `nowcast`
-      holds such weights in place.
+    - `default_horizon` (default 5): how many snapshots ahead it forecasts where
+      `horizon` is `None`. By it and by their range in the window the moves of
+      weights are bounded; see `nowcast`.
 
     Attributes:
       context: how many snapshots a prediction is made from.

@@ -1,7 +1,7 @@
 """Which kind of operation a parameter belongs to, read from its name and rank."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,8 @@ def default_roles(params: Any) -> Any:
     The roles are those of the weight nowcaster network (Jang et al., ICML 2023: one network per kind of
     operation), with two more for what its published code skips:
 
-    - `"bias"`: anything called a bias (also the shift of a norm layer), and any other leaf of rank <= 1;
+    - `"bias"`: anything called a bias (also the shift of a norm layer; a matrix called `b` is none), and any other
+      leaf of rank <= 1;
     - `"norm"`: the scale of a norm layer;
     - `"embedding"`: a table of token or position embeddings;
     - `"dense"`: a leaf of rank 2, and one of higher rank that is a matrix with split or stacked axes: one in an
@@ -63,7 +64,11 @@ def default_roles(params: Any) -> Any:
             children.setdefault(names[:depth], set()).add(name)
 
     roles: list[str] = []
-    for (names, shape), bias in zip(leaves, bias_shapes(params), strict=True):
+    is_bias = _are_biases(leaves)
+    for (names, shape), bias, is_leaf_bias in zip(leaves, bias_shapes(params), is_bias, strict=True):
+        if is_leaf_bias:
+            roles.append("bias")
+            continue
         # A bias has one axis of its own; any others are stacked layers or split features, as in its kernel.
         bias_axes = sum(size > 1 for size in bias or ())
         in_attention = children.get(names[:-2], set()) >= _ATTENTION_CHILDREN
@@ -74,8 +79,25 @@ def default_roles(params: Any) -> Any:
 def bias_shapes(params: Any) -> list[tuple[int, ...] | None]:
     """For each leaf, the shape of the bias in the same module, or `None` where there is none."""
     leaves = _named_shapes(params)
-    biases = {names[:-1]: shape for names, shape in leaves if names and names[-1] in ("bias", "b")}
+    named = zip(leaves, _are_biases(leaves), strict=True)
+    biases = {names[:-1]: shape for (names, shape), is_bias in named if is_bias and names[-1] in ("bias", "b")}
     return [biases.get(names[:-1]) for names, _ in leaves]
+
+
+def _are_biases(leaves: Sequence[tuple[_Names, tuple[int, ...]]]) -> list[bool]:
+    """Which leaves are biases, by their names.
+
+    A matrix `b`, as of a low-rank adapter, is none. That of stacked layers, or with split features, has a kernel with
+    an axis more beside it.
+    """
+    ranks: dict[_Names, int] = {}
+    for names, shape in leaves:
+        ranks[names[:-1]] = max(len(shape), ranks.get(names[:-1], 0))
+    return [
+        bool(names and _BIAS.fullmatch(names[-1]))
+        and (names[-1] != "b" or len(shape) <= 1 or len(shape) < ranks[names[:-1]])
+        for names, shape in leaves
+    ]
 
 
 def resolve_roles(roles: RolesLike, params: Any) -> Any:
@@ -146,8 +168,6 @@ def _names(root: Any, path: tuple[Any, ...]) -> _Names:
 
 def _role(names: _Names, rank: int, *, num_split: int, in_attention: bool) -> str:
     *ancestors, module, leaf = ("", "", *names)
-    if _BIAS.fullmatch(leaf):
-        return "bias"
     if _NORM_SCALE.fullmatch(leaf) or (leaf == "weight" and _NORM_MODULE.fullmatch(module)):
         return "norm"
     if _EMBEDDING.fullmatch(leaf) or (leaf == "weight" and _EMBEDDING.fullmatch(module)):

@@ -1,7 +1,8 @@
 """What happens to the parameters where the history is a window of snapshots."""
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import optax
 
 from wnn_jax._conditionals import any_member
 from wnn_jax._history import Window, WindowFormat, wide_dtype
-from wnn_jax._jump import Outcome, Visit, all_finite, check_prediction, choose
+from wnn_jax._jump import Jump, Outcome, Visit, add_counts, check_prediction, choose, no_jump, relative_size
 from wnn_jax._nowcaster import Nowcaster
+
+# How far ahead a nowcaster forecasts that does not say it, in snapshots.
+_DEFAULT_HORIZON = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,62 +39,84 @@ class WindowRule:
 
         history = jax.lax.cond(any_member(is_recording), record, lambda history, *_: history, history, params, updates)
 
-        def jump(updates: Any, params: Any, history: Window) -> tuple[Any, jax.Array]:
-            window = (*self.history.read(history), optax.apply_updates(params, updates))
+        def jump(updates: Any, params: Any, history: Window) -> tuple[Any, Jump]:
+            earlier = self.history.read(history)
+            window = (*earlier, optax.apply_updates(params, updates))
             prediction = self.nowcaster(window, roles, visit.horizon)
             check_prediction(prediction, params)
-            if getattr(self.nowcaster, "moves_frozen", False):
-                prediction = _hold_frozen(prediction, window)
+            horizon = getattr(self.nowcaster, "default_horizon", _DEFAULT_HORIZON)
+            horizon = horizon if visit.horizon is None else visit.horizon
 
-            def replace(prediction: Any, params: Any) -> Any:
-                after = optax.apply_updates(params, updates)
-                return jax.tree.map(
-                    lambda predicted, own, param, update: _jump(predicted, own, param, visit.scale).astype(
-                        update.dtype
-                    ),
-                    prediction,
-                    after,
-                    params,
-                    updates,
-                )
+            def land(params: Any) -> list[_Landing]:
+                leaves = zip(*map(jax.tree.leaves, (prediction, params, updates, *earlier)), strict=True)
+                return [_land(*leaf, horizon=horizon, scale=visit.scale) for leaf in leaves]
 
-            # Twice, once for the check, rather than once and kept: the one is reading, the other a copy of the model.
-            is_accepted = is_jump & all_finite(replace(prediction, jax.lax.optimization_barrier(params)))
+            # Twice, once for the checks, rather than once and kept: the one is reading, the other a copy of the model.
+            landings = land(jax.lax.optimization_barrier(params))
+            is_good = functools.reduce(jnp.logical_and, (leaf.is_good for leaf in landings), is_jump)
+            num_cut = add_counts(leaf.num_cut for leaf in landings)
+            size = relative_size([leaf.move for leaf in landings], window[-1])
+            # Of all of them, though that of two is always true: then they are known before the first update is written,
+            # and XLA need not copy what they read.
+            made = Jump(is_good & (num_cut >= 0) & jnp.isfinite(size), num_cut, size)
             # A jump of no length counts, or schedules of the nowcast's index would stop at it, but changes no bit.
-            return choose(is_accepted & (visit.scale != 0), replace(prediction, params), updates), is_accepted
+            jumped = jax.tree.unflatten(jax.tree.structure(params), [leaf.update for leaf in land(params)])
+            updates = choose(made.is_accepted & (visit.scale != 0), jumped, updates)
+            return updates, choose(made.is_accepted, made, no_jump())
 
-        updates, is_accepted = jax.lax.cond(
-            any_member(is_jump),
-            jump,
-            lambda updates, *_: (updates, jnp.zeros_like(is_jump)),
-            updates,
-            params,
-            history,
+        updates, made = jax.lax.cond(
+            any_member(is_jump), jump, lambda updates, *_: (updates, no_jump()), updates, params, history
         )
-        return Outcome(updates, history, is_jump, is_accepted)
+        return Outcome(updates, history, is_jump, made)
 
     def count(self, visit: Visit, outcome: Outcome) -> jax.Array:
         """How many snapshots there are after a visit: none after a jump, so that no window ever spans one."""
         return jnp.where(outcome.is_jump, 0, visit.num_snapshots + 1)
 
 
-def _jump(predicted: jax.Array, after: jax.Array, param: jax.Array, scale: Any) -> jax.Array:
-    """The update that leads from `param` to `after + scale * (predicted - after)`."""
+class _Landing(NamedTuple):
+    """Where a leaf jumps to.
+
+    Attributes:
+      update: from the parameter to there.
+      move: from where the optimizer's own update leads, in float32 or wider.
+      is_good: whether all of it is finite.
+      num_cut: int32, how many weights were held back.
+    """
+
+    update: jax.Array
+    move: jax.Array
+    is_good: jax.Array
+    num_cut: jax.Array
+
+
+def _land(
+    predicted: jax.Array, param: jax.Array, update: jax.Array, *earlier: jax.Array, horizon: Any, scale: Any
+) -> _Landing:
+    """Jumps, no further than the bound, from where an update leads to a forecast."""
     # In at least fp32: what bf16 loses in a difference would move the parameters off the prediction.
     dtype = wide_dtype(param)
-    param = param.astype(dtype)
+    after = _apply(param, update).astype(dtype)
+    # A window of one snapshot has no range but that of the step.
+    window = [snapshot.astype(dtype) for snapshot in (*(earlier or (param,)), after)]
+    low, high = functools.reduce(jnp.minimum, window), functools.reduce(jnp.maximum, window)
+    # Compared, and not subtracted, for a mask may be infinite.
+    is_frozen = low == high
+    reach = (horizon * (high - low)).astype(dtype)
+    predicted, before = predicted.astype(dtype), param.astype(dtype)
+    bounded = jnp.clip(predicted, after - reach, after + reach)
+    move = jnp.where(is_frozen, 0, scale * (bounded - after))
     # Of this form, because at scale 1 nothing but the difference from the prediction is left, rounded once.
-    return (1 - scale) * (after.astype(dtype) - param) + scale * (predicted.astype(dtype) - param)
+    jumped = ((1 - scale) * (after - before) + scale * (bounded - before)).astype(update.dtype)
+    update = jnp.where(is_frozen, update, jumped)
+    is_good = jnp.isfinite(predicted) & jnp.isfinite(_apply(param, update))
+    return _Landing(
+        update=update,
+        move=move,
+        is_good=jnp.all(is_frozen | is_good),
+        num_cut=jnp.sum(~is_frozen & (bounded != predicted), dtype=jnp.int32),
+    )
 
 
-def _hold_frozen(prediction: Any, window: Window) -> Any:
-    """The prediction, with the weights that did not change within the window kept as they are."""
-
-    def hold(predicted: jax.Array, *leaf_history: jax.Array) -> jax.Array:
-        last = leaf_history[-1]
-        is_frozen = jnp.ones_like(last, dtype=bool)
-        for snapshot in leaf_history[:-1]:
-            is_frozen &= snapshot == last
-        return jnp.where(is_frozen, last, predicted)
-
-    return jax.tree.map(hold, prediction, *window)
+def _apply(param: jax.Array, update: jax.Array) -> jax.Array:
+    return cast(jax.Array, optax.apply_updates(param, update))

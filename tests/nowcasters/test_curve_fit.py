@@ -37,16 +37,15 @@ FORMULAS: dict[str, tuple[Callable[..., Any], list[tuple[float, float]], list[fl
 
 @functools.cache
 def compiled(kind: str) -> Callable[..., jax.Array]:
-    """`(history [5, n], horizon) -> prediction [n]`."""
-    nowcaster = CurveFit(kind)
-    return jax.jit(lambda history, horizon: nowcaster(list(history), "dense", horizon))
+    """`(history [5, n], time) -> value of the curve [n]`, for times that need not be in the future."""
+    return jax.jit(lambda history, time: CurveFit(kind)._predict(tuple(history), None, time))
 
 
 def predict(kind: str, history: Any, horizon: int = 5) -> np.ndarray:
     """Predicts up to `NUM_WEIGHTS` weights, always by the same compiled program: compiling takes most of the time."""
     num_weights = np.shape(history)[1]
     padded = np.pad(np.asarray(history, np.float32), ((0, 0), (0, NUM_WEIGHTS - num_weights)))
-    return np.asarray(compiled(kind)(padded, horizon))[:num_weights]
+    return np.asarray(compiled(kind)(padded, 4 + horizon))[:num_weights]
 
 
 def noisy_history(num_weights: int = NUM_WEIGHTS) -> np.ndarray:
@@ -219,7 +218,7 @@ def test_frozen_weight_stays(kind: str, value: float):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(kind: str, dtype: Any):
     history = jnp.asarray(noisy_history(), dtype).at[:, 0].set(jnp.array([0, 1, 10, 100, 60_000], dtype))
-    prediction = compiled(kind)(history, 5)
+    prediction = compiled(kind)(history, 9)
     assert prediction.dtype == dtype
     assert jnp.isfinite(prediction).all()
     expected = jnp.asarray(predict(kind, history)[1:], dtype)
@@ -255,9 +254,22 @@ def test_horizon_and_eager_calls(kind: str):
     nowcaster, history = CurveFit(kind), jnp.asarray(noisy_history())
     default = nowcaster(list(history), "conv", None)
     np.testing.assert_array_equal(default, nowcaster(list(history), "conv", 5))
-    traced = compiled(kind)(history, jnp.int32(5))
-    assert_close_to_span(traced, default, history, FLATNESS)
-    assert not np.array_equal(traced, compiled(kind)(history, jnp.int32(2)))
+    predict_ahead = jax.jit(lambda horizon: nowcaster(list(history), "dense", horizon))
+    assert_close_to_span(predict_ahead(5.0), default, history, FLATNESS)
+    nearest = predict_ahead(1.0)
+    assert not np.array_equal(nearest, predict_ahead(2.0))
+    for horizon in (0.0, -3.0, np.nan):
+        np.testing.assert_array_equal(predict_ahead(horizon), nearest)
+
+
+@pytest.mark.parametrize(("kind", "growth"), [("exponential", 5), ("power", 5), ("x_exp_x", 5 + np.log(11))])
+def test_growth_is_bounded_by_the_horizon(kind: str, growth: float):
+    """Forty snapshots ahead no curve has grown by more than e^5, of which `x` alone is another factor."""
+    t = np.arange(5.0)
+    history = np.stack([np.exp(t), (t + 1) ** 4, t * np.exp(t)], axis=1)
+    moved = predict(kind, history, 40) - history[0]
+    assert (np.abs(moved) <= 3 * np.exp(growth) * np.ptp(history, axis=0)).all()
+    assert (moved > np.ptp(history, axis=0)).all()
 
 
 @pytest.mark.parametrize("kind", ["quadratic", "michaelis_menten", "sigmoid"])

@@ -139,6 +139,15 @@ def test_the_jumps_of_one_memory_go_no_further_than_a_share_of_the_weights(scale
     np.testing.assert_allclose(3 * lengths[0], 0.2 * lengths[1], rtol=1e-5)
 
 
+def test_what_does_not_move_says_nothing_about_how_far_to_go():
+    rule = Drift(spectral=False, memory=0.1, gain=1.0, max_gain=FAR, reach=0.2)
+    roles = {"w": "bias", "mask": "bias"}
+    means, params = {"w": jnp.ones(3)}, {"w": jnp.full(3, 2.0)}
+    alone = rule(motion(means, 90)._replace(params=params), {"w": "bias"})
+    beside = motion(means | {"mask": jnp.zeros(2)}, 90)._replace(params=params | {"mask": jnp.full(2, -1e30)})
+    np.testing.assert_array_equal(rule(beside, roles)["w"], alone["w"])
+
+
 def test_a_matrix_goes_as_far_as_before_in_all_directions_alike():
     slow, spectral = (Drift(spectral=spectral)(motion(PARAMS, 100), ROLES) for spectral in (False, True))
 

@@ -219,12 +219,14 @@ def test_moments_are_those_of_numpy(size: int):
     values = history.astype(np.float64)
     mean = values.mean(axis=(0, 2))
     changes = np.diff(values, axis=0)
+    unit = np.exp2(np.floor(np.log2(np.abs(values).max(axis=(0, 2)))))
     expected = Moments(
         count=np.full(2, size),
+        unit=unit,
         mean=mean,
-        squares=((values - mean[:, None]) ** 2).sum(axis=(0, 2)),
-        changes=tuple((changes**2).sum(axis=-1)),
-        lagged=tuple((changes[lag:] * changes[:-lag]).sum(axis=(0, -1)) for lag in (1, 2, 3)),
+        squares=((values - mean[:, None]) ** 2).sum(axis=(0, 2)) / unit**2,
+        changes=tuple((changes**2).sum(axis=-1) / unit**2),
+        lagged=tuple((changes[lag:] * changes[:-lag]).sum(axis=(0, -1)) / unit**2 for lag in (1, 2, 3)),
     )
     leaves = [tuple(map(jnp.asarray, leaf)) for leaf in history.swapaxes(0, 1)]
     together = moments_of_all(leaves)

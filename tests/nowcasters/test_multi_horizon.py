@@ -14,6 +14,7 @@ import wnn_jax
 from tests.helpers import (
     assert_close,
     assert_trees_close,
+    bounded,
     network_params,
     pull_to_one,
     random_history,
@@ -93,15 +94,36 @@ def test_low_precision_leaves_are_forecast_in_float32(cls: Any, params: Any, dty
     np.testing.assert_array_equal(predicted, in_float32.astype(dtype))
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -1e-20, 1e6])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e-20, 1e6, -1e30])
 def test_a_tensor_that_never_moved_stays(cls: Any, params: Any, value: float):
     leaf = jnp.full([3, 4], value)
     assert_close(predict(cls, params, [leaf] * 5), leaf, rtol=1e-5)
 
 
-def test_whether_a_frozen_weight_moves_is_said(cls: Any, params: Any):
-    history = [snapshot.at[0].set(0.5) for snapshot in random_history((6,))]
-    assert (predict(cls, params, history)[0] != 0.5) == cls.moves_frozen
+def test_a_frozen_weight_of_float64_stays_to_the_last_bit():
+    with jax.enable_x64(True):
+        params = random_params(AdaptiveLinear)
+        history = [snapshot.astype(jnp.float64).at[0].set(0.1) for snapshot in random_history((6,))]
+        predicted = np.asarray(predict(AdaptiveLinear, params, history))
+    assert predicted.dtype == np.float64
+    assert predicted[0] == 0.1
+
+
+@pytest.mark.parametrize("exponent", [-100, -60, 60, 100, 124])
+def test_weights_of_any_scale_are_forecast(cls: Any, params: Any, exponent: int):
+    """Scaled by a power of two, with which nothing is rounded, they move as ever; below it the smallest are lost."""
+    history, scale = random_history((6,)), 2.0**exponent
+    predicted = predict(cls, params, [snapshot * scale for snapshot in history])
+    assert np.isfinite(predicted).all()
+    if cls is AdaptiveLinear:
+        assert_close(predicted / scale, predict(cls, params, history), rtol=1e-5)
+
+
+def test_what_is_beyond_the_dtype_stays(cls: Any, params: Any):
+    history = [jnp.array([1.0, -1.0, 0.5, 0.0]) * sign * 3e38 for sign in (1, -1, 1, -1, 1)]
+    assert np.isfinite(predict(cls, params, history)).all()
+    half = [jnp.array([6e4, -6e4, 100.0], jnp.float16) * sign for sign in (1, -1, 1, -1, 1)]
+    assert np.isfinite(predict(cls, params, half).astype(np.float32)).all()
 
 
 def test_each_leaf_is_forecast_by_its_role(cls: Any, params: Any, random_nowcaster: MultiHorizonNowcaster):
@@ -133,7 +155,10 @@ def test_without_a_horizon_it_is_the_default_one(cls: Any, params: Any):
     assert_close(other(history, "dense"), predict(cls, params, history, horizon=12), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("traced", "static"), [(1, 1), (7, 7), (40, 40), (0, 1), (-3, 1), (41, 40), (1000, 40)])
+@pytest.mark.parametrize(
+    ("traced", "static"),
+    [(1, 1), (7, 7), (40, 40), (0, 1), (-3, 1), (41, 40), (6.8, 7), (float("nan"), 1), (float("inf"), 40)],
+)
 def test_a_traced_horizon_equals_a_static_one(cls: Any, params: Any, traced: int, static: int):
     history = random_history((6,))
     predicted = predict_at(cls, params, history, jnp.array(traced))
@@ -202,7 +227,8 @@ def test_a_decaying_horizon_is_forecast(random_nowcaster: MultiHorizonNowcaster)
     for jump_step, static in ((4, 40), (9, 1)):
         window = [step.params for step in steps[jump_step - 4 : jump_step]]
         last = jax.tree.map(lambda p, g: p - 1e-3 * g, window[-1], pull_to_one(window[-1]))
-        expected = random_nowcaster([*window, last], wnn_jax.default_roles(params), static)
+        forecast = random_nowcaster([*window, last], wnn_jax.default_roles(params), static)
+        expected = bounded(forecast, [*window, last], static)
         assert_trees_close(steps[jump_step].params, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -217,9 +243,9 @@ def test_a_horizon_out_of_range_is_refused(cls: Any, params: Any, random_nowcast
         cls(params, default_horizon=horizon)
 
 
-@pytest.mark.parametrize("horizon", [jnp.array(2.5), jnp.array(True), jnp.array([1, 2])], ids=["2.5", "True", "[1, 2]"])
-def test_a_traced_horizon_that_is_no_int_is_refused(cls: Any, params: Any, horizon: jax.Array):
-    with pytest.raises(ValueError, match=r"horizon is of the type .*; an array must be a scalar int"):
+@pytest.mark.parametrize("horizon", [jnp.array(1j), jnp.array(True), jnp.array([1, 2])], ids=["1j", "True", "[1, 2]"])
+def test_a_traced_horizon_that_is_no_number_is_refused(cls: Any, params: Any, horizon: jax.Array):
+    with pytest.raises(ValueError, match=r"horizon is of the type .*; an array must be a real scalar"):
         predict_at(cls, params, random_history((4,)), horizon)
 
 

@@ -136,6 +136,12 @@ def _map_stream(leaf_map: LeafMap, stream: Stream, operands: Any, mesh_axes: Mes
     return [mapped[end - size : end] for end, size in zip(ends, stream.sizes, strict=True)]
 
 
+def finite_or_last(forecast: jax.Array, history: LeafHistory) -> jax.Array:
+    """A forecast in the dtype of the history; where it has no such value, as beyond the largest, the last one."""
+    forecast = forecast.astype(history[-1].dtype)
+    return jnp.where(jnp.isfinite(forecast), forecast, history[-1])
+
+
 def check_chunk_size(chunk_size: Any) -> int | None:
     """Raises a `ValueError` unless it is one."""
     if chunk_size is None:

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._checks import check_int
+from wnn_jax._history import wide_dtype
+from wnn_jax._horizon import clip_horizon
 from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, map_by_role
+from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, finite_or_last, map_by_role
 from wnn_jax.nowcasters._moments import Moments, moments_of_tensor
 
 CONTEXT = 5
@@ -39,7 +41,6 @@ class MultiHorizonNowcaster:
     # Not annotated, and so no fields.
     context = CONTEXT
     takes_horizon = True
-    moves_frozen = True
     roles = ROLES
 
     network_class: ClassVar[type["HorizonNetwork"]]
@@ -93,11 +94,10 @@ class MultiHorizonNowcaster:
           ValueError: if `horizon` is out of range or no int, or `history` does not have 5 trees.
         """
         horizon = self.default_horizon if horizon is None else horizon
+        num_horizons = self.network.num_horizons
         if not isinstance(horizon, jax.Array):
-            horizon = check_horizon("horizon", horizon, self.network.num_horizons)
-        elif horizon.ndim > 0 or not jnp.issubdtype(horizon.dtype, jnp.integer):
-            raise ValueError(f"horizon is of the type {jax.typeof(horizon)}; an array must be a scalar int.")
-        clipped = jnp.clip(jnp.asarray(horizon), 1, self.network.num_horizons)
+            horizon = check_horizon("horizon", horizon, num_horizons)
+        clipped = clip_horizon(horizon, num_horizons)
         leaf_map = LeafMap(_Prediction(type(self)), self.chunk_size, self.summarize)
 
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
@@ -129,7 +129,7 @@ class MultiHorizonNowcaster:
         """Forecasts how far weights of one tensor will have moved from their last snapshot.
 
         Args:
-          history: 5 arrays `[n]`, oldest first.
+          history: 5 arrays `[n]`, oldest first, of float32 or wider.
           statistics: of the tensor: a tree of scalars, or of arrays `[n]` where these are weights of several tensors.
           role: the index in `ROLES` of its role.
           horizon: a horizon, or `None` for all of them.
@@ -149,9 +149,9 @@ class _Prediction:
     def __call__(
         self, history: LeafHistory, statistics: Any, params: Any, role: jax.Array, horizon: jax.Array
     ) -> jax.Array:
-        # Whatever the leaf's precision: the network is fp32.
-        history = tuple(snapshot.astype(jnp.float32) for snapshot in history)
-        return history[-1] + self.nowcaster_class(params).changes(history, statistics, role, horizon)
+        wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
+        change = self.nowcaster_class(params).changes(wide, statistics, role, horizon)
+        return finite_or_last(wide[-1] + change, history)
 
 
 class HorizonNetwork(nn.Module):
@@ -235,7 +235,7 @@ def scale_of(moments: Moments) -> Scale:
     References:
       Knyazev et al., ICLR 2025.
     """
-    return Scale(moments.mean, (moments.squares / (CONTEXT * moments.count - 1)) ** 0.5)
+    return Scale(moments.mean, moments.unit * (moments.squares / (CONTEXT * moments.count - 1)) ** 0.5)
 
 
 def check_horizon(name: str, horizon: Any, num_horizons: int) -> int:

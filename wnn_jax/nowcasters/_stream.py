@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from wnn_jax._history import wide_dtype
 from wnn_jax._nowcaster import LeafHistory
-from wnn_jax.nowcasters._moments import Moments, moments_from_sums, sum_terms
+from wnn_jax.nowcasters._moments import Moments, largest_of, moments_from_sums, sum_terms, units_of
 
 # The forecast of the leaves of a stream is one array until it is cut into leaves, and this bounds its size.
 _MAX_WEIGHTS = 2**23
@@ -115,18 +116,25 @@ class LargeLeaves:
 
     def moments(self, mesh_axes: tuple[str, ...]) -> Moments:
         """See `Stream.moments`."""
-        anchors = _mean_over(jnp.stack([leaf[0][0] for leaf in self._leaves]).astype(jnp.float32), mesh_axes)
+        anchors = _anchors(self._leaves, mesh_axes)
+
+        def find_largest(index: Any, largest: jax.Array) -> jax.Array:
+            chunk = self.read(index)
+            return largest.at[chunk.leaf].max(largest_of([snapshot[None] for snapshot in chunk.history])[0])
+
+        largest = jnp.zeros(len(self._leaves), self._leaves[0][0].dtype)
+        largest = jax.lax.fori_loop(0, self.num_chunks, find_largest, largest)
+        units = _units(largest, mesh_axes)
 
         def add_chunk(index: Any, sums: jax.Array) -> jax.Array:
             chunk = self.read(index)
-            of_chunk = sum_terms(
-                [snapshot[None] for snapshot in chunk.history], anchors[chunk.leaf][None], chunk.is_new
-            )
+            history = [snapshot[None] for snapshot in chunk.history]
+            of_chunk = sum_terms(history, anchors[chunk.leaf][None], units[chunk.leaf][None], chunk.is_new)
             return sums.at[:, chunk.leaf].add(of_chunk[:, 0])
 
-        sums = jnp.zeros([_num_sums(self._leaves), len(self._leaves)])
+        sums = jnp.zeros([_num_sums(self._leaves), len(self._leaves)], anchors.dtype)
         sums = jax.lax.fori_loop(0, self.num_chunks, add_chunk, sums)
-        return _moments(sums, anchors, self.sizes, mesh_axes)
+        return _moments(sums, anchors, units, self.sizes, mesh_axes)
 
 
 class SmallLeaves:
@@ -154,33 +162,46 @@ class SmallLeaves:
 
     def moments(self, mesh_axes: tuple[str, ...]) -> Moments:
         """See `Stream.moments`."""
-        anchors = _mean_over(jnp.stack([leaf[0][0] for leaf in self._leaves]).astype(jnp.float32), mesh_axes)
-        # Those of one size at once: models have many small leaves, of few sizes.
-        sums: list[jax.Array] = []
+        anchors = _anchors(self._leaves, mesh_axes)
+        alike = list(self._alike())
+        units = _units(jnp.concatenate([largest_of(history) for _, history in alike]), mesh_axes)
+        sums = [sum_terms(history, anchors[chosen], units[chosen]) for chosen, history in alike]
+        return _moments(jnp.concatenate(sums, axis=1), anchors, units, self.sizes, mesh_axes)
+
+    def _alike(self) -> Iterator[tuple[slice, list[jax.Array]]]:
+        """The leaves of one size, which are worked on at once: models have many small leaves, of few sizes."""
         start = first = 0
         for size, alike in itertools.groupby(self.sizes):
             number = len(list(alike))
             end, last = start + size * number, first + number
-            history = [snapshot[start:end].reshape(number, size) for snapshot in self._history]
-            sums.append(sum_terms(history, anchors[first:last]))
+            yield slice(first, last), [snapshot[start:end].reshape(number, size) for snapshot in self._history]
             start, first = end, last
-        return _moments(jnp.concatenate(sums, axis=1), anchors, self.sizes, mesh_axes)
 
 
-def _moments(sums: jax.Array, anchors: jax.Array, sizes: list[int], mesh_axes: tuple[str, ...]) -> Moments:
+def _anchors(leaves: Sequence[LeafHistory], mesh_axes: tuple[str, ...]) -> jax.Array:
+    anchors = jnp.stack([leaf[0][0] for leaf in leaves])
+    anchors = anchors.astype(wide_dtype(anchors))
+    # Of all devices the same, and no sum of these, which could overflow.
+    return jax.lax.pmax(anchors, mesh_axes) if mesh_axes else anchors
+
+
+def _units(largest: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
+    return units_of(jax.lax.pmax(largest, mesh_axes) if mesh_axes else largest)
+
+
+def _moments(
+    sums: jax.Array, anchors: jax.Array, units: jax.Array, sizes: list[int], mesh_axes: tuple[str, ...]
+) -> Moments:
     counts = _stack(sizes).astype(jnp.float32)
     if mesh_axes:
         sums, counts = jax.lax.psum((sums, counts), mesh_axes)
-    return moments_from_sums(sums, anchors, counts)
-
-
-def _mean_over(values: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-    return jax.lax.pmean(values, mesh_axes) if mesh_axes else values
+    return moments_from_sums(sums, anchors, units, counts)
 
 
 def _num_sums(leaves: Sequence[LeafHistory]) -> int:
     history = [jax.ShapeDtypeStruct((1, 1), jnp.float32)] * len(leaves[0])
-    return jax.eval_shape(sum_terms, history, jax.ShapeDtypeStruct((1,), jnp.float32)).shape[0]
+    one = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return jax.eval_shape(sum_terms, history, one, one).shape[0]
 
 
 def _zeros(like: jax.Array, size: int) -> jax.Array:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from wnn_jax.nowcasters._moments import Moments
 from wnn_jax.nowcasters._multi_horizon import CONTEXT, HorizonNetwork, MultiHorizonNowcaster, scale_of
 
-_TINY = 1e-20
 _NUM_CHANGES = CONTEXT - 1
 _NUM_LAGS = _NUM_CHANGES - 1
 
@@ -62,21 +61,18 @@ class AdaptiveLinear(MultiHorizonNowcaster):
       ValueError: if `params` are of another network, or `default_horizon` is not one that it forecasts.
     """
 
-    # The forecast of a weight that never moved is that weight, exactly.
-    moves_frozen = False
-
     network_class: ClassVar[type[HorizonNetwork]] = CoefficientNetwork
 
     @staticmethod
     def summarize(moments: Moments) -> ChangeStatistics:
         """How tensors move, from their moments."""
         squares = [change / moments.count for change in moments.changes]
-        mean_square = sum(squares) / _NUM_CHANGES + _TINY
+        mean_square = sum(squares) / _NUM_CHANGES
         return ChangeStatistics(
             *scale_of(moments),
-            rms=tuple(square**0.5 for square in squares),
+            rms=tuple(moments.unit * square**0.5 for square in squares),
             correlations=tuple(
-                lagged / ((_NUM_CHANGES - lag) * moments.count * mean_square)
+                lagged / ((_NUM_CHANGES - lag) * moments.count * (mean_square + (mean_square == 0)))
                 for lag, lagged in enumerate(moments.lagged, start=1)
             ),
         )
@@ -87,7 +83,7 @@ class AdaptiveLinear(MultiHorizonNowcaster):
         """Forecasts how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
         values = jnp.stack(history, axis=-1)
         changes = values[:, 1:] - values[:, :-1]
-        inputs = _inputs(values[:, -1], changes, statistics)
+        inputs = _inputs(values[:, -1], changes, statistics).astype(jnp.float32)
         coefficients = self.network.apply({"params": self.params}, inputs, role, horizon)
         assert isinstance(coefficients, jax.Array)
         if horizon is None:
@@ -97,20 +93,30 @@ class AdaptiveLinear(MultiHorizonNowcaster):
 
 def _inputs(last: jax.Array, changes: jax.Array, statistics: ChangeStatistics) -> jax.Array:
     """What the network is given of each weight: `[n, num_inputs]`, of the order of 1."""
-    tensor_rms = (sum(rms**2 for rms in statistics.rms) / _NUM_CHANGES + _TINY) ** 0.5
-    size = jnp.sqrt(jnp.mean(changes**2, axis=-1) + _TINY)
-    std = statistics.std + _TINY
+    tensor_rms = _root_mean_square(jnp.stack(statistics.rms, axis=-1))
+    size = _root_mean_square(changes)
     of_weight = [
-        *jnp.unstack(changes / size[:, None], axis=-1),
-        _log(size / tensor_rms),
-        jnp.clip((last - statistics.mean) / std, -5.0, 5.0),
+        *jnp.unstack(_ratio(changes, size[:, None]), axis=-1),
+        _log(_ratio(size, tensor_rms)),
+        jnp.clip(_ratio(last - statistics.mean, statistics.std), -5.0, 5.0),
     ]
     of_tensor = [
-        _log(tensor_rms / std),
-        *(_log(rms / tensor_rms) for rms in statistics.rms),
+        _log(_ratio(tensor_rms, statistics.std)),
+        *(_log(_ratio(rms, tensor_rms)) for rms in statistics.rms),
         *statistics.correlations,
     ]
     return jnp.stack([*of_weight, *(jnp.broadcast_to(value, last.shape) for value in of_tensor)], axis=-1)
+
+
+def _root_mean_square(values: jax.Array) -> jax.Array:
+    """Over the last axis; no square overflows or vanishes."""
+    largest = jnp.max(jnp.abs(values), axis=-1)
+    return largest * jnp.sqrt(jnp.mean(_ratio(values, largest[..., None]) ** 2, axis=-1))
+
+
+def _ratio(value: Any, size: Any) -> jax.Array:
+    """A value in units of a size, or as it is where that is zero."""
+    return value / jnp.where(size == 0, 1, size)
 
 
 def _log(ratio: Any) -> jax.Array:

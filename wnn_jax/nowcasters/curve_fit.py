@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnn_jax._checks import check_choice, check_int
+from wnn_jax._horizon import clip_horizon
 from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters._leaves import LeafMap, map_by_role
+from wnn_jax.nowcasters._leaves import LeafMap, finite_or_last, map_by_role
 
 Arrays = tuple[jax.Array, ...]
 
 _CONTEXT = 5
-_DEFAULT_HORIZON = 5
 
 # The usual factors of 10 both ways take twice the steps here: five points leave the two parameters of a sigmoid nearly
 # interchangeable. The least damping keeps their 2x2 system solvable in float32.
@@ -29,6 +29,9 @@ _RAISE_DAMPING, _LOWER_DAMPING = 8.0, 0.5
 # Growth faster than this per snapshot cannot be told from an outlier at the end by five points, and would be forecast
 # as hundreds of times the whole movement so far; decay faster than this is over after one snapshot.
 _RATES = (-3.0, 1.0)
+# No curve grows by more than this power of e from the last point to the horizon: what is far away is forecast from a
+# slower one.
+_MAX_GROWTH = 5.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,14 +45,21 @@ class _Curve:
     Attributes:
       shape: an elementwise function of `t` and the nonlinear parameters, of which there are one or two.
       guesses: for each parameter the first guesses, increasing. The first and the last one bound it.
+      clock: for a curve that grows without limit, in what its only parameter is a rate: a function of `t`.
     """
 
     shape: Callable[..., jax.Array]
     guesses: tuple[NDArray[np.float64], ...]
+    clock: Callable[[jax.Array], jax.Array] | None = None
 
-    @property
-    def intervals(self) -> tuple[tuple[float, float], ...]:
-        return tuple((float(guesses[0]), float(guesses[-1])) for guesses in self.guesses)
+    def intervals(self, time: jax.Array) -> tuple[tuple[Any, Any], ...]:
+        """What bounds each parameter in a forecast for a time."""
+        intervals = [(float(guesses[0]), float(guesses[-1])) for guesses in self.guesses]
+        if self.clock is None:
+            return tuple(intervals)
+        ((low, high),) = intervals
+        ahead = self.clock(time) - self.clock(jnp.asarray(_CONTEXT - 1, time.dtype))
+        return ((low, jnp.minimum(high, _MAX_GROWTH / jnp.maximum(ahead, 1))),)
 
 
 def _exponential(t: jax.Array, rate: jax.Array) -> jax.Array:
@@ -83,11 +93,11 @@ def _x_exp_x(t: jax.Array, rate: jax.Array) -> jax.Array:
 
 
 _CURVES = {
-    "exponential": _Curve(_exponential, (np.linspace(*_RATES, 33),)),
-    "power": _Curve(_power, (np.linspace(-4, 4, 33),)),
+    "exponential": _Curve(_exponential, (np.linspace(*_RATES, 33),), clock=lambda t: t),
+    "power": _Curve(_power, (np.linspace(-4, 4, 33),), clock=jnp.log1p),
     "sigmoid": _Curve(_sigmoid, (np.geomspace(0.1, 4, 10), np.linspace(0.01, 0.99, 11))),
     "michaelis_menten": _Curve(_michaelis_menten, (np.linspace(0, 0.95, 33),)),
-    "x_exp_x": _Curve(_x_exp_x, (np.linspace(*_RATES, 33),)),
+    "x_exp_x": _Curve(_x_exp_x, (np.linspace(*_RATES, 33),), clock=lambda t: t),
 }
 _DEGREES = {"linear": 1, "quadratic": 2}
 
@@ -114,6 +124,9 @@ class CurveFit:
     The first two are solved in closed form. For the others `a` and `c` are eliminated (variable projection) and the
     nonlinear parameters found by a search over fixed guesses followed by a few Levenberg-Marquardt steps, in
     float32 (float64 for a float64 leaf).
+
+    An exponential and a power curve, and `"x_exp_x"`, are also bounded by the horizon: their factor grows at most
+    `e^5`-fold from the last snapshot to the forecast.
 
     Leaves of every role are fitted. A weight that did not move, or whose forecast would not be finite, keeps its last
     value, and so does a leaf that is not of a real floating-point type.
@@ -142,6 +155,7 @@ class CurveFit:
 
     # Not annotated, and so no fields: they are the same for all curves.
     context = _CONTEXT
+    default_horizon = 5
     takes_horizon = True
     roles = ROLES
 
@@ -159,7 +173,8 @@ class CurveFit:
         Args:
           history: five trees like the parameters, oldest first, evenly spaced.
           roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots after the last one to predict, an int >= 1 or an int32 scalar; `None` is 5.
+          horizon: how many snapshots after the last one to predict, an int >= 1, or an array with one number, which
+            is brought into that range; `None` is 5.
 
         Returns:
           The predicted parameters: the same tree, shapes and dtypes.
@@ -167,9 +182,10 @@ class CurveFit:
         Raises:
           ValueError: if `history` does not have five snapshots, or `horizon` is out of its range.
         """
-        if horizon is not None and not isinstance(horizon, jax.Array):
+        horizon = self.default_horizon if horizon is None else horizon
+        if not isinstance(horizon, jax.Array):
             horizon = check_int("horizon", horizon, "how many snapshots ahead to forecast", minimum=1)
-        time = _CONTEXT - 1 + jnp.asarray(_DEFAULT_HORIZON if horizon is None else horizon)
+        time = _CONTEXT - 1 + clip_horizon(horizon)
 
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
             del role
@@ -193,8 +209,7 @@ class CurveFit:
             move = _fit_polynomial(_DEGREES[self.kind], moves, time)
         else:
             move = _fit_curve(_CURVES[self.kind], moves, time)
-        prediction = (first + move).astype(dtype)
-        return jnp.where(jnp.isfinite(prediction), prediction, values[-1])
+        return finite_or_last(first + move, values)
 
 
 def _fit_polynomial(degree: int, moves: Arrays, time: jax.Array) -> jax.Array:
@@ -240,6 +255,8 @@ def _fit_curve(curve: _Curve, moves: Arrays, time: jax.Array) -> jax.Array:
     mean, y = _center(tuple(move / jnp.where(span > 0, span, 1) for move in moves))
     times = [jnp.asarray(t, span.dtype) for t in range(_CONTEXT)]
 
+    intervals = curve.intervals(time)
+
     def evaluate(parameters: Arrays) -> _Evaluation:
         shape_mean, shape = _center(tuple(curve.shape(t, *parameters) for t in times))
         shape_norm = _norm(shape)
@@ -250,7 +267,7 @@ def _fit_curve(curve: _Curve, moves: Arrays, time: jax.Array) -> jax.Array:
         units: list[Arrays] = []
         sizes: list[jax.Array] = []
         slopes: list[jax.Array] = []
-        for k, (low, high) in enumerate(curve.intervals):
+        for k, (low, high) in enumerate(intervals):
             tangents = tuple(jnp.full_like(p, j == k) for j, p in enumerate(parameters))
             derivative = tuple(jax.jvp(functools.partial(curve.shape, t), parameters, tangents)[1] for t in times)
             column = tuple(c * (amplitude / shape_norm) for c in _without(_center(derivative)[1], unit))
@@ -268,7 +285,7 @@ def _fit_curve(curve: _Curve, moves: Arrays, time: jax.Array) -> jax.Array:
 
     def improve(_: Any, carry: tuple[Arrays, _Evaluation, jax.Array]) -> tuple[Arrays, _Evaluation, jax.Array]:
         parameters, best, damping = carry
-        trial = _step(curve, parameters, best, damping)
+        trial = _step(intervals, parameters, best, damping)
         evaluation = evaluate(trial)
         is_better = evaluation.loss < best.loss
         damping = damping * jnp.where(is_better, _LOWER_DAMPING, _RAISE_DAMPING)
@@ -277,7 +294,9 @@ def _fit_curve(curve: _Curve, moves: Arrays, time: jax.Array) -> jax.Array:
         )
         return parameters, best, jnp.maximum(damping, _LEAST_DAMPING)
 
-    guess = _best_guess(curve, y)
+    guess = tuple(
+        jnp.clip(guess, low, high) for guess, (low, high) in zip(_best_guess(curve, y), intervals, strict=True)
+    )
     # The first pass evaluates the guess itself: one evaluation in the program instead of two, to compile sooner.
     zero = jnp.zeros_like(span)
     zeros, ones = (tuple(zero + value for _ in guess) for value in (0, 1))
@@ -298,7 +317,7 @@ def _best_guess(curve: _Curve, y: Arrays) -> Arrays:
     return tuple(guess.at[best].get(out_sharding=None if sharding.mesh.empty else sharding) for guess in guesses)
 
 
-def _step(curve: _Curve, parameters: Arrays, at: _Evaluation, damping: jax.Array) -> Arrays:
+def _step(intervals: Sequence[tuple[Any, Any]], parameters: Arrays, at: _Evaluation, damping: jax.Array) -> Arrays:
     """Takes a Levenberg-Marquardt step from `parameters`, inside their intervals."""
     diagonal = 1 + damping
     if len(parameters) == 1:
@@ -308,7 +327,7 @@ def _step(curve: _Curve, parameters: Arrays, at: _Evaluation, damping: jax.Array
         steps = tuple((diagonal * at.slopes[k] - at.cosine * at.slopes[1 - k]) / determinant for k in range(2))
     return tuple(
         jnp.clip(p + step / size, low, high)
-        for p, step, size, (low, high) in zip(parameters, steps, at.sizes, curve.intervals, strict=True)
+        for p, step, size, (low, high) in zip(parameters, steps, at.sizes, intervals, strict=True)
     )
 
 

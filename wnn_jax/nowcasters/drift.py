@@ -1,15 +1,14 @@
 """Drifts without weights: along the running mean of the optimizer's own displacement, as it is or orthogonalised."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._checks import check_float, check_int
-from wnn_jax._history import wide_dtype
+from wnn_jax._checks import check_bool, check_float, check_int
+from wnn_jax._norm import norms, total
 from wnn_jax._nowcaster import Motion
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters._spectral import orthogonalize
@@ -46,7 +45,7 @@ class Drift:
     In steady motion the weights go :math:`1 + a` times as fast as the optimizer takes them, and what changes sign
     within the memory averages out. The memory grows with the training, so that nothing has to be chosen by its length.
     The last of the three bounds says that the jumps of one memory together go no further than a share `reach` of the
-    norm of all weights: where the learning rate is too high for more, they are shorter.
+    norm of all tensors that move: where the learning rate is too high for more, they are shorter.
 
     :math:`O` is the identity for a slow drift. For a spectral drift it makes all singular values of a matrix alike and
     leaves its Frobenius norm as it is: a long mean has signal in the directions in which it is small, too. Embeddings,
@@ -61,7 +60,7 @@ class Drift:
       memory: of the running mean, as a share of the steps so far, above 0.
       gain: how far a jump goes, per step of memory, in multiples of the running mean.
       max_gain: how far it goes at most, in multiples of the running mean.
-      reach: how far the jumps of one memory go at most, as a share of the norm of all weights, above 0.
+      reach: how far the jumps of one memory go at most, as a share of the norm of all tensors that move, above 0.
       snapshot_every: steps between visits, where `nowcast` is given none.
       max_rows: of a block of a matrix, or `None` for whole matrices.
 
@@ -85,8 +84,7 @@ class Drift:
     roles: ClassVar[tuple[str, ...]] = ROLES
 
     def __post_init__(self) -> None:
-        if not isinstance(self.spectral, bool):
-            raise ValueError(f"spectral={self.spectral!r} must be True or False: whether matrices are orthogonalised.")
+        check_bool("spectral", self.spectral, "whether matrices are orthogonalised")
         for name, meaning, bounds in _SETTINGS:
             object.__setattr__(self, name, check_float(name, getattr(self, name), meaning, **bounds))
         for name, meaning in _NUMBERS:
@@ -112,16 +110,9 @@ class Drift:
     def gain_of(self, motion: Motion) -> jax.Array:
         """How far a jump goes, in multiples of the first running mean: a scalar."""
         (memory, *_) = self.memories(motion.step, motion.snapshot_every)
-        path = _norm(motion.means[0]) * memory / motion.snapshot_every
-        reach = self.reach * _norm(motion.params) / jnp.maximum(path, _TINY)
+        of_means, of_params = norms(motion.means[0]), norms(motion.params)
+        path = total(of_means) * memory / motion.snapshot_every
+        # Of those that move: a mask, or what is frozen, says nothing about how far the others may go.
+        moving = [jnp.where(mean > 0, param, 0) for mean, param in zip(of_means, of_params, strict=True)]
+        reach = self.reach * total(moving) / jnp.maximum(path, _TINY)
         return jnp.minimum(jnp.minimum(self.gain * memory, self.max_gain), reach)
-
-
-def _norm(tree: Any) -> jax.Array:
-    """The norm of all leaves together, in float32 or wider; no square overflows."""
-    leaves = [leaf.astype(wide_dtype(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]
-    if not leaves:
-        return jnp.zeros([])
-    largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(leaf)) for leaf in leaves])
-    scale = jnp.where(largest > 0, largest, 1)
-    return scale * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / scale)) for leaf in leaves))

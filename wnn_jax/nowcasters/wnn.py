@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from wnn_jax._checks import check_bool
+from wnn_jax._history import wide_dtype
 from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, map_by_role
+from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, finite_or_last, map_by_role
 
 CONTEXT = 5
 
@@ -186,12 +188,12 @@ class WNN:
     # Not annotated, and so no fields: they are the same for all WNNs.
     context = CONTEXT
     takes_horizon = False
-    # The network's output for a flat history is not zero, and the published code adds it, times 2e-5.
-    moves_frozen = True
+    default_horizon = 5
 
     def __post_init__(self) -> None:
         if not self.params or not set(self.params) <= set(ROLES):
             raise ValueError(f"params has the roles {sorted(self.params)}; give at least one of {', '.join(ROLES)}.")
+        check_bool("published_bias", self.published_bias, "whether biases are forecast as by the published code")
         object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
         expected = jax.tree.map(jnp.shape, jax.eval_shape(_init_network, jax.random.key(0)))
         for role, network in self.params.items():
@@ -253,11 +255,11 @@ def _predict_published_bias(history: LeafHistory, statistics: None, network: Mer
 
 def _forecast(history: LeafHistory, network: MergedNetwork, *, published_bias: bool) -> jax.Array:
     # Low-precision leaves are forecast in fp32. The networks are fp32 whatever the leaf is.
-    history = tuple(snapshot.astype(jnp.promote_types(snapshot.dtype, jnp.float32)) for snapshot in history)
-    values, first, span = normalize(history)
+    wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
+    values, first, span = normalize(wide)
     change = network(values.astype(jnp.float32))
-    last = history[-1] if published_bias else values[-1]
-    return (last + change) * span + first
+    last = wide[-1] if published_bias else values[-1]
+    return finite_or_last((last + change) * span + first, history)
 
 
 def _init_network(key: jax.Array) -> Any:

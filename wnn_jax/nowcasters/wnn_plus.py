@@ -45,7 +45,7 @@ class WNNPlus(MultiHorizonNowcaster):
         """Forecasts how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
         # The constant is that of the published code.
         values = jnp.stack([(snapshot - statistics.mean) / (statistics.std + 1e-6) for snapshot in history], axis=-1)
-        change = self.network.apply({"params": self.params}, values, role, horizon)
+        change = self.network.apply({"params": self.params}, values.astype(jnp.float32), role, horizon)
         assert isinstance(change, jax.Array)
         if horizon is None:
             std, mean = (
