@@ -306,6 +306,16 @@ def test_weights_that_did_not_move_stay_whatever_they_are(nowcaster: Any):
     assert (steps[-1].params["w"] != gradient["w"] * 5).any()
 
 
+@pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
+@pytest.mark.parametrize(("dtype", "update"), [(jnp.bfloat16, 1.5), (jnp.float16, 0.2)])
+def test_weights_that_rounding_keeps_in_place_do_not_jump(nowcaster: str, dtype: Any, update: float):
+    params = {"w": jnp.full(4, 1000, dtype)}
+    gradient = {"w": jnp.full(4, update, dtype)}
+    steps = train(wnn_jax.nowcast(nowcaster, snapshot_every=1), params, 6, gradient=lambda _: gradient)
+    assert steps[-1].state.num_nowcasts > 0
+    assert (steps[-1].params["w"] == 1000).all()
+
+
 def test_what_is_cut_is_counted_up_to_the_largest_int():
     tx = wnn_jax.nowcast(far(1000), snapshot_every=1)
     state = tx.init({"w": jnp.zeros(3)})._replace(num_cut=jnp.array(2**31 - 3))  # pyright: ignore[reportAttributeAccessIssue]

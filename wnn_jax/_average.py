@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from wnn_jax._conditionals import any_member
-from wnn_jax._history import AveragedWindow, AveragedWindowFormat, wide_dtype
+from wnn_jax._history import AveragedWindow, AveragedWindowFormat, apply_updates, wide_dtype
 from wnn_jax._jump import Jump, Outcome, Visit, all_finite, choose, no_jump
 from wnn_jax._window import WindowRule
 
@@ -30,7 +29,7 @@ class AveragedWindowRule:
         steps = jax.tree.map(
             lambda mean, after: (1 - self.history.decay) * (after.astype(mean.dtype) - mean),
             mean,
-            optax.apply_updates(params, updates),
+            apply_updates(params, updates),
         )
         outcome = self.window.update(visit, steps, history.window, mean, roles)
 
@@ -41,7 +40,7 @@ class AveragedWindowRule:
                 jumped,
                 steps,
             )
-            is_accepted = outcome.jump.is_accepted & all_finite(optax.apply_updates(params, moved))
+            is_accepted = outcome.jump.is_accepted & all_finite(apply_updates(params, moved))
             updates = choose(is_accepted & (visit.scale != 0), moved, updates)
             return updates, choose(is_accepted, outcome.jump, no_jump())
 

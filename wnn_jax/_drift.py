@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from wnn_jax._conditionals import any_member
-from wnn_jax._history import DriftFormat, DriftHistory, difference, wide_dtype
+from wnn_jax._history import DriftFormat, DriftHistory, apply_updates, difference, wide_dtype
 from wnn_jax._jump import (
     MAX_COUNT,
     Jump,
@@ -46,7 +45,7 @@ class DriftRule:
 
         def go_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, Jump]:
             anchor, old_means = self.history.read(history)
-            after = optax.apply_updates(params, updates)
+            after = apply_updates(params, updates)
             displacement = jax.tree.map(difference, after, anchor)
             memories = self.nowcaster.memories(step, visit.snapshot_every)
             means = tuple(
@@ -66,13 +65,14 @@ class DriftRule:
                 updates,
                 bounded.jump,
             )
-            is_accepted = is_jump & all_finite(optax.apply_updates(params, jumped))
-            size = jnp.abs(visit.scale) * relative_size(bounded.jump, after)
+            is_accepted = is_jump & all_finite(apply_updates(params, jumped))
+            moving = [jnp.where(mean > 0, param, 0) for mean, param in zip(bounded.limits, norms(after), strict=True)]
+            size = jnp.abs(visit.scale) * relative_size(bounded.lengths, moving)
             made = choose(is_accepted, Jump(is_accepted, bounded.num_cut, size.astype(jnp.float32)), no_jump())
             # A jump of no length changes no bit.
             new_updates = choose(is_accepted & (visit.scale != 0), jumped, updates)
             # The anchor is where the jump leads to, so that it is no part of the next displacement.
-            anchor = choose(visit.is_due, optax.apply_updates(params, new_updates), anchor)
+            anchor = choose(visit.is_due, apply_updates(params, new_updates), anchor)
             return new_updates, history._replace(anchor=self.history.write_anchor(anchor)), made
 
         # With the writing branch taken on True, for the same reason.
@@ -96,10 +96,14 @@ class _Bounded(NamedTuple):
 
     Attributes:
       jump: a tree like the parameters.
+      lengths: its norm, by tensors.
+      limits: those of its norm.
       num_cut: int32, how many weights were held back.
     """
 
     jump: Any
+    lengths: list[jax.Array]
+    limits: list[jax.Array]
     num_cut: jax.Array
 
 
@@ -115,4 +119,5 @@ def _bound(jump: Any, means: tuple[Any, ...]) -> _Bounded:
     num_cut = add_counts(
         jnp.where(is_leaf_cut, min(leaf.size, MAX_COUNT), 0) for is_leaf_cut, leaf in zip(is_cut, leaves, strict=True)
     )
-    return _Bounded(jax.tree.unflatten(treedef, bounded), num_cut)
+    lengths = [share * length for share, length in zip(shares, lengths, strict=True)]
+    return _Bounded(jax.tree.unflatten(treedef, bounded), lengths, limits, num_cut)

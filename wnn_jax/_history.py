@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 # Trees like the parameters rather than one stacked tree: sharding metadata made for the parameters is right for each
 # of them, and no leaf loses its sharding in a stack.
@@ -214,3 +215,16 @@ def difference(param: jax.Array, earlier: jax.Array) -> jax.Array:
     """How far a parameter has moved since, in float32 or wider."""
     dtype = wide_dtype(earlier)
     return param.astype(dtype) - earlier.astype(dtype)
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """The parameters after an update, as `optax.apply_updates` makes them, and surely rounded to their dtype.
+
+    A compiler may keep more than bfloat16 has of what it goes on working with, and so move a weight that stays.
+    """
+
+    def rounded(array: jax.Array) -> jax.Array:
+        limits = jnp.finfo(array.dtype)
+        return array if limits.bits >= 32 else jax.lax.reduce_precision(array, limits.nexp, limits.nmant)
+
+    return jax.tree.map(rounded, optax.apply_updates(params, jax.tree.map(rounded, updates)))

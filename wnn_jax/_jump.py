@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from wnn_jax._norm import total
 
 # All counts stop here.
 MAX_COUNT = 2**31 - 1
@@ -66,15 +67,10 @@ def no_jump() -> Jump:
     return Jump(jnp.array(False), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
 
 
-def relative_size(moves: Any, params: Any) -> jax.Array:
-    """The norm of a jump beside that of the parameters, as float32."""
-
-    def norm(tree: Any) -> Any:
-        # What is larger than any weight, such as a mask, does not count, and no sum overflows.
-        leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
-        return optax.tree.norm([jnp.where(jnp.abs(leaf) < 1e15, leaf, 0) for leaf in leaves])
-
-    return norm(moves) / jnp.maximum(norm(params), jnp.finfo(jnp.float32).tiny)
+def relative_size(moves: list[jax.Array], params: list[jax.Array]) -> jax.Array:
+    """The norm of a jump beside that of the parameters, both by leaves, as float32."""
+    of_params = total(params)
+    return (total(moves) / jnp.maximum(of_params, jnp.finfo(of_params.dtype).tiny)).astype(jnp.float32)
 
 
 def add_counts(counts: Iterable[jax.Array]) -> jax.Array:

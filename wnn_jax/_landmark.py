@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from wnn_jax._history import apply_updates
 
 # Some small tensors are enough, for what comes after this transformation in a chain changes all of them, and so does a
 # model that is restored or edited. Every step reads them.
@@ -45,7 +46,7 @@ class Landmark(NamedTuple):
         """Where updates lead from parameters at a position."""
         chosen = _small_leaves(params)
         before, by = ([jax.tree.leaves(tree)[index] for index in chosen] for tree in (params, updates))
-        after: Any = optax.apply_updates(before, by)
+        after = apply_updates(before, by)
         there = _position(after)
         largest = jnp.where(_is_known(there), jnp.max(jnp.abs(there[:, 1:]), axis=1), 0)
         rounding = jnp.array([_rounding(leaf) for leaf in after], jnp.float32) * largest

@@ -54,7 +54,7 @@ class NowcastState(NamedTuple):
         `snapshot_every` or `start`, or the parameters were misplaced.
       num_misplaced: int32, the steps at which the parameters were not where the last update led.
       last_nowcast: int32, the step of the latest jump.
-      last_size: float32, the norm of that jump beside the norm of the parameters.
+      last_size: float32, the norm of that jump beside the norm of what moves of the parameters.
       landmark: where the parameters were left.
 
     All counts stop at 2147483647.

@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from wnn_jax._conditionals import any_member
-from wnn_jax._history import Window, WindowFormat, wide_dtype
+from wnn_jax._history import Window, WindowFormat, apply_updates, wide_dtype
 from wnn_jax._jump import Jump, Outcome, Visit, add_counts, check_prediction, choose, no_jump, relative_size
+from wnn_jax._norm import following, norm
 from wnn_jax._nowcaster import Nowcaster
 
 # How far ahead a nowcaster forecasts that does not say it, in snapshots.
@@ -35,34 +36,26 @@ class WindowRule:
         # one more operand of a conditional is one more buffer that every step fills.
         def record(history: Window, params: Any, updates: Any) -> Window:
             slot_now = jnp.where(is_recording, slot, -1)
-            return self.history.write(history, slot_now, optax.apply_updates(params, updates))
+            return self.history.write(history, slot_now, apply_updates(params, updates))
 
         history = jax.lax.cond(any_member(is_recording), record, lambda history, *_: history, history, params, updates)
 
         def jump(updates: Any, params: Any, history: Window) -> tuple[Any, Jump]:
             earlier = self.history.read(history)
-            window = (*earlier, optax.apply_updates(params, updates))
+            window = (*earlier, apply_updates(params, updates))
             prediction = self.nowcaster(window, roles, visit.horizon)
             check_prediction(prediction, params)
             horizon = getattr(self.nowcaster, "default_horizon", _DEFAULT_HORIZON)
             horizon = horizon if visit.horizon is None else visit.horizon
 
-            def land(params: Any) -> list[_Landing]:
-                leaves = zip(*map(jax.tree.leaves, (prediction, params, updates, *earlier)), strict=True)
-                return [_land(*leaf, horizon=horizon, scale=visit.scale) for leaf in leaves]
+            leaves = list(zip(*map(jax.tree.leaves, (prediction, params, updates, *earlier)), strict=True))
 
             # Twice, once for the checks, rather than once and kept: the one is reading, the other a copy of the model.
-            landings = land(jax.lax.optimization_barrier(params))
-            is_good = functools.reduce(jnp.logical_and, (leaf.is_good for leaf in landings), is_jump)
-            num_cut = add_counts(leaf.num_cut for leaf in landings)
-            size = relative_size([leaf.move for leaf in landings], window[-1])
-            # Of all of them, though that of two is always true: then they are known before the first update is written,
-            # and XLA need not copy what they read.
-            made = Jump(is_good & (num_cut >= 0) & jnp.isfinite(size), num_cut, size)
+            made = _check(is_jump, leaves, horizon, visit.scale)
+            landings = [_land(*leaf, horizon=horizon, scale=visit.scale) for leaf in leaves]
+            jumped = jax.tree.unflatten(jax.tree.structure(params), [landing.update for landing in landings])
             # A jump of no length counts, or schedules of the nowcast's index would stop at it, but changes no bit.
-            jumped = jax.tree.unflatten(jax.tree.structure(params), [leaf.update for leaf in land(params)])
-            updates = choose(made.is_accepted & (visit.scale != 0), jumped, updates)
-            return updates, choose(made.is_accepted, made, no_jump())
+            return choose(made.is_accepted & (visit.scale != 0), jumped, updates), made
 
         updates, made = jax.lax.cond(
             any_member(is_jump), jump, lambda updates, *_: (updates, no_jump()), updates, params, history
@@ -75,19 +68,21 @@ class WindowRule:
 
 
 class _Landing(NamedTuple):
-    """Where a leaf jumps to.
+    """Where the weights of a leaf jump to.
 
     Attributes:
       update: from the parameter to there.
       move: from where the optimizer's own update leads, in float32 or wider.
+      moving: where that is; 0 for a weight that does not move.
       is_good: whether all of it is finite.
-      num_cut: int32, how many weights were held back.
+      is_cut: whether the bound holds it back.
     """
 
     update: jax.Array
     move: jax.Array
+    moving: jax.Array
     is_good: jax.Array
-    num_cut: jax.Array
+    is_cut: jax.Array
 
 
 def _land(
@@ -96,7 +91,7 @@ def _land(
     """Jumps, no further than the bound, from where an update leads to a forecast."""
     # In at least fp32: what bf16 loses in a difference would move the parameters off the prediction.
     dtype = wide_dtype(param)
-    after = _apply(param, update).astype(dtype)
+    after = apply_updates(param, update).astype(dtype)
     # A window of one snapshot has no range but that of the step.
     window = [snapshot.astype(dtype) for snapshot in (*(earlier or (param,)), after)]
     low, high = functools.reduce(jnp.minimum, window), functools.reduce(jnp.maximum, window)
@@ -105,18 +100,30 @@ def _land(
     reach = (horizon * (high - low)).astype(dtype)
     predicted, before = predicted.astype(dtype), param.astype(dtype)
     bounded = jnp.clip(predicted, after - reach, after + reach)
-    move = jnp.where(is_frozen, 0, scale * (bounded - after))
     # Of this form, because at scale 1 nothing but the difference from the prediction is left, rounded once.
     jumped = ((1 - scale) * (after - before) + scale * (bounded - before)).astype(update.dtype)
     update = jnp.where(is_frozen, update, jumped)
-    is_good = jnp.isfinite(predicted) & jnp.isfinite(_apply(param, update))
     return _Landing(
         update=update,
-        move=move,
-        is_good=jnp.all(is_frozen | is_good),
-        num_cut=jnp.sum(~is_frozen & (bounded != predicted), dtype=jnp.int32),
+        move=jnp.where(is_frozen, 0, scale * (bounded - after)),
+        moving=jnp.where(is_frozen, 0, after),
+        is_good=is_frozen | (jnp.isfinite(predicted) & jnp.isfinite(apply_updates(param, update))),
+        is_cut=~is_frozen & (bounded != predicted),
     )
 
 
-def _apply(param: jax.Array, update: jax.Array) -> jax.Array:
-    return cast(jax.Array, optax.apply_updates(param, update))
+def _check(is_jump: jax.Array, leaves: Sequence[tuple[jax.Array, ...]], horizon: Any, scale: Any) -> Jump:
+    """What comes of a jump, found out one leaf after the other."""
+    is_good, num_cut, known = is_jump, jnp.zeros([], jnp.int32), jnp.zeros([])
+    moves: list[jax.Array] = []
+    moving: list[jax.Array] = []
+    for predicted, param, *others in leaves:
+        param = jax.lax.optimization_barrier(param)
+        landing = _land(predicted, param, *others, horizon=horizon, scale=following(known, scale))
+        is_good &= jnp.all(landing.is_good)
+        num_cut = add_counts((num_cut, jnp.sum(landing.is_cut, dtype=jnp.int32)))
+        moves.append(norm(following(num_cut, landing.move)))
+        moving.append(known := norm(following(moves[-1], landing.moving)))
+    # All of it is known before the first update is written, or what it reads would have to be copied.
+    is_good &= (num_cut >= 0) & ~jnp.isnan(known)
+    return choose(is_good, Jump(is_good, num_cut, relative_size(moves, moving)), no_jump())

@@ -142,7 +142,8 @@ class LearnedDrift:
 
     def inputs(self, motion: Motion, roles: Any) -> jax.Array:
         """What the network is told: `[tensors, features]`, of the order of 1."""
-        params, displacements, *means = map(jax.tree.leaves, (motion.params, motion.displacement, *motion.means))
+        trees = map(jax.tree.leaves, (motion.params, motion.displacement, *motion.means))
+        params, displacements, *means = map(list, zip(*map(_in_one_unit, *trees), strict=True))
         mean, *others = means
         # All sums first, so that what follows is a few operations for all tensors together.
         squares, of_params, of_displacements = (_dots(leaves, leaves) for leaves in (mean, params, displacements))
@@ -217,6 +218,14 @@ def _init(network: DriftNetwork, key: jax.Array) -> Any:
 
 def _init_shapes(network: DriftNetwork) -> Any:
     return jax.eval_shape(lambda key: _init(network, key), jax.random.key(0))
+
+
+def _in_one_unit(*tensors: jax.Array) -> list[jax.Array]:
+    """Tensors in a unit of their own, so that no square overflows or vanishes: ratios are as before."""
+    limits = jnp.finfo(jnp.float32)
+    largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(tensor), initial=0) for tensor in tensors])
+    unit = jnp.clip(largest.astype(jnp.float32), limits.smallest_normal, limits.max / 8)
+    return [tensor.astype(jnp.float32) / unit for tensor in tensors]
 
 
 def _dots(ones: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
