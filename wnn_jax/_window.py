@@ -102,12 +102,13 @@ def _land(
     bounded = jnp.clip(predicted, after - reach, after + reach)
     # Of this form, because at scale 1 nothing but the difference from the prediction is left, rounded once.
     jumped = ((1 - scale) * (after - before) + scale * (bounded - before)).astype(update.dtype)
-    update = jnp.where(is_frozen, update, jumped)
+    is_finite = jnp.isfinite(predicted) & jnp.isfinite(apply_updates(param, jumped))
     return _Landing(
-        update=update,
+        # Compiled on its own, this may overflow by a rounding where the check did not.
+        update=jnp.where(is_frozen | ~is_finite, update, jumped),
         move=jnp.where(is_frozen, 0, scale * (bounded - after)),
         moving=jnp.where(is_frozen, 0, after),
-        is_good=is_frozen | (jnp.isfinite(predicted) & jnp.isfinite(apply_updates(param, update))),
+        is_good=is_frozen | is_finite,
         is_cut=~is_frozen & (bounded != predicted),
     )
 
