@@ -175,6 +175,12 @@ def test_a_training_too_short_for_a_jump_is_refused() -> None:
         arm.optimizer(0.1, 100)
 
 
+def test_a_training_too_short_for_a_drift_is_refused() -> None:
+    (arm,) = find_arms(("drift",), ADAM)
+    with pytest.raises(UsageError, match=r"The arm 'drift': snapshot_every=10 is too large for num_steps=12"):
+        arm.optimizer(0.1, 12)
+
+
 def test_arms_are_named_as_they_are_given(tmp_path: Path) -> None:
     wnn_jax.save(wnn_jax.nowcasters.WNN.init(jax.random.key(0)), tmp_path / "saved.npz")
     names = ("plain", "cosine", "linear@0.5", "linear~5", "linear@2~40-1+wsd", "drift", "slow-drift@0.5+muon+cosine")

@@ -181,8 +181,13 @@ def nowcast_arm(
     """
 
     def of_drift(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-        # A drift has no horizon: given one, it says so.
-        nowcast = wnn_jax.nowcast(nowcaster, scale=scale, horizon=horizon[0] if horizon else None)
+        # A drift has no horizon: given one, it says so, and so it does of a training without a jump.
+        try:
+            nowcast = wnn_jax.nowcast(
+                nowcaster, num_steps=num_steps, scale=scale, horizon=horizon[0] if horizon else None
+            )
+        except ValueError as error:
+            raise UsageError(f"The arm {name!r}: {error}") from error
         return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
 
     def of_window(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
