@@ -187,7 +187,7 @@ def nowcast_arm(
                 nowcaster, num_steps=num_steps, scale=scale, horizon=horizon[0] if horizon else None
             )
         except ValueError as error:
-            raise UsageError(f"The arm {name!r}: {error}") from error
+            raise UsageError(str(error)) from error
         return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
 
     def of_window(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
