@@ -133,6 +133,53 @@ def test_what_is_not_finite_on_steps_that_do_not_count_stays_out(name: str):
     assert_trees_equal(read(state, params), {"w": jnp.full(4, (2 + 5) / 2)})
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_parameters_that_are_not_finite_are_left_out_and_counted(kind: Any, bad: float):
+    make, read = kind
+    tx = make()
+    update = jax.jit(tx.update)
+    params = {"w": jnp.zeros(4), "b": jnp.zeros(2)}
+    state, clean = tx.init(params), tx.init(params)
+    for t in range(12):
+        step = {"w": jnp.full(4, float(t)), "b": jnp.ones(2)}
+        if t != 7:
+            _, clean = update(step, clean, params)
+        else:
+            # The steps are counted nevertheless.
+            clean = clean if "step" not in clean._fields else clean._replace(step=clean.step + 1)
+            step["w"] = step["w"].at[2].set(bad)
+        _, state = update(step, state, params)
+    assert state.num_rejected == 1
+    assert_trees_equal(read(state, params), read(clean, params))
+
+
+def test_averages_are_between_the_most_distant_weights(kind: Any):
+    make, read = kind
+    tx = make()
+    update = jax.jit(tx.update)
+    largest = float(jnp.finfo(jnp.float32).max)
+    params = {"w": jnp.zeros(3)}
+    state = tx.init(params)
+    for t in range(12):
+        _, state = update({"w": jnp.array([largest, largest * (-1) ** t, 0.1])}, state, params)
+    average = read(state, params)["w"]
+    assert average[0] == jnp.float32(largest)
+    assert abs(average[1]) < largest
+    assert average[2] == jnp.float32(0.1)
+
+
+def test_complex_weights_and_integers_are_averaged(kind: Any):
+    make, read = kind
+    tx = make()
+    params = {"w": jnp.zeros(2, jnp.complex64), "n": jnp.zeros([], jnp.int32)}
+    state = tx.init(params)
+    for _ in range(6):
+        _, state = tx.update({"w": jnp.full(2, 1 + 2j), "n": jnp.array(3)}, state, params)
+    average = read(state, params)
+    np.testing.assert_allclose(average["w"], 1 + 2j, rtol=1e-6)
+    assert average["n"] == 3
+
+
 @pytest.mark.parametrize("name", ["uniform", "lawa"])
 def test_seeds_at_different_steps_equal_separate_runs(name: str):
     """Some members of a batch count on a step on which others do not, and must leave these alone."""

@@ -163,6 +163,11 @@ def test_rounding_is_by_half_a_step_at_most(bits: int, shape: tuple[int, ...]):
         assert error.max() <= step / 2 * 1.001 + 1e-6
 
 
+def test_arrays_without_numbers_are_packed():
+    one = jax.tree.map(lambda leaf: leaf[1], pack(jnp.zeros([2, 3, 0]), 4))
+    assert unpack_one(one, 4, (3, 0)).shape == (3, 0)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_low_bits_are_close(bits: int):
     checkpoints = path(5)
@@ -265,6 +270,42 @@ def test_independent_checkpoints_are_no_reason_to_warn(form: Any):
 def test_equal_checkpoints_are_refused(form: Any):
     with pytest.raises(ValueError, match="checkpoints are all the same"):
         averaging.make_subspace(path(1) * 3, form=form)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_neither_near_nor_far_checkpoints_are_dependent(form: Any, scale: float):
+    """Squares of such numbers are 0 or infinite, and those of the distances of these differ by 1e12."""
+    first, *others = [jax.tree.map(lambda leaf: scale * leaf, tree) for tree in path(4, 1e-3)]
+    checkpoints = [jax.tree.map(lambda leaf: 1e3 * leaf[::-1] if leaf.ndim else leaf, first), *others]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        subspace = averaging.make_subspace(checkpoints, form=form)
+    combined = averaging.combine(subspace, averaging.init_coefficients(subspace, "last"))
+    for actual, expected in zip(jax.tree.leaves(combined), jax.tree.leaves(checkpoints[-1]), strict=True):
+        np.testing.assert_allclose(actual / scale, expected / scale, atol=1e-3)
+
+
+def test_multiples_of_one_checkpoint_span_a_line():
+    first, _ = path(2)
+    with pytest.warns(UserWarning, match=r"checkpoints \[0\] depend linearly on the others"):
+        subspace = averaging.make_subspace([jax.tree.map(lambda leaf: 2 * leaf, first), first], form="orthonormal")
+    assert subspace.size == 1
+    starts: list[tuple[Any, float]] = [("mean", 1.5), ("last", 1.0)]
+    for start, multiple in starts:
+        combined = averaging.combine(subspace, averaging.init_coefficients(subspace, start))
+        assert_trees_close(combined, jax.tree.map(lambda leaf, multiple=multiple: multiple * leaf, first))
+
+
+def test_the_last_checkpoint_needs_a_direction():
+    first, second = path(2)
+    with pytest.raises(ValueError, match=r"checkpoints\[-1\] is zero, and has no direction; leave it out, or pass"):
+        averaging.make_subspace([first, second, jax.tree.map(jnp.zeros_like, first)], form="orthonormal")
+
+
+def test_distances_beyond_the_dtype_are_refused(form: Any):
+    far = [jax.tree.map(lambda leaf, sign=sign: sign * 3e38 * jnp.ones_like(leaf), path(1)[0]) for sign in (-1, 1)]
+    with pytest.raises(ValueError, match=r"too far from one another or from zero: float32 has room for .* 2\.1e\+37"):
+        averaging.make_subspace(far, form=form)
 
 
 @pytest.mark.parametrize("bits", [3, 0, True, 4.0, "4"])

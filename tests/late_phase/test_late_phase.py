@@ -93,6 +93,15 @@ def test_members_are_the_parameters_and_noise():
     assert_trees_equal(select_member(many, 7)["Dense_0"], params["Dense_0"])
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e3])
+def test_noise_is_a_share_of_narrow_weights(size: float):
+    """Their squares are 0 or infinite in their own dtype."""
+    params = jax.tree.map(lambda leaf: (size * jnp.ones_like(leaf)).astype(jnp.float16), make_params())
+    members = split_members(params, MASK, jax.random.key(0), 0.5, num_members=400).members["norm"]["scale"]
+    assert members.dtype == jnp.float16
+    assert np.std(np.asarray(members, np.float64) / size) == pytest.approx(0.5, rel=0.1)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1 / NUM_MEMBERS])
 def test_both_schedules_are_equal(scale: float):
     params = split()
@@ -204,6 +213,16 @@ def test_the_average_of_members():
     np.testing.assert_allclose(average["norm"]["scale"], params.members["norm"]["scale"].mean(axis=0), rtol=1e-6)
 
 
+def test_averages_of_members_are_like_the_parameters():
+    largest = float(jnp.finfo(jnp.bfloat16).max)
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, largest, jnp.bfloat16), make_params())
+    members = split_members(params, MASK, jax.random.key(0), num_members=3)
+    assert_trees_equal(average_members(members)[0], params)
+    # The statistics of layers with narrow weights are wide.
+    average, _ = average_members(members, {"norm": {"mean": jnp.zeros([3, 3]), "var": jnp.ones([3, 3])}})
+    assert jax.tree.map(jnp.result_type, average) == jax.tree.map(jnp.result_type, params)
+
+
 class Network(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -257,8 +276,15 @@ def test_the_ensemble_predicts_the_mean():
     np.testing.assert_allclose(ensemble_predict(apply, params, inputs), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda: averaging.uniform(), lambda: averaging.ema(0.9)], ids=["uniform", "ema"])
-def test_averages_along_the_training_combine(make: Any):
+@pytest.mark.parametrize(
+    ("make", "read"),
+    [
+        (averaging.uniform, averaging.uniform_eval_params),
+        (lambda: averaging.ema(0.9), averaging.ema_eval_params),
+    ],
+    ids=["uniform", "ema"],
+)
+def test_averages_along_the_training_combine(make: Any, read: Any):
     params = split()
     tx: Any = optax.chain(late_phase(sgd(), sgd(), NUM_MEMBERS), make())
     state = tx.init(params)
@@ -266,7 +292,6 @@ def test_averages_along_the_training_combine(make: Any):
         gradient = jax.grad(loss)(select_member(cast(Any, params), state[0].member), batch(index))
         updates, state = tx.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-    read = averaging.uniform_eval_params if "num_averaged" in state[1]._fields else averaging.ema_eval_params
     average, _ = average_members(read(state, params))
     assert jax.tree.structure(average) == jax.tree.structure(make_params())
     assert np.isfinite(loss(average, batch(9)))

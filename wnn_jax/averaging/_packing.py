@@ -1,5 +1,6 @@
 """Arrays in few bits."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ class Packed(NamedTuple):
     step: jax.Array
 
 
+@functools.partial(jax.jit, static_argnames="bits")
 def pack(arrays: jax.Array, bits: int) -> Packed:
     """Rounds each of `n` arrays to evenly spaced values from its least to its greatest.
 
@@ -35,7 +37,10 @@ def pack(arrays: jax.Array, bits: int) -> Packed:
       Li et al., Trainable Weight Averaging, 2025
     """
     axes = tuple(range(1, arrays.ndim))
-    low, high = arrays.min(axis=axes), arrays.max(axis=axes)
+    if arrays.size == 0:
+        low = high = jnp.zeros(len(arrays), arrays.dtype)
+    else:
+        low, high = arrays.min(axis=axes), arrays.max(axis=axes)
     step = (high - low) / (2**bits - 1)
     shape = (-1, *(1 for _ in axes))
     safe = jnp.where(step > 0, step, 1.0)
@@ -44,7 +49,7 @@ def pack(arrays: jax.Array, bits: int) -> Packed:
     # An axis to pack along, also for scalars.
     codes = codes.reshape(*codes.shape, 1) if codes.ndim == 1 else codes
     codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % per_byte)])
-    codes = codes.reshape(*codes.shape[:-1], -1, per_byte)
+    codes = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
     shifts = bits * jnp.arange(per_byte, dtype=jnp.uint8)
     packed = jnp.sum(codes << shifts[(None,) * (codes.ndim - 1)], axis=-1, dtype=jnp.uint8)
     return Packed(packed, low, step)
@@ -60,5 +65,6 @@ def unpack_one(packed: Packed, bits: int, shape: tuple[int, ...]) -> jax.Array:
     """
     shifts = bits * jnp.arange(8 // bits, dtype=jnp.uint8)
     codes = packed.codes[..., None] >> shifts[(None,) * packed.codes.ndim] & jnp.uint8(2**bits - 1)
-    codes = codes.reshape(*packed.codes.shape[:-1], -1)[..., : shape[-1] if shape else 1]
+    codes = codes.reshape(*packed.codes.shape[:-1], packed.codes.shape[-1] * (8 // bits))
+    codes = codes[..., : shape[-1] if shape else 1]
     return packed.low + packed.step * codes.reshape(shape).astype(packed.low.dtype)

@@ -12,6 +12,9 @@ import numpy as np
 import optax
 
 from wnn_jax._checks import check_choice
+from wnn_jax._history import wide_dtype
+from wnn_jax._norm import norms as norms_of
+from wnn_jax.averaging._means import mean_of
 from wnn_jax.averaging._packing import BITS, Packed, pack, unpack_one
 
 Coefficients = Any
@@ -34,7 +37,7 @@ class Subspace:
       mean: the uniform average of all checkpoints, a tree like the parameters.
       directions: a tree like the parameters with `[n, *shape]` arrays, sharded like them, or these in few bits: the
         distances of the `n` independent checkpoints from the mean, each tensor divided by its norm; in the orthonormal
-        form one checkpoint and the distances of the others from it.
+        form the distances of the checkpoints from the last, and that one, each divided by its norm as a whole.
       norms: a tree like the parameters with `[n]` arrays, what each tensor was divided by.
       mixing: `[n, n]`, which makes the orthonormal basis from the directions; of no use to the other form.
       form: `"deltas"` or `"orthonormal"`.
@@ -71,7 +74,8 @@ def make_subspace(
 
     Raises:
       ValueError: if there are fewer than 2 checkpoints, if they differ in structure, shapes or dtypes, if one has a
-        value that is not finite, if they are all the same, or if an argument is unknown.
+        value that is not finite, if they are all the same or too far from one another for their dtype, if the last is
+        zero and the form is `"orthonormal"`, or if an argument is unknown.
 
     Warns:
       UserWarning: if checkpoints depend on others linearly. They are left out as directions, though not of the mean.
@@ -87,29 +91,37 @@ def make_subspace(
             raise ValueError(f"bits={bits} must be None for form={form!r}; only form='deltas' can be kept in few bits.")
     trees = list(checkpoints)
     _check_checkpoints(trees)
-    wide = [jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree) for tree in trees]
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *wide)
+    wide = [jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), tree) for tree in trees]
+    mean = _mean(wide)
     # Of the distances from the last, exact where checkpoints are close to one another, as squares of weights are not.
     last = wide[-1]
     moves = [jax.tree.map(jnp.subtract, tree, last) for tree in wide[:-1]]
-    independent = _independent(np.asarray(_gram(moves, moves), np.float64))
-    if not independent:
+    rows = [*moves, last] if form == "orthonormal" else moves
+    cosines, lengths = _cosines(rows)
+    _check_lengths(lengths, mean)
+    if not lengths[: len(moves)].any():
         raise ValueError("checkpoints are all the same; an average of them is any of them.")
-    if len(independent) < len(moves):
-        left_out = sorted(set(range(len(moves))) - set(independent))
+    if not lengths[len(moves) :].all():
+        raise ValueError("checkpoints[-1] is zero, and has no direction; leave it out, or pass form='deltas'.")
+    # The last comes first, because what the others are without it is what they add to it.
+    independent = _independent(cosines, first=range(len(moves), len(rows)))
+    left_out = sorted(set(range(len(rows))) - set(independent))
+    if left_out:
         warnings.warn(
             f"checkpoints {left_out} depend linearly on the others, and are left out as directions.", stacklevel=2
         )
     if form == "orthonormal":
-        directions = [*(moves[index] for index in independent), last]
-        norms = jax.tree.map(lambda leaf: jnp.ones(len(directions), leaf.dtype), mean)
-        mixing = _inverse_cholesky(np.asarray(_gram(directions, directions), np.float64))
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
-        return Subspace(mean, stacked, norms, mixing, form, None)
+        norms = jax.tree.map(lambda leaf: jnp.asarray(lengths[independent], leaf.dtype), mean)
+        chosen = [rows[index] for index in independent]
+        directions = jax.tree.map(
+            lambda norm, *leaves: jnp.stack(leaves) / _expand(norm, leaves[0].ndim + 1), norms, *chosen
+        )
+        mixing = _inverse_cholesky(cosines[np.ix_(independent, independent)])
+        return Subspace(
+            mean, directions, norms, jnp.asarray(mixing, jnp.result_type(*jax.tree.leaves(mean))), form, None
+        )
     chosen = [*(wide[index] for index in independent), last]
-    stacked = jax.tree.map(lambda mean, *leaves: jnp.stack([leaf - mean for leaf in leaves]), mean, *chosen)
-    norms = jax.tree.map(lambda leaf: _or_one(_norms(leaf)), stacked)
-    directions = jax.tree.map(lambda leaf, norm: leaf / _expand(norm, leaf.ndim), stacked, norms)
+    directions, norms = _deltas(chosen, mean)
     if bits is not None:
         directions = jax.tree.map(lambda leaf: pack(leaf, bits), directions)
     return Subspace(mean, directions, norms, jnp.eye(len(chosen)), form, bits)
@@ -137,8 +149,9 @@ def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean
             subspace.norms,
         )
     # The mean is in the span, and the basis orthonormal.
-    of_last = jnp.zeros(subspace.size).at[-1].set(1.0)
     if start == "last":
+        (norms, *_) = jax.tree.leaves(subspace.norms)
+        of_last = jnp.zeros_like(subspace.mixing[0]).at[-1].set(norms[-1])
         return jnp.linalg.solve(subspace.mixing.T, of_last)
     return _matmul(subspace.mixing, _project(subspace.directions, subspace.mean))
 
@@ -187,7 +200,8 @@ def averaging_coefficients(subspace: Subspace, coefficients: Coefficients) -> An
     """
     if subspace.form == "deltas":
         return jax.tree.map(lambda x, norm: x / norm, coefficients, subspace.norms)
-    weights = _matmul(subspace.mixing.T, coefficients)
+    (norms, *_) = jax.tree.leaves(subspace.norms)
+    weights = _matmul(subspace.mixing.T, coefficients) / norms
     of_moves, total = weights[:-1], weights[-1]
     return jnp.append(of_moves, total - of_moves.sum())
 
@@ -254,24 +268,75 @@ def _project(directions: Any, tree: Any) -> jax.Array:
 
 
 @jax.jit
-def _gram(trees: Sequence[Any], others: Sequence[Any]) -> jax.Array:
-    """The inner products of all pairs, in float32, by elementwise products: sharded weights stay where they are."""
+def _mean(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: mean_of(leaves), *trees)
+
+
+@jax.jit
+def _deltas(trees: Sequence[Any], mean: Any) -> tuple[Any, Any]:
+    """The distances of trees from their mean, stacked, each tensor divided by its norm; and the norms."""
+    stacked = jax.tree.map(lambda mean, *leaves: jnp.stack([leaf - mean for leaf in leaves]), mean, *trees)
+    norms = jax.tree.map(lambda leaf: _or_one(jnp.stack(norms_of(jnp.unstack(leaf)))), stacked)
+    return jax.tree.map(lambda leaf, norm: leaf / _expand(norm, leaf.ndim), stacked, norms), norms
+
+
+def _cosines(trees: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The cosines of the angles between trees, 0 where one has no length, and their lengths; in float64."""
+    gram, sizes = (np.asarray(values, np.float64) for values in _gram(trees))
+    lengths = np.sqrt(np.diag(gram))
+    safe = np.where(lengths > 0, lengths, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return gram / np.outer(safe, safe), sizes * lengths
+
+
+@jax.jit
+def _gram(trees: Sequence[Any]) -> tuple[jax.Array, jax.Array]:
+    """The inner products of all pairs of trees, each divided by its size, about its largest weight; and their sizes.
+
+    By elementwise products, so that sharded weights stay where they are, of which none overflows or vanishes.
+    """
+
+    def size(tree: Any) -> jax.Array:
+        largest = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)]
+        limits = jnp.finfo(min((leaf.dtype for leaf in largest), key=lambda dtype: jnp.finfo(dtype).max))
+        # Of a larger number the reciprocal, by which a compiler may multiply instead, would vanish.
+        return jnp.clip(functools.reduce(jnp.maximum, largest), limits.smallest_normal, limits.max / 8)
 
     def product(one: Any, other: Any) -> jax.Array:
         return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), one, other)), jnp.zeros([]))
 
-    return jnp.stack([jnp.stack([product(one, other) for other in others]) for one in trees])
+    sizes = [size(tree) for tree in trees]
+    scaled = [
+        jax.tree.map(lambda leaf, size=size: leaf / size.astype(leaf.dtype), tree)
+        for tree, size in zip(trees, sizes, strict=True)
+    ]
+    return jnp.stack([jnp.stack([product(one, other) for other in scaled]) for one in scaled]), jnp.stack(sizes)
 
 
-def _independent(gram: np.ndarray) -> list[int]:
-    """Which rows span the space of all, by Cholesky's method with pivots, in the order of the rows."""
-    left = gram.copy()
-    # What is below the rounding of float32 sums of squares is not to be told from nothing.
-    threshold = 1e-6 * np.diag(gram).max(initial=0)
+def _check_lengths(lengths: np.ndarray, mean: Any) -> None:
+    dtype = min((leaf.dtype for leaf in jax.tree.leaves(mean)), key=lambda dtype: jnp.finfo(dtype).max)
+    # With room for the distances from the mean, and for sums of a few.
+    limit = float(jnp.finfo(dtype).max) / 16
+    if not (lengths < limit).all():
+        raise ValueError(
+            f"checkpoints are too far from one another or from zero: {dtype} has room for distances up to {limit:.1e}. "
+            "Leave out those that have diverged."
+        )
+
+
+def _independent(cosines: np.ndarray, first: Sequence[int]) -> list[int]:
+    """Which unit vectors span the space of all, by Cholesky's method with pivots, in their order.
+
+    Args:
+      cosines: of the angles between them.
+      first: those that are chosen before any other.
+    """
+    left, waiting = cosines.copy(), list(first)
     chosen: list[int] = []
-    while len(chosen) < len(gram):
-        pivot = int(np.argmax(np.diag(left)))
-        if left[pivot, pivot] <= threshold:
+    while len(chosen) < len(cosines):
+        pivot = waiting.pop() if waiting else int(np.argmax(np.diag(left)))
+        # What is below the rounding of float32 sums of squares is not to be told from nothing.
+        if left[pivot, pivot] <= 1e-6:
             break
         chosen.append(pivot)
         column = left[:, pivot] / np.sqrt(left[pivot, pivot])
@@ -280,15 +345,9 @@ def _independent(gram: np.ndarray) -> list[int]:
     return sorted(chosen)
 
 
-def _inverse_cholesky(gram: np.ndarray) -> jax.Array:
-    """`c`, so that `c @ gram @ c.T` is the identity."""
-    scale = 1 / np.sqrt(np.diag(gram))
-    factor = np.linalg.cholesky(gram * np.outer(scale, scale))
-    return jnp.asarray(np.linalg.inv(factor) * scale, jnp.float32)
-
-
-def _norms(stacked: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(stacked**2, axis=tuple(range(1, stacked.ndim))))
+def _inverse_cholesky(cosines: np.ndarray) -> np.ndarray:
+    """`c`, so that `c @ cosines @ c.T` is the identity."""
+    return np.linalg.inv(np.linalg.cholesky(cosines))
 
 
 def _or_one(norms: jax.Array) -> jax.Array:

@@ -2,8 +2,13 @@
 
 `optax.ema` averages *updates*, which changes the training; these average the *parameters* after each step, and change
 nothing. Put one last in a chain, and evaluate with what its `*_eval_params` returns.
+
+Parameters with a NaN or an infinity anywhere in them are left out, or an average would never be rid of it;
+`num_rejected` in the state counts them.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -13,6 +18,9 @@ from optax._src.base import NO_PARAMS_MSG
 
 from wnn_jax._checks import check_float, check_int
 from wnn_jax._conditionals import any_member
+from wnn_jax._history import wide_dtype
+from wnn_jax._jump import all_finite
+from wnn_jax.averaging._means import mean_of, toward
 
 State = TypeVar("State", bound="UniformState | LawaState | EmaState")
 
@@ -24,11 +32,13 @@ class UniformState(NamedTuple):
       step: int32, the steps taken.
       num_averaged: int32, the parameters averaged.
       average: their mean, in float32 or wider, a tree like the parameters.
+      num_rejected: int32, the parameters left out because they were not finite.
     """
 
     step: jax.Array
     num_averaged: jax.Array
     average: Any
+    num_rejected: jax.Array
 
 
 class LawaState(NamedTuple):
@@ -38,32 +48,34 @@ class LawaState(NamedTuple):
       step: int32, the steps taken.
       num_taken: int32, the checkpoints taken.
       checkpoints: the latest of them, trees like the parameters, in no order.
+      num_rejected: int32, the checkpoints left out because they were not finite.
     """
 
     step: jax.Array
     num_taken: jax.Array
     checkpoints: tuple[Any, ...]
+    num_rejected: jax.Array
 
 
 class EmaState(NamedTuple):
     """State of `ema`.
 
     Attributes:
-      step: int32, the steps taken.
-      average: the weighted sum, in float32 or wider, a tree like the parameters; its weights sum to
-        `1 - decay**step`.
-      weight: float32, what its weights sum to.
+      num_averaged: int32, the parameters averaged.
+      average: their weighted mean, in float32 or wider, a tree like the parameters.
+      num_rejected: int32, the parameters left out because they were not finite.
     """
 
-    step: jax.Array
+    num_averaged: jax.Array
     average: Any
-    weight: jax.Array
+    num_rejected: jax.Array
 
 
 def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformationExtraArgs:
     """Keeps the mean of the parameters after every `period`-th step from `start_step` on.
 
-    This is stochastic weight averaging (SWA), the learning rate being the optimizer's business.
+    This is stochastic weight averaging (SWA), the learning rate being the optimizer's business. Parameters that are not
+    finite are left out, and counted in `num_rejected`.
 
     Args:
       start_step: the first step that counts. Steps are numbered from 0.
@@ -95,28 +107,34 @@ def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformatio
     start_step, period = _check_start_and_period(start_step, period)
 
     def init_fn(params: Any) -> UniformState:
-        zero = jnp.zeros([], jnp.int32)
-        return UniformState(zero, jnp.zeros([], jnp.int32), _wide_zeros_like(params))
+        return UniformState(_zero(), _zero(), _wide_zeros_like(params), _zero())
 
     def update_fn(updates: Any, state: UniformState, params: Any = None, **extra_args: Any) -> tuple[Any, UniformState]:
         del extra_args
         new_params = _after(params, updates)
         is_counted = _is_taken(state.step, start_step, period)
-        num_averaged = state.num_averaged + is_counted
 
-        def add(average: Any, new_params: Any) -> Any:
-            share = 1 / jnp.maximum(num_averaged, 1)
+        def add(average: Any, new_params: Any) -> tuple[Any, jax.Array]:
+            is_added = is_counted & all_finite(new_params)
 
-            def add_leaf(mean: jax.Array, new: jax.Array) -> jax.Array:
-                return jnp.where(is_counted, mean + share.astype(mean.dtype) * (new - mean), mean)
+            def share(dtype: Any) -> jax.Array:
+                return 1 / (state.num_averaged.astype(dtype) + 1)
 
-            return jax.tree.map(add_leaf, average, new_params)
+            return _add(average, new_params, share, is_added), is_added
 
         # The branch that writes is the one on True and returns no more than it writes: on a step that does not count
         # XLA then copies nothing. It is given the parameters after the step, which training makes anyway: were it given
         # those before, these would be copied, because training writes the new ones in their place.
-        average = jax.lax.cond(any_member(is_counted), add, lambda average, _: average, state.average, new_params)
-        return updates, UniformState(_next(state.step), num_averaged, average)
+        average, is_added = jax.lax.cond(
+            any_member(is_counted),
+            add,
+            lambda average, _: (average, jnp.zeros_like(is_counted)),
+            state.average,
+            new_params,
+        )
+        num_averaged = _count(state.num_averaged, is_added)
+        num_rejected = _count(state.num_rejected, is_counted & ~is_added)
+        return updates, UniformState(_count(state.step), num_averaged, average, num_rejected)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
@@ -141,6 +159,8 @@ def uniform_eval_params(state: Any, params: Any) -> Any:
 def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTransformationExtraArgs:
     """Keeps the latest checkpoints, for the average of them (LAWA).
 
+    Parameters that are not finite are left out, and counted in `num_rejected`.
+
     Args:
       size: how many checkpoints to keep: as many copies of the parameters.
       period: steps between checkpoints.
@@ -161,25 +181,33 @@ def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTrans
 
     def init_fn(params: Any) -> LawaState:
         checkpoints = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(size))
-        return LawaState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), checkpoints)
+        return LawaState(_zero(), _zero(), checkpoints, _zero())
 
     def update_fn(updates: Any, state: LawaState, params: Any = None, **extra_args: Any) -> tuple[Any, LawaState]:
         del extra_args
         new_params = _after(params, updates)
-        is_taken = _is_taken(state.step, start_step, period)
-        slot = jnp.where(is_taken, state.num_taken % size, -1)
+        is_due = _is_taken(state.step, start_step, period)
 
-        def take(checkpoints: tuple[Any, ...], new_params: Any) -> tuple[Any, ...]:
-            return tuple(
+        def take(checkpoints: tuple[Any, ...], new_params: Any) -> tuple[tuple[Any, ...], jax.Array]:
+            is_taken = is_due & all_finite(new_params)
+            slot = jnp.where(is_taken, state.num_taken % size, -1)
+            checkpoints = tuple(
                 jax.tree.map(lambda new, old, index=index: jnp.where(slot == index, new, old), new_params, checkpoint)
                 for index, checkpoint in enumerate(checkpoints)
             )
+            return checkpoints, is_taken
 
         # As in `uniform`.
-        checkpoints = jax.lax.cond(
-            any_member(is_taken), take, lambda checkpoints, _: checkpoints, state.checkpoints, new_params
+        checkpoints, is_taken = jax.lax.cond(
+            any_member(is_due),
+            take,
+            lambda checkpoints, _: (checkpoints, jnp.zeros_like(is_due)),
+            state.checkpoints,
+            new_params,
         )
-        return updates, LawaState(_next(state.step), state.num_taken + is_taken, checkpoints)
+        num_taken = _count(state.num_taken, is_taken)
+        num_rejected = _count(state.num_rejected, is_due & ~is_taken)
+        return updates, LawaState(_count(state.step), num_taken, checkpoints, num_rejected)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
@@ -198,18 +226,15 @@ def lawa_eval_params(state: Any, params: Any) -> Any:
       ValueError: if there is no `LawaState`, or more than one, in `state`.
     """
     found = _find(state, LawaState)
-    number = jnp.minimum(found.num_taken, len(found.checkpoints))
-
-    def mean(*leaves: jax.Array) -> jax.Array:
-        # Slots that were never written are zero.
-        dtype = jnp.promote_types(leaves[0].dtype, jnp.float32)
-        return sum(leaf.astype(dtype) for leaf in leaves) / jnp.maximum(number, 1).astype(dtype)
-
-    return _choose(number > 0, jax.tree.map(mean, *found.checkpoints), params)
+    # The slots are filled from the first one on.
+    average = jax.tree.map(lambda *leaves: mean_of(leaves, found.num_taken), *found.checkpoints)
+    return _choose(found.num_taken > 0, average, params)
 
 
 def ema(decay: float) -> optax.GradientTransformationExtraArgs:
     """Keeps an exponential moving average of the parameters after each step.
+
+    Parameters that are not finite are left out, and counted in `num_rejected`.
 
     Args:
       decay: what is left of the average after a step, in [0, 1). The average reaches back about `1 / (1 - decay)`
@@ -224,16 +249,21 @@ def ema(decay: float) -> optax.GradientTransformationExtraArgs:
     decay = check_float("decay", decay, "what is left of the average after a step", minimum=0, below=1)
 
     def init_fn(params: Any) -> EmaState:
-        return EmaState(jnp.zeros([], jnp.int32), _wide_zeros_like(params), jnp.zeros([], jnp.float32))
+        return EmaState(_zero(), _wide_zeros_like(params), _zero())
 
     def update_fn(updates: Any, state: EmaState, params: Any = None, **extra_args: Any) -> tuple[Any, EmaState]:
         del extra_args
-        average = jax.tree.map(
-            lambda mean, new: decay * mean + (1 - decay) * new.astype(mean.dtype),
-            state.average,
-            _after(params, updates),
-        )
-        return updates, EmaState(_next(state.step), average, decay * state.weight + (1 - decay))
+        new_params = _after(params, updates)
+        is_added = all_finite(new_params)
+        num_averaged = _count(state.num_averaged, is_added)
+
+        def share(dtype: Any) -> jax.Array:
+            # Of the latest in the weighted mean, whose weights sum to `1 - decay**n`.
+            exponent = num_averaged.astype(dtype) * math.log(decay) if decay else jnp.array(-jnp.inf, dtype)
+            return (1 - decay) / -jnp.expm1(exponent)
+
+        average = _add(state.average, new_params, share, is_added)
+        return updates, EmaState(num_averaged, average, _count(state.num_rejected, ~is_added))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
@@ -246,14 +276,13 @@ def ema_eval_params(state: Any, params: Any) -> Any:
       params: the current parameters.
 
     Returns:
-      The average in the dtypes of `params`, or `params` where no step was taken yet.
+      The average in the dtypes of `params`, or `params` where nothing was averaged yet.
 
     Raises:
       ValueError: if there is no `EmaState`, or more than one, in `state`.
     """
     found = _find(state, EmaState)
-    weight = jnp.where(found.step > 0, found.weight, 1.0)
-    return _choose(found.step > 0, jax.tree.map(lambda leaf: leaf / weight.astype(leaf.dtype), found.average), params)
+    return _choose(found.num_averaged > 0, found.average, params)
 
 
 def _after(params: Any, updates: Any) -> Any:
@@ -273,14 +302,24 @@ def _is_taken(step: jax.Array, start_step: int, period: int) -> jax.Array:
     return (step >= start_step) & ((step - start_step) % period == period - 1)
 
 
-def _next(step: jax.Array) -> jax.Array:
-    return cast(jax.Array, optax.safe_increment(step))
+def _count(number: jax.Array, is_one_more: jax.Array | bool = True) -> jax.Array:
+    return jnp.where(is_one_more, cast(jax.Array, optax.safe_increment(number)), number)
+
+
+def _zero() -> jax.Array:
+    # For each count one of its own, so that the state can be donated.
+    return jnp.zeros([], jnp.int32)
 
 
 def _wide_zeros_like(params: Any) -> Any:
     # A mean of many half-precision numbers would stop moving.
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=wide_dtype(leaf)), params)
+
+
+def _add(average: Any, new_params: Any, share: Callable[[Any], jax.Array], is_added: jax.Array) -> Any:
+    """The average with a share of new parameters in it, of each leaf in its own precision; or as it is."""
     return jax.tree.map(
-        lambda leaf: jnp.zeros_like(leaf, dtype=jnp.promote_types(jnp.result_type(leaf), jnp.float32)), params
+        lambda mean, new: jnp.where(is_added, toward(mean, new, share(mean.dtype)), mean), average, new_params
     )
 
 

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from wnn_jax._checks import check_float, check_int
+from wnn_jax._history import wide_dtype
+from wnn_jax._norm import norms
 from wnn_jax._roles import default_roles
+from wnn_jax.averaging._means import mean_of
 
 Mask = Any
 
@@ -99,8 +102,9 @@ def split_members(
         members = jnp.broadcast_to(param[None], (num_members, *param.shape))
         if noise_scale == 0:
             return members
-        rms = jnp.sqrt(jnp.mean(param**2))
-        return members + noise_scale * rms * jax.random.normal(key, members.shape, members.dtype)
+        (norm,) = norms(param)
+        noise = noise_scale * norm / max(param.size, 1) ** 0.5 * jax.random.normal(key, members.shape, norm.dtype)
+        return (members + noise).astype(param.dtype)
 
     return SplitParams(
         base=jax.tree.map(lambda param, is_late: optax.MaskedNode() if is_late else param, params, mask),
@@ -152,7 +156,8 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
       Ordinary parameters, and `batch_stats` without the leading axis. With statistics of their own, the affine maps
       :math:`x \mapsto s_k x + t_k` that batch normalisation is at test time are averaged,
       :math:`s_k = g_k / \sqrt{v_k + \epsilon}` and :math:`t_k = b_k - s_k m_k`, which averages of scale, shift, mean
-      and variance one by one would not be. Everything else is averaged as it is.
+      and variance one by one would not be. Everything else is averaged as it is. A weight that is not finite in one
+      member is not finite in the average: look at that member, with `select_member`.
 
     Raises:
       ValueError: if `epsilon` is no float >= 0; if `batch_stats` has another number of members, or a module without
@@ -162,7 +167,7 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
       von Oswald et al., ICLR 2021
     """
     epsilon = check_float("epsilon", epsilon, "that of the normalisation layers", minimum=0)
-    mean_params = merge(split.base, jax.tree.map(lambda leaf: leaf.mean(axis=0), split.members))
+    mean_params = merge(split.base, jax.tree.map(_mean, split.members))
     if batch_stats is None:
         return mean_params, None
     number = split.num_members
@@ -172,7 +177,7 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
                 f"batch_stats has the shape {leaf.shape} at {jax.tree_util.keystr(path)}; its first axis must be the "
                 f"{number} members."
             )
-    mean_stats = jax.tree.map(lambda leaf: leaf.mean(axis=0), batch_stats)
+    mean_stats = jax.tree.map(_mean, batch_stats)
     stacked = merge(
         jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (number, *leaf.shape)), split.base), split.members
     )
@@ -190,18 +195,26 @@ def _fold(params: Any, members: Any, mean_stats: Any, stats: Any, epsilon: float
             continue
         layer = dict(params.get(name, {}))
         own = members.get(name, {})
-        slopes = own.get("scale", 1.0) / jnp.sqrt(of_module["var"] + epsilon)
-        shifts = own.get("bias", 0.0) - slopes * of_module["mean"]
-        mean_slope, mean_shift = slopes.mean(axis=0), shifts.mean(axis=0)
+        means, variances, mean, variance = (
+            module[moment].astype(wide_dtype(module[moment]))
+            for module in (of_module, mean_stats[name])
+            for moment in ("mean", "var")
+        )
+        slopes = own.get("scale", 1.0) / jnp.sqrt(variances + epsilon)
+        shifts = own.get("bias", 0.0) - slopes * means
+        slope = 1 / jnp.sqrt(variance + epsilon)
         if "scale" in layer:
-            layer["scale"] = mean_slope * jnp.sqrt(mean_stats[name]["var"] + epsilon)
-            slope = mean_slope
-        else:
-            slope = 1 / jnp.sqrt(mean_stats[name]["var"] + epsilon)
+            slope = _mean(slopes)
+            layer["scale"] = (slope * jnp.sqrt(variance + epsilon)).astype(layer["scale"].dtype)
         if "bias" in layer:
-            layer["bias"] = mean_shift + slope * mean_stats[name]["mean"]
+            layer["bias"] = (_mean(shifts) + slope * mean).astype(layer["bias"].dtype)
         folded[name] = layer
     return folded
+
+
+@jax.jit
+def _mean(members: jax.Array) -> jax.Array:
+    return mean_of(jnp.unstack(members)).astype(members.dtype)
 
 
 def ensemble_predict(apply_fn: Callable[[Any, Any], jax.Array], split: SplitParams, inputs: Any) -> jax.Array:
