@@ -18,7 +18,7 @@ from wnn_jax.meta.training.arm import Arm, StageStart
 from wnn_jax.meta.training.program import Program, stack_states
 from wnn_jax.meta.training.readings import STATISTICS_SEED, Reading
 from wnn_jax.meta.training.step import init_state, make_step
-from wnn_jax.meta.training.trainer import Evaluation, Trainer, fit, weights_sha256
+from wnn_jax.meta.training.trainer import Evaluation, Fitted, Trainer, fit, weights_sha256
 
 ADAM = Arm("adam", lambda learning_rate, num_steps: optax.adam(learning_rate))
 NOWCAST = Arm(
@@ -112,17 +112,41 @@ def test_one_scan_and_runs_together_equal_a_loop_of_steps() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, LinearRegression) else str(value),
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(task: Any, after: int, tmp_path: Path) -> None:
-    undisturbed = trainer(task).fit(0)
-    steps: list[int] = []
+    run = trainer(task)
+    undisturbed = run.fit(0)
     with pytest.raises(Interrupted):
-        trainer(task).fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
-    resumed = trainer(task).fit(
-        0, tmp_path, report=lambda step, loss, evaluation: steps.append(step) if evaluation else None
+        run.fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
+    resumed, first_step = resume(run, tmp_path)
+    assert first_step == min(after + 5, 23), "the run began anew"
+    assert_same_run(resumed, undisturbed)
+
+
+def test_a_run_with_a_damaged_checkpoint_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    run = trainer(LinearRegression())
+    with pytest.raises(Interrupted):
+        run.fit(0, tmp_path, report=interrupt_after(15), checkpoint_seconds=0.0)
+    (tmp_path / "stage-0" / "15").write_bytes(b"damaged")
+    resumed, first_step = resume(run, tmp_path)
+    assert first_step == 15, "it goes on from step 10"
+    assert_same_run(resumed, run.fit(0))
+
+
+def resume(run: Trainer, folder: Path) -> tuple[Fitted, int]:
+    """The finished run, and the step of its first evaluation."""
+    steps: list[int] = []
+    fitted = run.fit(
+        0,
+        folder,
+        report=lambda step, loss, evaluation: steps.append(step) if evaluation else None,
+        checkpoint_seconds=0.0,
     )
-    assert steps[0] == min(after + 5, 23), "the run began anew"
-    assert_equal(undisturbed.state, resumed.state)
-    assert without_seconds(undisturbed.evaluations) == without_seconds(resumed.evaluations)
-    assert undisturbed.test == resumed.test
+    return fitted, steps[0]
+
+
+def assert_same_run(one: Fitted, other: Fitted) -> None:
+    assert_equal(one.state, other.state)
+    assert without_seconds(one.evaluations) == without_seconds(other.evaluations)
+    assert one.test == other.test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,18 +162,27 @@ class Halved:
         return StageStart(task, optax.sgd(learning_rate), params, state.model_state)
 
 
+@pytest.fixture(scope="module")
+def two_stages() -> tuple[Trainer, Fitted]:
+    """A run of two stages, and how it ends."""
+    run = trainer(LinearRegression(), dataclasses.replace(ADAM, stages=(Halved(),)))
+    return run, run.fit(0)
+
+
+def test_a_second_stage_begins_where_it_says(two_stages: tuple[Trainer, Fitted]) -> None:
+    evaluations = two_stages[1].evaluations
+    assert [evaluation.step for evaluation in evaluations] == [5, 10, 11, 15, 20, 23]
+    assert evaluations[0].scores != trainer(LinearRegression(), ADAM).fit(0).evaluations[-1].scores
+
+
 @pytest.mark.parametrize("after", [5, 11, 15, 20])
-def test_a_run_of_two_stages_goes_on_bit_for_bit(after: int, tmp_path: Path) -> None:
-    task = LinearRegression()
-    arm = dataclasses.replace(ADAM, stages=(Halved(),))
-    undisturbed = trainer(task, arm).fit(0)
-    assert [evaluation.step for evaluation in undisturbed.evaluations] == [5, 10, 11, 15, 20, 23]
-    assert undisturbed.evaluations[0].scores != trainer(task, ADAM).fit(0).evaluations[-1].scores
+def test_a_run_of_two_stages_goes_on_bit_for_bit(
+    two_stages: tuple[Trainer, Fitted], after: int, tmp_path: Path
+) -> None:
+    run, undisturbed = two_stages
     with pytest.raises(Interrupted):
-        trainer(task, arm).fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
-    resumed = trainer(task, arm).fit(0, tmp_path)
-    assert_equal(undisturbed.state, resumed.state)
-    assert without_seconds(undisturbed.evaluations) == without_seconds(resumed.evaluations)
+        run.fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
+    assert_same_run(resume(run, tmp_path)[0], undisturbed)
 
 
 def test_a_moving_average_is_read_after_the_jump() -> None:

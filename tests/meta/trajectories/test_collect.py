@@ -1,8 +1,4 @@
 import itertools
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.meta.conftest import KNOW_TINY_FAMILY, NUM_RUNS, TINY, process_environment, tiny_family
+from tests.meta.conftest import NUM_RUNS, TINY, tiny_family
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.tasks.families import FAMILIES, SPLITS
 from wnn_jax.meta.trajectories import collect as collect_module
@@ -68,6 +64,34 @@ def test_machines_can_share_the_work(collection: Path, tmp_path: Path):
     assert all(content == expected[name] for name, content in contents(tmp_path).items())
 
 
+def test_two_collectors_of_one_folder_make_each_run_once(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seeds: list[int] = []
+
+    def counted(program: Any, settings: Any) -> Any:
+        seeds.append(settings.seed)
+        if settings.seed == 0:
+            collect(tiny(tmp_path, num_runs=3, budget=1e-3))  # Another one, while the first makes run 0.
+        return train_run(program, settings)
+
+    monkeypatch.setattr(collect_module, "train_run", counted)
+    collect(tiny(tmp_path, num_runs=4))
+    assert sorted(seeds) == [0, 1, 2, 3]
+    expected = contents(collection)
+    assert all(content == expected[name] for name, content in contents(tmp_path).items())
+
+
+def test_a_collection_that_another_family_takes_over_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def overtaken(*arguments: Any) -> Any:
+        collect(tiny(tmp_path, family="digits", budget=1e-9))
+        return train_run(*arguments)
+
+    monkeypatch.setattr(collect_module, "train_run", overtaken)
+    with pytest.raises(UsageError, match=r"was given to another family of tasks\. Collect into another folder"):
+        collect(tiny(tmp_path, num_runs=4))
+
+
 def test_an_interrupted_collection_goes_on(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls = itertools.count(1)
 
@@ -86,27 +110,6 @@ def test_an_interrupted_collection_goes_on(collection: Path, tmp_path: Path, mon
     assert all(content == expected[name] for name, content in contents(tmp_path).items())
     assert next(calls) == 6
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
-
-
-PROGRAM = f"""
-import sys
-from pathlib import Path
-{KNOW_TINY_FAMILY}
-from wnn_jax.meta.trajectories.collect import Collect, collect
-collect(Collect(output=Path(sys.argv[1]), family=TINY, num_runs=4, num_processes=1))
-"""
-
-
-def test_a_killed_collection_goes_on(collection: Path, tmp_path: Path):
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    process = subprocess.Popen(command, env=process_environment())
-    while process.poll() is None and not list(tmp_path.glob("run-*.json")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 1 <= len(Collection(tmp_path).finished()) <= 4
-    collect(tiny(tmp_path, num_runs=4))
-    assert_close(tmp_path, collection, num_runs=4)
 
 
 def test_processes_side_by_side_make_the_same_collection(collection: Path, tmp_path: Path):

@@ -30,7 +30,7 @@ from wnn_jax.meta.output import save_rows
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks import TASKS, Metric, Task, load_task
 from wnn_jax.meta.training.arm import Arm
-from wnn_jax.meta.training.executors import run_all
+from wnn_jax.meta.training.claims import claim, run_shared
 from wnn_jax.meta.training.keys import describe_task, run_key
 from wnn_jax.meta.training.optimizers import ADAMW_WEIGHT_DECAY, BASE_OPTIMIZERS, BaseOptimizer, base_optimizer
 from wnn_jax.meta.training.readings import EMA_DECAYS, all_readings
@@ -42,7 +42,8 @@ class Compare:
     """Compare ways to train: how many steps each one saves, at its own best learning rate.
 
     Called again, it goes on: finished runs are kept, interrupted ones continue from their last checkpoint, and the
-    result of a run is only ever shown for what made it.
+    result of a run is only ever shown for what made it. Several processes can work on one folder: each makes runs that
+    no other one does.
     """
 
     task: Annotated[str, tyro.conf.arg(help=f"What to train: {', '.join(TASKS)}.", metavar="TASK")]
@@ -119,9 +120,20 @@ class Run:
         return result_file(self.folder, self.description)
 
     @property
+    def files(self) -> list[Path]:
+        """The same, as `run_shared` wants it."""
+        return [self.file]
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints" / self.file.stem
+
+    def remove_checkpoints(self) -> None:
+        """Removes them, if there are any."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Other runs have checkpoints there.
+            self.checkpoints.parent.rmdir()
 
 
 def compare(
@@ -274,15 +286,17 @@ class Plan:
         for run in runs:
             if not options.resume:
                 run.file.unlink(missing_ok=True)
-                shutil.rmtree(run.checkpoints, ignore_errors=True)
+                run.remove_checkpoints()
         _, stale = load_results(options.output / "runs", [run.description for run in runs])
         for line in stale:
             console.print(f"note: {line}", soft_wrap=True, style="yellow")
         missing = [run for run in runs if not run.file.exists()]
+        (options.output / "runs").mkdir(parents=True, exist_ok=True)
         with Progress("runs", total=len(runs), completed=len(runs) - len(missing)) as progress:
-            jobs = run_all(train_run, missing, executor=options.executor, num_processes=options.num_processes)
-            for _, metrics in jobs:
-                progress.advance(metrics=metrics)
+            for run in run_shared(train_run, missing, executor=options.executor, num_processes=options.num_processes):
+                progress.advance(metrics=run.file.stem)
+        for run in runs:  # Of processes that were killed right after they had saved a result.
+            run.remove_checkpoints()
 
 
 def make_plan(
@@ -382,20 +396,15 @@ def check(options: Compare) -> None:
         raise UsageError(f"--output {options.output} is a file; name a folder.")
 
 
-def train_run(run: Run) -> str:
-    """Makes the result of a run, if it is not there.
-
-    Returns:
-      A line for the log.
-    """
-    if not run.file.exists():
+def train_run(run: Run) -> None:
+    """Makes the result of a run, if it is not there and no other process makes it."""
+    with claim(run.file) as is_granted:
+        if not is_granted or run.file.exists():
+            return
         description = run.description
         fitted = _trainer(run).fit(description["seed"], run.checkpoints, checkpoint_seconds=run.checkpoint_seconds)
         save_result(run.file, description, fitted)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        with contextlib.suppress(OSError):  # Other runs have checkpoints there.
-            run.checkpoints.parent.rmdir()
-    return run.file.stem
+        run.remove_checkpoints()
 
 
 # One per arm and rate in every process, so that all seeds share a compiled program.

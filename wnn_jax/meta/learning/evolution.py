@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ import jax
 import numpy as np
 import optax
 
-from wnn_jax._files import replace_on_success
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.training.checkpoints import load_state, save_state
 
 # Arrays in a tree: what is searched for.
 Solution = Any
@@ -144,6 +144,9 @@ class Search:
           file: where the state is kept, written anew after every generation.
           report: called after every generation.
           deadline: value of `time.monotonic()` after which no further generation is begun.
+
+        Raises:
+          UsageError: if the file is damaged.
         """
         # Belongs to an extra, and only the search needs it.
         from evosax.algorithms import Open_ES
@@ -217,17 +220,14 @@ def _evosax() -> contextlib.AbstractContextManager[Any]:
 
 
 def _write(file: Path, state: Any, found: Found) -> None:
-    leaves = jax.tree.leaves((state, found.mean, found.best))
-    arrays = {f"leaf {index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
-    log = json.dumps({"rows": found.rows, "validation": found.validation})
-    with replace_on_success(file) as temporary, temporary.open("wb") as opened:
-        np.savez(opened, log=np.array(log), **arrays)  # pyright: ignore[reportArgumentType]
+    log = {"rows": found.rows, "validation": found.validation}
+    save_state(file, (state, found.mean, found.best), log)
 
 
 def _read(file: Path, state: Any, found: Found) -> tuple[Any, Found]:
-    treedef = jax.tree.structure((state, found.mean, found.best))
-    with np.load(file, allow_pickle=False) as content:
-        state, mean, best = jax.tree.unflatten(treedef, [content[f"leaf {i}"] for i in range(treedef.num_leaves)])
-        log = json.loads(str(content["log"]))
+    try:
+        (state, mean, best), log = load_state(file, (state, found.mean, found.best))
+    except UsageError as error:
+        raise UsageError(f"{error} Remove it: the search begins anew.") from error
     rows = [Row(*row[:-1], validation=None if row[-1] is None else Gain(*row[-1])) for row in log["rows"]]
     return state, Found(rows, mean, best, Gain(*log["validation"]))

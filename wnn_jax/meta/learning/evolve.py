@@ -24,7 +24,7 @@ import wnn_jax
 from wnn_jax._roles import ROLES
 from wnn_jax.meta.errors import UsageError, check_options
 from wnn_jax.meta.learning.evolution import Found, Gain, Row, Search, Solution, differences
-from wnn_jax.meta.learning.train import claim_folder
+from wnn_jax.meta.learning.train import claimed_folder
 from wnn_jax.meta.output import save_rows
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks.data import check_datasets
@@ -157,22 +157,22 @@ def evolve(options: Evolve) -> LearnedDrift:
             }
         )
     )
-    claim_folder(options.output, description)
-    with kept_processes(mean_log_loss, options.num_processes) as run:
-        objective = ShortTrainings(options, family, start, run)
-        found = _search(options, objective, deadline)
-        test = objective.gain(found.best, TEST_SPLITS, options.num_test_runs)
-    record = {
-        **description,
-        "training": run_key(description),
-        "generations": len(found.rows),
-        "trainings": found.rows[-1].trainings if found.rows else 0,
-        "seeds": objective.seeds(len(found.rows)),
-        "validation": found.validation._asdict(),
-        "test": test._asdict(),
-    }
-    nowcaster = dataclasses.replace(objective.nowcaster(found.best), record=record)
-    wnn_jax.save(nowcaster, options.output / "nowcaster.npz")
+    with claimed_folder(options.output, description):
+        with kept_processes(mean_log_loss, options.num_processes) as run:
+            objective = ShortTrainings(options, family, start, run)
+            found = _search(options, objective, deadline)
+            test = objective.gain(found.best, TEST_SPLITS, options.num_test_runs)
+        record = {
+            **description,
+            "training": run_key(description),
+            "generations": len(found.rows),
+            "trainings": found.rows[-1].trainings if found.rows else 0,
+            "seeds": objective.seeds(len(found.rows)),
+            "validation": found.validation._asdict(),
+            "test": test._asdict(),
+        }
+        nowcaster = dataclasses.replace(objective.nowcaster(found.best), record=record)
+        wnn_jax.save(nowcaster, options.output / "nowcaster.npz")
     return nowcaster
 
 

@@ -1,9 +1,10 @@
 """Training nowcasters on collected trajectories."""
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from wnn_jax.meta.output import save_rows
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks.families import SplitName
 from wnn_jax.meta.training.arm import Arm
+from wnn_jax.meta.training.claims import claim
 from wnn_jax.meta.training.keys import describe_differences, describe_task, run_key, versions
 from wnn_jax.meta.training.program import Program
 from wnn_jax.meta.training.readings import WEIGHTS
@@ -101,7 +103,6 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         max_stride=options.max_stride,
     )
     description = _describe(options, task)
-    claim_folder(options.output, description)
     record = {
         "kind": options.kind,
         "settings": _settings(options),
@@ -109,16 +110,17 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         "versions": versions(),
         "training": run_key(description),
     }
-    selection = _Selection(objective, options.output, record, options.patience)
-    evaluations = _fit(options, task, selection)
-    _save_metrics(evaluations, options.output)
-    nowcaster = selection.selected(evaluations)
-    validation_runs = [trajectory for split in EVALUATED_SPLITS["validation"] for trajectory in splits[split]]
-    _plot_errors(options, nowcaster, validation_runs)
-    # Only now, when nothing is left to decide.
-    test = Program(task, optax.identity).evaluate(nowcaster.params, {}, "test")
-    nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})
-    wnn_jax.save(nowcaster, selection.file)
+    with claimed_folder(options.output, description):
+        selection = _Selection(objective, options.output, record, options.patience)
+        evaluations = _fit(options, task, selection)
+        _save_metrics(evaluations, options.output)
+        nowcaster = selection.selected(evaluations)
+        validation_runs = [trajectory for split in EVALUATED_SPLITS["validation"] for trajectory in splits[split]]
+        _plot_errors(options, nowcaster, validation_runs)
+        # Only now, when nothing is left to decide.
+        test = Program(task, optax.identity).evaluate(nowcaster.params, {}, "test")
+        nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})
+        wnn_jax.save(nowcaster, selection.file)
     return nowcaster
 
 
@@ -237,31 +239,45 @@ def _describe(options: Train, task: Forecasting) -> dict[str, Any]:
     }
 
 
-def claim_folder(folder: Path, description: Mapping[str, Any]) -> None:
-    """Writes into the output folder what is trained there, or checks that it is the same.
+@contextlib.contextmanager
+def claimed_folder(folder: Path, description: Mapping[str, Any]) -> Generator[None]:
+    """Keeps other processes from training in the output folder, which says what is trained there.
 
     Raises:
-      UsageError: if something else was trained there.
+      UsageError: if another process trains there, or something else was trained there.
     """
-    file = folder / "training.json"
-    if file.exists():
-        try:
-            before = json.loads(file.read_text())
-            key, trained = before["key"], before["description"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{file} is damaged ({error!r}); choose another --output.") from error
-        if key != run_key(description):
-            differences = "; ".join(describe_differences(trained, description))
-            raise UsageError(
-                f"--output {folder} holds another training: {differences}. Go on with the options and collections of "
-                "that one, or choose another folder."
-            )
-        return
-    if (folder / "checkpoints").exists() or (folder / "nowcaster.npz").exists():
-        raise UsageError(f"--output {folder} holds a training of another version of wnn_jax; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_on_success(file) as temporary:
-        temporary.write_text(json.dumps({"key": run_key(description), "description": description}, indent=1) + "\n")
+    file = folder / "training.json"
+    with claim(file) as is_granted:
+        if not is_granted:
+            raise UsageError(f"--output {folder}: another process trains there. Wait for it, or choose another folder.")
+        if file.exists():
+            _check_same_training(file, description)
+        elif (folder / "checkpoints").exists() or (folder / "nowcaster.npz").exists():
+            raise UsageError(
+                f"--output {folder} holds a training of another version of wnn_jax; choose another folder."
+            )
+        else:
+            with replace_on_success(file) as temporary:
+                content = {"key": run_key(description), "description": description}
+                temporary.write_text(json.dumps(content, indent=1) + "\n")
+        yield
+
+
+def _check_same_training(file: Path, description: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(file.read_bytes())
+        key, trained = before["key"], before["description"]
+        if run_key(trained) != key:
+            raise ValueError("its key is not that of its description")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{file} is damaged ({error!r}); choose another --output.") from error
+    if key != run_key(description):
+        differences = "; ".join(describe_differences(trained, description))
+        raise UsageError(
+            f"--output {file.parent} holds another training: {differences}. Go on with the options and collections of "
+            "that one, or choose another folder."
+        )
 
 
 def _save_metrics(evaluations: Sequence[Evaluation], folder: Path) -> None:

@@ -167,23 +167,23 @@ class Trainer:
         for index, (stage, end) in enumerate(zip([None, *self.arm.stages], ends, strict=True)):
             if stage is not None:
                 part, state = self._enter(stage, state, seed)
-            with Checkpoints(None if folder is None else folder / f"stage-{index}", checkpoint_seconds) as checkpoints:
-                state, log = checkpoints.restore(state, [dataclasses.asdict(evaluation) for evaluation in evaluations])
-                evaluations = [Evaluation(**evaluation) for evaluation in log]
-                is_over = bool(evaluations) and (_is_diverged(evaluations) or stop(state, evaluations))
-                while int(state.step) < end and not is_over:
-                    state, evaluation = self._advance(part, state, seed, end, evaluations, report)
-                    evaluations.append(evaluation)
-                    is_over = _is_diverged(evaluations) or stop(state, evaluations)
-                    is_last = evaluation.step == end or is_over
-                    # The end of a stage is where a run that was killed in a later one comes from.
-                    checkpoints.save(
-                        evaluation.step,
-                        state,
-                        [dataclasses.asdict(evaluation) for evaluation in evaluations],
-                        now=is_last and bool(self.arm.stages),
-                    )
-                    report(evaluation.step, evaluation.train_loss, evaluation)
+            checkpoints = Checkpoints(None if folder is None else folder / f"stage-{index}", checkpoint_seconds)
+            state, log = checkpoints.restore(state, [dataclasses.asdict(evaluation) for evaluation in evaluations])
+            evaluations = [Evaluation(**evaluation) for evaluation in log]
+            is_over = bool(evaluations) and (_is_diverged(evaluations) or stop(state, evaluations))
+            while int(state.step) < end and not is_over:
+                state, evaluation = self._advance(part, state, seed, end, evaluations, report)
+                evaluations.append(evaluation)
+                is_over = _is_diverged(evaluations) or stop(state, evaluations)
+                is_last = evaluation.step == end or is_over
+                # The end of a stage is where a run that was killed in a later one comes from.
+                checkpoints.save(
+                    evaluation.step,
+                    state,
+                    [dataclasses.asdict(evaluation) for evaluation in evaluations],
+                    now=is_last and bool(self.arm.stages),
+                )
+                report(evaluation.step, evaluation.train_loss, evaluation)
             if is_over:
                 break
         return Fitted(

@@ -1,5 +1,6 @@
 """Collecting trajectories: many small training runs, in parallel and resumable."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -16,18 +17,18 @@ from wnn_jax.meta.errors import UsageError, check_options
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks.data import check_datasets
 from wnn_jax.meta.tasks.families import RunSettings, SplitName, find_family
-from wnn_jax.meta.training.executors import run_all
+from wnn_jax.meta.training.claims import claim, run_shared
 from wnn_jax.meta.training.optimizers import base_optimizer
 from wnn_jax.meta.training.program import Program, stack_states
-from wnn_jax.meta.trajectories.collection import Collection
+from wnn_jax.meta.trajectories.collection import Collection, record_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collect:
     """Train many small networks, and keep their weights over time.
 
-    Called again, it goes on: finished runs stay, the others are made. Several machines can fill one folder, each with
-    runs of its own (`--first-run`, `--num-runs`).
+    Called again, it goes on: finished runs stay, the others are made. Several processes, also of several machines, can
+    fill one folder: each makes runs that no other one does.
     """
 
     output: Path
@@ -71,6 +72,7 @@ def collect(options: Collect) -> Collection:
     jobs = [
         GroupJob(
             options.output.absolute(),
+            collection.family_key,
             tuple(indices),
             tuple(family.settings(index) for index in indices),
             family.split(indices[0]),
@@ -81,7 +83,7 @@ def collect(options: Collect) -> Collection:
     deadline = None if options.budget is None else time.monotonic() + 60 * options.budget
     num_missing = sum(len(job.indices) for job in jobs)
     with Progress("runs", total=len(wanted), completed=len(wanted) - num_missing) as progress:
-        for job, _ in run_all(
+        for job in run_shared(
             train_group, jobs, executor=options.executor, num_processes=options.num_processes, deadline=deadline
         ):
             progress.advance(len(job.indices))
@@ -94,6 +96,7 @@ class GroupJob:
 
     Attributes:
       output: folder of the collection.
+      family: the `Collection.family_key`.
       indices: of the runs in their family.
       settings: of the runs.
       split: of the group.
@@ -101,30 +104,45 @@ class GroupJob:
     """
 
     output: Path
+    family: str
     indices: tuple[int, ...]
     settings: tuple[RunSettings, ...]
     split: SplitName
     data_dir: Path
 
+    @property
+    def files(self) -> list[Path]:
+        """The records of the runs."""
+        return [record_file(self.output, index) for index in self.indices]
+
 
 def train_group(job: GroupJob) -> None:
     """Makes the runs of a group: one by one on CPU, where each is saved when it ends, and all together elsewhere.
 
-    Runs that are there already are kept, so that a job can be begun again anywhere.
+    Runs that are there already are kept, and those that another process makes are left to it.
+
+    Raises:
+      UsageError: if the folder has become a collection of another family.
     """
     collection = Collection(job.output)
-    finished = collection.finished()
-    numbered = [(index, run) for index, run in zip(job.indices, job.settings, strict=True) if index not in finished]
-    if not numbered:
-        return
-    program = make_program(job.settings[0].program, job.data_dir)
-    if jax.default_backend() == "cpu":
-        for index, settings in numbered:
-            collection.save(index, settings, job.split, *train_run(program, settings))
-    else:
-        runs = train_runs_together(program, [settings for _, settings in numbered])
-        for (index, settings), run in zip(numbered, runs, strict=True):
-            collection.save(index, settings, job.split, *run)
+    if collection.family_key != job.family:
+        raise UsageError(f"--output {job.output} was given to another family of tasks. Collect into another folder.")
+    runs = list(zip(job.indices, job.settings, job.files, strict=True))
+    is_on_cpu = jax.default_backend() == "cpu"
+    for part in [[run] for run in runs] if is_on_cpu else [runs]:
+        with contextlib.ExitStack() as claims:
+            own = [
+                (index, settings)
+                for index, settings, file in part
+                if claims.enter_context(claim(file)) and not file.exists()
+            ]
+            if not own:
+                continue
+            program = make_program(job.settings[0].program, job.data_dir)
+            group = [settings for _, settings in own]
+            trained = [train_run(program, *group)] if is_on_cpu else train_runs_together(program, group)
+            for (index, settings), run in zip(own, trained, strict=True):
+                collection.save(index, settings, job.split, *run)
 
 
 class CollectedRun(NamedTuple):
