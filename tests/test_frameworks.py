@@ -252,7 +252,7 @@ def test_a_run_with_a_jump_of_the_network(wnn: wnn_jax.Nowcaster):
 
 
 def test_a_model_with_functions_in_it_is_refused_with_the_remedy():
-    model = eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))
+    model: Any = eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"a leaf of type \w+ at .*eqx\.filter\(model, eqx\.is_inexact"):
         wnn_jax.nowcast().init(model)
     wnn_jax.nowcast().init(eqx.filter(model, eqx.is_inexact_array))
