@@ -274,7 +274,7 @@ def test_a_jump_is_bounded_by_the_range_in_the_window(by: float, length: float, 
         ({"horizon": lambda index: 3 - 2 * index}, [6, 2]),
         ({"horizon": 2, "scale": 10.0}, [40, 40]),
     ],
-    ids=str,
+    ids=["1", "7", "schedule", "scale"],
 )
 def test_the_bound_is_that_of_the_horizon_and_the_scale_comes_on_top(options: Any, lengths: list[float]):
     steps = from_zero(6, far(1000), snapshot_every=1, **options)
