@@ -204,9 +204,9 @@ def _evolve(folder: Path, _: Path | None) -> None:
 
 PROGRAMS: Mapping[str, Program] = {
     "collect": Program(_collect, _collected, is_shared=True),
+    "compare": Program(_compare, _compared, is_shared=True),
     "train": Program(_train, _trained, needs="collect"),
     "evolve": Program(_evolve, _trained),
-    "compare": Program(_compare, _compared, is_shared=True),
 }
 
 
