@@ -1,4 +1,6 @@
 import os
+from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -14,6 +16,15 @@ if "JAX_PLATFORMS" not in os.environ:  # Set it to run the tests on an accelerat
 
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("reproducible")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Generator[None]:  # pyright: ignore[reportUnusedFunction]
+    """Forgets compiled programs when there are many: each takes some of the 65,530 maps that Linux gives a process."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
