@@ -6,6 +6,7 @@ python -m tests.campaign --record
 import collections
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib
 import json
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import numpy as np
 import tyro
 
@@ -34,7 +36,7 @@ PARTS: tuple[PartName, ...] = get_args(PartName)
 
 _FOLDER = Path(__file__).parent
 _RECORD = _FOLDER.parents[1] / "benchmarks" / "campaign.txt"
-_CASES_PER_JOB = 20
+_CASES_PER_JOB = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,7 @@ def run_campaign(options: Campaign) -> int:
 def run_job(job: Job) -> int:
     """Runs some cases, writes what came of them, and returns the number of failures."""
     began = time.perf_counter()
-    part = load_part(job.part)
+    part = _begin(job.part)
     tally: collections.Counter[str] = collections.Counter()
     failures: list[str] = []
     for number in range(job.first, job.stop):
@@ -160,6 +162,13 @@ def run_case(part: Part, seed: int, number: int) -> Verdict:
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(last.filename).name}:{last.lineno}"
             return Verdict({}, (f"{type(error).__name__} at {place}: {error}",))
+
+
+@functools.lru_cache(maxsize=1)
+def _begin(name: str) -> Part:
+    """Loads a part, and frees what was compiled for another: a process can have only so many programs."""
+    jax.clear_caches()
+    return load_part(name)
 
 
 def load_part(name: str) -> Part:
