@@ -51,7 +51,7 @@ class Drift:
     leaves its Frobenius norm as it is: a long mean has signal in the directions in which it is small, too. Embeddings,
     and all that is not a matrix, stay as they are. Matrices with more rows and columns than `max_rows` are cut into
     blocks, each of which is a matrix of its own, so that the cost of a weight does not grow with the matrix; shards on
-    several devices are blocks as well (`docs/scaling.md`).
+    several devices are blocks as well (`docs/guides/scaling.md`).
 
     The best learning rate is that without, or a half or a quarter of it.
 
