@@ -34,6 +34,10 @@ class Step(NamedTuple):
     state: Any
 
 
+def identity(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return fn
+
+
 def train(
     tx: Any,
     params: Any,
@@ -41,7 +45,7 @@ def train(
     *,
     gradient: Callable[[Any], Any] | None = None,
     state: Any = None,
-    transform: Transform = lambda fn: fn,
+    transform: Transform = identity,
 ) -> list[Step]:
     """Trains on `gradient(params)` (default: `pull_to_one`) and returns every step.
 
@@ -58,7 +62,7 @@ def train(
 
 
 @functools.cache  # Runs that differ in nothing but their parameters share what was compiled.
-def compile_step(tx: Any, gradient: Callable[[Any], Any], transform: Transform) -> Callable[[Any, Any], Step]:
+def compile_step(tx: Any, gradient: Callable[[Any], Any], transform: Transform) -> Any:
     return jax.jit(transform(make_step(tx, gradient)))
 
 

@@ -69,3 +69,13 @@ def test_metrics_are_made_inside_of_jit():
 def test_a_state_without_a_nowcast_is_refused():
     with pytest.raises(ValueError, match=r"opt_state of the type tuple has no state of wnn_jax.nowcast"):
         wnn_jax.metrics(optax.adam(1e-3).init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("nowcaster", "scopes"), [("slow-drift", {"visit", "forecast"}), ("linear", {"record", "jump", "forecast"})]
+)
+def test_a_profiler_finds_named_scopes(nowcaster: str, scopes: set[str]):
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=2)
+    text = jax.jit(tx.update).lower(PARAMS, tx.init(PARAMS), PARAMS).as_text(debug_info=True)
+    names = {name for line in text.splitlines() if "/nowcast/" in line for name in line.split("/")}
+    assert scopes <= names

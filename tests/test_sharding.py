@@ -1,5 +1,6 @@
 """Large models' layouts: nothing moves between devices, and everything stays sharded as the parameters are."""
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import wnn_jax
-from tests.helpers import COLLECTIVES, abstract_run, assert_trees_close, history_trees, num_jumps, pull_to_one, train
+from tests.helpers import (
+    COLLECTIVES,
+    abstract_run,
+    assert_trees_close,
+    compile_step,
+    history_trees,
+    identity,
+    num_jumps,
+    pull_to_one,
+    train,
+)
 
 MESH = {"data": 4, "model": 2}
 # Of the kernels and biases of two layers, a wide one and a narrow one.
@@ -47,8 +58,9 @@ def make_mesh(axis_type: AxisType, sizes: Any = None) -> jax.sharding.Mesh:
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(axis_type,) * len(sizes))
 
 
-def make_tx(nowcaster: str, **options: Any) -> Any:
-    return optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1, **options))
+@functools.cache  # So that tests share what was compiled.
+def make_tx(nowcaster: str) -> Any:
+    return optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1))
 
 
 def shard(tree: Any, mesh: jax.sharding.Mesh, specs: Any) -> Any:
@@ -67,15 +79,18 @@ def on_one_device(nowcaster: str) -> Any:
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("replicated", "tensor")), "fsdp", "both"]
+)
 def test_layouts(nowcaster: str, on_one_device: Any, layout: str, axis_type: AxisType):
     mesh, specs = make_mesh(axis_type), make_specs(layout)
     with jax.set_mesh(mesh):
         params = shard(make_params(), mesh, specs)
         tx = make_tx(nowcaster)
         state = tx.init(params)
-        compiled = jax.jit(tx.update).lower(params, state, params).compile()
-        steps = train(tx, params, NUM_STEPS)
+        # The program that is run below.
+        compiled = compile_step(tx, pull_to_one, identity).lower(params, state).compile()
+        steps = train(tx, params, NUM_STEPS, state=state)
 
         def assert_sharded(tree: Any) -> None:
             jax.tree.map(assert_leaf_sharded, tree, specs)
@@ -113,8 +128,9 @@ def test_no_matrix_of_the_spectral_drift_leaves_its_device(layout: str, axis_typ
     with jax.set_mesh(mesh):
         params = shard(make_params(), mesh, specs)
         tx = make_tx("drift")
-        compiled = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
-        last = train(tx, params, NUM_STEPS)[-1]
+        state = tx.init(params)
+        compiled = compile_step(tx, pull_to_one, identity).lower(params, state).compile()
+        last = train(tx, params, NUM_STEPS, state=state)[-1]
         for tree in (last.params, last.updates, *history_trees(last.state[1].history)):
             is_sharded = jax.tree.map(
                 lambda leaf, spec: leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim), tree, specs

@@ -1,5 +1,7 @@
 """Weight nowcasting for JAX and Optax: train in fewer steps by forecasting where the weights are going."""
 
+from importlib import metadata as _metadata
+
 from wnn_jax import averaging as averaging
 from wnn_jax import convert as convert
 from wnn_jax import late_phase as late_phase
@@ -17,4 +19,7 @@ from wnn_jax._store import available as available
 from wnn_jax._store import load as load
 from wnn_jax._store import save as save
 
-__version__ = "0.1.0"
+try:
+    __version__ = _metadata.version("wnn-jax")
+except _metadata.PackageNotFoundError:  # A clone that is on the path, but not installed.
+    __version__ = "0+unknown"

@@ -43,6 +43,7 @@ class DriftRule:
         is_jump = visit.is_due & (visit.num_snapshots > 0)
         step = visit.num_snapshots * visit.snapshot_every
 
+        @jax.named_scope("visit")
         def go_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, Jump]:
             anchor, old_means = self.history.read(history)
             after = apply_updates(params, updates)
@@ -57,7 +58,9 @@ class DriftRule:
             # the old is, and copies nothing on an ordinary step.
             history = history._replace(means=self.history.write_means(choose(visit.is_due, means, old_means)))
             means = self.history.read(history).means
-            jump = self.nowcaster(Motion(means, displacement, after, step, visit.snapshot_every, self.num_steps), roles)
+            motion = Motion(means, displacement, after, step, visit.snapshot_every, self.num_steps)
+            with jax.named_scope("forecast"):
+                jump = self.nowcaster(motion, roles)
             check_prediction(jump, params)
             bounded = _bound(jump, means)
             jumped = jax.tree.map(
@@ -66,7 +69,7 @@ class DriftRule:
                 bounded.jump,
             )
             is_accepted = is_jump & all_finite(apply_updates(params, jumped))
-            moving = [jnp.where(mean > 0, param, 0) for mean, param in zip(bounded.limits, norms(after), strict=True)]
+            moving = jnp.where(bounded.limits > 0, norms(after), 0)
             size = jnp.abs(visit.scale) * relative_size(bounded.lengths, moving)
             made = choose(is_accepted, Jump(is_accepted, bounded.num_cut, size.astype(jnp.float32)), no_jump())
             # A jump of no length changes no bit.
@@ -96,28 +99,26 @@ class _Bounded(NamedTuple):
 
     Attributes:
       jump: a tree like the parameters.
-      lengths: its norm, by tensors.
-      limits: those of its norm.
+      lengths: its norm, by tensors: `[tensors]`.
+      limits: those of its norm, `[tensors]`.
       num_cut: int32, how many weights were held back.
     """
 
     jump: Any
-    lengths: list[jax.Array]
-    limits: list[jax.Array]
+    lengths: jax.Array
+    limits: jax.Array
     num_cut: jax.Array
 
 
 def _bound(jump: Any, means: tuple[Any, ...]) -> _Bounded:
     """Shortens the jump of each tensor that goes further than the bound."""
     lengths = norms(jump)
-    longest = [functools.reduce(jnp.maximum, of_tensor) for of_tensor in zip(*map(norms, means), strict=True)]
-    limits = [(_MAX_GAIN * mean).astype(length.dtype) for mean, length in zip(longest, lengths, strict=True)]
-    is_cut = [length > limit for length, limit in zip(lengths, limits, strict=True)]
-    shares = [jnp.where(*values, 1) for values in zip(is_cut, map(jnp.divide, limits, lengths), strict=True)]
+    limits = _MAX_GAIN * functools.reduce(jnp.maximum, map(norms, means))
+    is_cut = lengths > limits
+    shares = jax.lax.optimization_barrier(jnp.where(is_cut, limits / lengths, 1))
     leaves, treedef = jax.tree.flatten(jump)
     bounded = [share.astype(leaf.dtype) * leaf for share, leaf in zip(shares, leaves, strict=True)]
     num_cut = add_counts(
         jnp.where(is_leaf_cut, min(leaf.size, MAX_COUNT), 0) for is_leaf_cut, leaf in zip(is_cut, leaves, strict=True)
     )
-    lengths = [share * length for share, length in zip(shares, lengths, strict=True)]
-    return _Bounded(jax.tree.unflatten(treedef, bounded), lengths, limits, num_cut)
+    return _Bounded(jax.tree.unflatten(treedef, bounded), shares * lengths, limits, num_cut)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._norm import total
+from wnn_jax._norm import norm
 
 # All counts stop here.
 MAX_COUNT = 2**31 - 1
@@ -67,10 +67,10 @@ def no_jump() -> Jump:
     return Jump(jnp.array(False), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
 
 
-def relative_size(moves: list[jax.Array], params: list[jax.Array]) -> jax.Array:
-    """The norm of a jump beside that of the parameters, both by leaves, as float32."""
-    of_params = total(params)
-    return (total(moves) / jnp.maximum(of_params, jnp.finfo(of_params.dtype).tiny)).astype(jnp.float32)
+def relative_size(moves: jax.Array, params: jax.Array) -> jax.Array:
+    """The norm of a jump beside that of the parameters, both by leaves, `[leaves]`, as float32."""
+    of_params = norm(params)
+    return (norm(moves) / jnp.maximum(of_params, jnp.finfo(of_params.dtype).tiny)).astype(jnp.float32)
 
 
 def add_counts(counts: Iterable[jax.Array]) -> jax.Array:

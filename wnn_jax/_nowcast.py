@@ -267,6 +267,7 @@ def nowcast(
             landmark=Landmark.unknown(params),
         )
 
+    @jax.named_scope("nowcast")
     def update_fn(updates: Any, state: NowcastState, params: Any = None, **extra_args: Any) -> tuple[Any, NowcastState]:
         del extra_args
         if params is None:

@@ -34,16 +34,19 @@ class WindowRule:
         # Two conditionals, each with the writing branch taken on True and returning no more than it writes: on an
         # ordinary step XLA then copies nothing. The parameters after the step are computed in the branches, because
         # one more operand of a conditional is one more buffer that every step fills.
+        @jax.named_scope("record")
         def record(history: Window, params: Any, updates: Any) -> Window:
             slot_now = jnp.where(is_recording, slot, -1)
             return self.history.write(history, slot_now, apply_updates(params, updates))
 
         history = jax.lax.cond(any_member(is_recording), record, lambda history, *_: history, history, params, updates)
 
+        @jax.named_scope("jump")
         def jump(updates: Any, params: Any, history: Window) -> tuple[Any, Jump]:
             earlier = self.history.read(history)
             window = (*earlier, apply_updates(params, updates))
-            prediction = self.nowcaster(window, roles, visit.horizon)
+            with jax.named_scope("forecast"):
+                prediction = self.nowcaster(window, roles, visit.horizon)
             check_prediction(prediction, params)
             horizon = getattr(self.nowcaster, "default_horizon", _DEFAULT_HORIZON)
             horizon = horizon if visit.horizon is None else visit.horizon
@@ -115,16 +118,16 @@ def _land(
 
 def _check(is_jump: jax.Array, leaves: Sequence[tuple[jax.Array, ...]], horizon: Any, scale: Any) -> Jump:
     """What comes of a jump, found out one leaf after the other."""
-    is_good, num_cut, known = is_jump, jnp.zeros([], jnp.int32), jnp.zeros([])
-    moves: list[jax.Array] = []
-    moving: list[jax.Array] = []
+    is_good, num_cut = is_jump, jnp.zeros([], jnp.int32)
+    lengths: list[jax.Array] = [jnp.zeros([])]
     for predicted, param, *others in leaves:
         param = jax.lax.optimization_barrier(param)
-        landing = _land(predicted, param, *others, horizon=horizon, scale=following(known, scale))
+        landing = _land(predicted, param, *others, horizon=horizon, scale=following(lengths[-1], scale, param))
         is_good &= jnp.all(landing.is_good)
         num_cut = add_counts((num_cut, jnp.sum(landing.is_cut, dtype=jnp.int32)))
-        moves.append(norm(following(num_cut, landing.move)))
-        moving.append(known := norm(following(moves[-1], landing.moving)))
+        lengths.append(norm(following(num_cut, landing.move, param)))
+        lengths.append(norm(following(lengths[-1], landing.moving, param)))
+    found = jnp.asarray(lengths[1:])
     # All of it is known before the first update is written, or what it reads would have to be copied.
-    is_good &= (num_cut >= 0) & ~jnp.isnan(known)
-    return choose(is_good, Jump(is_good, num_cut, relative_size(moves, moving)), no_jump())
+    is_good &= (num_cut >= 0) & ~jnp.any(jnp.isnan(found))
+    return choose(is_good, Jump(is_good, num_cut, relative_size(found[::2], found[1::2])), no_jump())

@@ -458,4 +458,4 @@ def _describe(parts: np.ndarray) -> str:
 
 _SUBJECTS = (_running, _running, _subspace, _subspace, _packing, _history, _members, _training)
 
-PART = Part(num_cases=5_000, num_tested=8, check=check)
+PART = Part(num_cases=5_000, num_tested=4, check=check)

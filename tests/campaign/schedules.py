@@ -539,4 +539,4 @@ def _describe(settings: _Settings) -> str:
     return ", ".join(f"{name}={np.asarray(value).tolist()}" for name, value in settings._asdict().items())
 
 
-PART = Part(num_cases=10_000, num_tested=4, check=check)
+PART = Part(num_cases=10_000, num_tested=2, check=check)

@@ -71,7 +71,7 @@ def test_what_a_survey_compares_exists(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arms"),
     [
-        ("averaging", ("annealed", "averages", "twa-v", "nowcast-twa-t")),
+        pytest.param("averaging", ("annealed", "averages", "twa-v", "nowcast-twa-t"), marks=pytest.mark.slow),
         ("late_phase", ("annealed", "late-phase", "late-phase-swa")),
     ],
 )

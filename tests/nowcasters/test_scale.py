@@ -24,7 +24,9 @@ def temporary_bytes(name: str, shapes: dict[str, tuple[int, ...]]) -> int:
     return analysis.temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["wnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wnn-plus", "adaptive-linear"))]
+)
 def test_working_memory_is_bounded(name: str):
     small = temporary_bytes(name, {"Dense_0": (1000, 1000)})
     assert temporary_bytes(name, {"Dense_0": (10_000, 10_000)}) <= small + 2**16

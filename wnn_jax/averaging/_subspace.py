@@ -276,7 +276,7 @@ def _mean(trees: Sequence[Any]) -> Any:
 def _deltas(trees: Sequence[Any], mean: Any) -> tuple[Any, Any]:
     """The distances of trees from their mean, stacked, each tensor divided by its norm; and the norms."""
     stacked = jax.tree.map(lambda mean, *leaves: jnp.stack([leaf - mean for leaf in leaves]), mean, *trees)
-    norms = jax.tree.map(lambda leaf: _or_one(jnp.stack(norms_of(jnp.unstack(leaf)))), stacked)
+    norms = jax.tree.map(lambda leaf: _or_one(norms_of(jnp.unstack(leaf))), stacked)
     return jax.tree.map(lambda leaf, norm: leaf / _expand(norm, leaf.ndim), stacked, norms), norms
 
 

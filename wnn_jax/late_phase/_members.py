@@ -9,7 +9,7 @@ import optax
 
 from wnn_jax._checks import check_float, check_int
 from wnn_jax._history import wide_dtype
-from wnn_jax._norm import norms
+from wnn_jax._norm import norm
 from wnn_jax._roles import default_roles
 from wnn_jax.averaging._means import mean_of
 
@@ -40,7 +40,7 @@ def norm_mask(params: Any) -> Mask:
       params: parameters of a model that `wnn_jax.default_roles` knows.
 
     Returns:
-      A tree of bools like the parameters: `True` for every leaf of a module that has a leaf of role `norm`.
+      A tree of bools like the parameters, `True` for every leaf of a module that has a leaf of role `norm`.
 
     References:
       von Oswald et al., ICLR 2021
@@ -102,8 +102,8 @@ def split_members(
         members = jnp.broadcast_to(param[None], (num_members, *param.shape))
         if noise_scale == 0:
             return members
-        (norm,) = norms(param)
-        noise = noise_scale * norm / max(param.size, 1) ** 0.5 * jax.random.normal(key, members.shape, norm.dtype)
+        length = norm(param)
+        noise = noise_scale * length / max(param.size, 1) ** 0.5 * jax.random.normal(key, members.shape, length.dtype)
         return (members + noise).astype(param.dtype)
 
     return SplitParams(

@@ -40,13 +40,14 @@ def late_phase(
     Every member has minibatches of its own. Its late-phase weights take a step with each; the shared weights take one
     step with the sum of the gradients of a whole cycle of members.
 
-    With the schedule `"cycle"` an update is that of one member, and takes an ordinary gradient, like the parameters:
+    With the schedule `"cycle"` an update is that of one member, and takes an ordinary gradient, like the parameters::
 
         params = select_member(split, state.member)
         updates, state = tx.update(jax.grad(loss)(params, batch), state, split)
         split = optax.apply_updates(split, updates)
 
-    With `"parallel"` it is that of a whole cycle, and takes the gradients of all members, with a leading axis for them:
+    With `"parallel"` it is that of a whole cycle, and takes the gradients of all members, with a leading axis for
+    them::
 
         gradients = jax.vmap(lambda k, batch: jax.grad(loss)(select_member(split, k), batch))(jnp.arange(K), batches)
         updates, state = tx.update(gradients, state, split)

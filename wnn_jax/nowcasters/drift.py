@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._checks import check_bool, check_float, check_int
-from wnn_jax._norm import norms, total
+from wnn_jax._norm import norm, norms
 from wnn_jax._nowcaster import Motion
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters._spectral import orthogonalize
@@ -38,7 +38,8 @@ class Drift:
 
     .. math::
       M = \mathrm{memory} \cdot n + 11 + K, \qquad m \leftarrow m + \tfrac{K}{M} (d - m), \qquad
-      w \leftarrow w + a \, O(m), \qquad
+      w \leftarrow w + a \, O(m),
+
       a = \min\left(\mathrm{gain} \cdot M, \; \mathrm{max\_gain}, \;
       \mathrm{reach} \, \frac{\lVert w \rVert}{\lVert m \rVert} \frac{K}{M}\right)
 
@@ -111,8 +112,7 @@ class Drift:
         """How far a jump goes, in multiples of the first running mean: a scalar."""
         (memory, *_) = self.memories(motion.step, motion.snapshot_every)
         of_means, of_params = norms(motion.means[0]), norms(motion.params)
-        path = total(of_means) * memory / motion.snapshot_every
+        path = norm(of_means) * memory / motion.snapshot_every
         # Of those that move: a mask, or what is frozen, says nothing about how far the others may go.
-        moving = [jnp.where(mean > 0, param, 0) for mean, param in zip(of_means, of_params, strict=True)]
-        reach = self.reach * total(moving) / jnp.maximum(path, _TINY)
+        reach = self.reach * norm(jnp.where(of_means > 0, of_params, 0)) / jnp.maximum(path, _TINY)
         return jnp.minimum(jnp.minimum(self.gain * memory, self.max_gain), reach)

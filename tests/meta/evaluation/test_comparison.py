@@ -271,6 +271,7 @@ def test_files_that_are_no_results_are_named(content: str, message: str, tmp_pat
     assert (tmp_path / "runs" / "one.json").read_text() == content
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_to_identical_weights(tmp_path: Path) -> None:
     # One device and the default threads, as a user's run has them.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

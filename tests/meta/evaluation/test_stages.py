@@ -117,7 +117,9 @@ def test_members_take_turns() -> None:
     np.testing.assert_array_equal(second, plain.state.params["BatchNorm_0"]["bias"])
 
 
-@pytest.mark.parametrize(("arm", "after"), [(TWA, 12), (LATE, 8)], ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize(
+    ("arm", "after"), [pytest.param(TWA, 12, id="twa", marks=pytest.mark.slow), pytest.param(LATE, 8, id="late-phase")]
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(arm: Arm, after: int, tmp_path: Path) -> None:
     task = NormalizedRegression()
     undisturbed = trainer(task, arm).fit(0)

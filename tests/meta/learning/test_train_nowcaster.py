@@ -151,6 +151,7 @@ for output in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_nowcaster(collection: Path, tmp_path: Path):
     resumed, undisturbed = tmp_path / "resumed", tmp_path / "undisturbed"
     command = [sys.executable, "-c", PROGRAM, str(collection), str(resumed)]
