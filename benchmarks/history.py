@@ -2,7 +2,7 @@
 
     python -m benchmarks.history --collection small pooled | tee benchmarks/history.txt
 
-Collections are made by `python -m wnn_jax.meta collect`. An error is the sum of absolute errors 5 snapshots ahead, as a
+Collections are made by `wnn-jax collect`. An error is the sum of absolute errors 5 snapshots ahead, as a
 share of that of forecasting no change. `int8`, with one scale per tensor and snapshot, is no option of `nowcast`; it is
 here to show what it would cost.
 """

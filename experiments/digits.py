@@ -1,6 +1,6 @@
 """Nowcasting and its rivals on scikit-learn's handwritten digits, the experiment that needs no download.
 
-    python -m experiments.digits
+    wnn-jax demo
 
 A small CNN on 897 real 8x8 images with batches of 64, 840 steps of Adam (60 epochs), evaluated 40 times on 500 other
 images; nowcasters take 30 snapshots. Every arm is at the best of three learning rates, by the same five seeds. `make
@@ -30,18 +30,8 @@ fixed rates, found a third of the epochs saved at Adam's 1e-3, too low a rate fo
 noise at 3e-3 and 1e-2.
 """
 
-from pathlib import Path
-
-from wnn_jax.meta.evaluation.comparison import Compare, main
-
-CONFIG = Compare(
-    task="digits-cnn",
-    arms=("plain", "wsd", "ademamix-3", "linear", "adaptive-linear", "drift"),
-    learning_rates=(1e-3, 3e-3, 1e-2),
-    seeds=(0, 1, 2, 3, 4),
-    num_steps=840,
-    output=Path("runs/digits"),
-)
+from wnn_jax.meta.commands import DEMO as CONFIG
+from wnn_jax.meta.evaluation.comparison import main
 
 if __name__ == "__main__":
     main(CONFIG, __doc__)

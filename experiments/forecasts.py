@@ -1,12 +1,12 @@
 """Errors of forecasts on runs that were held out.
 
-    python -m wnn_jax.meta collect --family small --output runs/small --data-dir DIR
-    python -m wnn_jax.meta collect --family pooled --output runs/pooled --data-dir DIR
+    wnn-jax collect --family small --output runs/small --data-dir DIR
+    wnn-jax collect --family pooled --output runs/pooled --data-dir DIR
     python -m experiments.forecasts
 
 An error is the sum of absolute errors 5 snapshots ahead, as a share of that of forecasting no change; on 8 runs of
 architectures that were trained on and on 15 of others, at two spacings and three times of every run. Python 3.11, jax
-0.10.2. The results are in `results/forecasts/`.
+0.10.2. The results are in `results/forecasts/`; the plot is drawn from `summary.csv`, at the four horizons that it has.
 
 | | held-out runs | held-out architectures |
 |---|---|---|

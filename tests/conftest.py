@@ -1,4 +1,7 @@
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,6 +16,19 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if "JAX_PLATFORMS" not in os.environ:  # Set it to run the tests on an accelerator.
     jax.config.update("jax_platforms", "cpu")
+
+# Many tests train the same few models: what is compiled is kept for all processes of a session, which are children of
+# the one that gets here first.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache_folder = tempfile.mkdtemp(prefix="wnn-jax-tests-")
+    atexit.register(shutil.rmtree, cache_folder, ignore_errors=True)
+    for name, value in {
+        "jax_compilation_cache_dir": cache_folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("reproducible")

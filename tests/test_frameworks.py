@@ -1,4 +1,7 @@
-"""Training loops as each library's users write them, against one loop written by hand."""
+"""Training loops as each library's users write them, against one loop written by hand.
+
+With the default nowcaster they are run as recipes, in `tests/docs/test_recipes.py`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -237,14 +240,6 @@ def test_a_run_with_a_jump(run_framework: Callable[..., Run]):
 @pytest.mark.parametrize("run_framework", FRAMEWORKS)
 def test_a_run_with_a_drift(run_framework: Callable[..., Run]):
     assert_runs_with_jumps(run_framework, DriftByRole(), drift_by_hand())
-
-
-@pytest.mark.parametrize("run_framework", FRAMEWORKS)
-def test_a_run_with_the_drift_of_the_default(run_framework: Callable[..., Run]):
-    run = run_framework(optax.chain(base_optimizer(), wnn_jax.nowcast(snapshot_every=SNAPSHOT_EVERY)))
-    state = run.state[-1]
-    assert (int(state.num_nowcasts), int(state.num_rejected)) == (5, 0)
-    assert run.loss(run.final) < run.loss(run.initial)
 
 
 def test_a_run_with_a_jump_of_the_network(wnn: wnn_jax.Nowcaster):

@@ -19,21 +19,17 @@ class Network(nn.Module):
         return nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(2)(nn.relu(x)))
 
 
-def make(momentum: float) -> tuple[Any, Any]:
+def make(momentum: float) -> tuple[Network, Any]:
     network = Network(momentum)
-
-    def apply_fn(variables: Any, batch: jax.Array) -> Any:
-        return network.apply(variables, batch, train=True, mutable=["batch_stats"])[1]["batch_stats"]
-
-    return apply_fn, network.init(jax.random.key(0), jnp.zeros([1, 3]), train=False)
+    return network, network.init(jax.random.key(0), jnp.zeros([1, 3]), train=False)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
 def test_they_are_the_means_of_those_of_the_batches(momentum: float):
-    apply_fn, variables = make(momentum)
+    network, variables = make(momentum)
     random = np.random.default_rng(0)
     batches = [jnp.asarray(random.normal(2, 3, (size, 3)), jnp.float32) for size in (20, 20, 10)]
-    found = update_batch_stats(apply_fn, variables, iter(batches))
+    found = update_batch_stats(network.apply, variables, iter(batches), train=True)
     dense = variables["params"]["Dense_0"]
     outputs = [np.asarray(batch @ dense["kernel"] + dense["bias"][None]) for batch in batches]
     for name, expected in (("mean", np.mean), ("var", np.var)):
@@ -44,16 +40,22 @@ def test_they_are_the_means_of_those_of_the_batches(momentum: float):
 
 
 def test_nothing_else_changes():
-    apply_fn, variables = make(0.9)
+    network, variables = make(0.9)
     before = jax.tree.map(jnp.copy, variables)
-    found = update_batch_stats(apply_fn, variables, [jnp.ones([4, 3])])
+    found = update_batch_stats(network.apply, variables, [jnp.ones([4, 3])], train=True)
     assert_trees_equal(variables, before)
     assert_trees_equal(found["params"], variables["params"])
 
 
 def test_what_is_missing_is_named():
-    apply_fn, variables = make(0.9)
+    network, variables = make(0.9)
     with pytest.raises(ValueError, match="batches is empty"):
-        update_batch_stats(apply_fn, variables, [])
+        update_batch_stats(network.apply, variables, [], train=True)
     with pytest.raises(ValueError, match=r"variables has the collections \['params'\], and no batch_stats"):
-        update_batch_stats(apply_fn, {"params": variables["params"]}, [jnp.ones([4, 3])])
+        update_batch_stats(network.apply, {"params": variables["params"]}, [jnp.ones([4, 3])], train=True)
+
+
+def test_a_model_that_does_not_train_is_refused():
+    network, variables = make(0.9)
+    with pytest.raises(ValueError, match=r"leaves batch_stats as they are with the options {'train': False}"):
+        update_batch_stats(network.apply, variables, [jnp.ones([4, 3])], train=False)

@@ -1,16 +1,25 @@
+import re
 import sys
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
+import optax
 import pytest
 
 import wnn_jax
 from tests.meta.conftest import TINY
 from tests.meta.learning.conftest import make_quick
 from wnn_jax.meta.__main__ import main
+from wnn_jax.meta.evaluation.arms import standard_arms
+from wnn_jax.meta.learning.objectives import OBJECTIVES
+from wnn_jax.meta.tasks import TASKS
+from wnn_jax.meta.tasks.families import FAMILIES
+from wnn_jax.meta.training.optimizers import BASE_OPTIMIZERS
 
 
 def run(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["wnn_jax.meta", *command.split()])
+    monkeypatch.setattr(sys, "argv", ["wnn-jax", *command.split()])
     main()
 
 
@@ -36,9 +45,44 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         run(monkeypatch, f"train --collection {tmp_path} --output {tmp_path / 'trained'}")
 
 
-@pytest.mark.parametrize("stage", ["collect", "train", "evolve", "forecast", "compare", "export"])
-def test_every_stage_explains_itself(stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_what_is_missing_of_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Installed beside each other: this package, and one of those that its extra brings.
+    for package in ("wnn-jax", "filelock"):
+        (tmp_path / f"{package.replace('-', '_')}-0.dist-info").mkdir()
+        text = metadata.distribution(package).read_text("METADATA")
+        assert text is not None
+        (tmp_path / f"{package.replace('-', '_')}-0.dist-info" / "METADATA").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, f"{stage} --help")
+        run(monkeypatch, "--help")
+    match = re.fullmatch(r"error: not installed: (.*); install with: pip install 'wnn-jax\[meta\]'", str(stopped.value))
+    assert match, stopped.value
+    named = set(match[1].split(", "))
+    assert {"tyro", "matplotlib", "msgspec", "rich", "scikit-learn", "tensorflow-datasets"} < named
+    assert not {"filelock", "jax", "pytest", "torch"} & named
+
+
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        ("demo", (*standard_arms(optax.sgd), "drift", "digits-cnn", "runs/demo")),
+        ("collect", FAMILIES),
+        ("train", OBJECTIVES),
+        ("evolve", ("short", *FAMILIES)),
+        ("forecast", ("validation", "test")),
+        ("compare", (*standard_arms(optax.sgd), *TASKS, *BASE_OPTIMIZERS)),
+        ("export", ("params",)),
+    ],
+    ids=["demo", "collect", "train", "evolve", "forecast", "compare", "export"],
+)
+def test_every_command_explains_itself(
+    command: str, choices: Iterable[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, f"{command} --help")
     assert stopped.value.code == 0
-    assert "--output" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--output" in shown
+    for choice in choices:
+        assert choice in shown

@@ -11,7 +11,10 @@ _COLLECTION = "batch_stats"
 
 
 def update_batch_stats(
-    apply_fn: Callable[[Mapping[str, Any], Any], Any], variables: Mapping[str, Any], batches: Iterable[Any]
+    apply_fn: Callable[..., tuple[Any, Mapping[str, Any]]],
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    **options: Any,
 ) -> dict[str, Any]:
     """Estimates the statistics of batch normalisation anew, as averages over batches.
 
@@ -19,32 +22,57 @@ def update_batch_stats(
     them. Whatever the momentum of the layers is, the result is the mean over all batches, weighted by their sizes.
 
     Args:
-      apply_fn: `(variables, batch) -> batch_stats`, the collection after a batch in training mode: for linen,
-        `lambda variables, batch: model.apply(variables, batch, train=True, mutable=["batch_stats"])[1]["batch_stats"]`.
+      apply_fn: the `apply` of a Flax linen module, or what is called like it:
+        `apply_fn(variables, batch, mutable="batch_stats", **options)` returns the outputs, which are not used, and the
+        collections that changed, `{"batch_stats": ...}`.
       variables: the variables of the model, with the collection `"batch_stats"`. They stay as they are.
       batches: inputs of `apply_fn`, trees of arrays whose first axis is the batch.
+      **options: hashable arguments of `apply_fn`: those that make the model train, such as `train=True`.
 
     Returns:
       Variables with new statistics, and everything else as it was.
 
     Raises:
-      ValueError: if `variables` has no `"batch_stats"`, or there are no batches.
+      ValueError: if `variables` has no `"batch_stats"`, there are no batches, or the statistics do not change with
+        them, because the model does not train.
+
+    Examples:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from wnn_jax import averaging
+      >>> model = nn.BatchNorm()
+      >>> batches = [jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [6.0]])]
+      >>> variables = model.init(jax.random.key(0), batches[0], use_running_average=False)
+      >>> variables = averaging.update_batch_stats(model.apply, variables, batches, use_running_average=False)
+      >>> print(f"{variables['batch_stats']['mean'].item():.3f}")  # of the means 1.5 and 4.5
+      3.000
 
     References:
-      Izmailov et al., UAI 2018
+      Izmailov et al., `Averaging Weights Leads to Wider Optima and Better Generalization
+      <https://arxiv.org/abs/1803.05407>`_, UAI 2018
     """
     if not jax.tree.leaves(variables.get(_COLLECTION)):
         raise ValueError(f"variables has the collections {sorted(variables)}, and no batch_stats to estimate.")
-    step = jax.jit(apply_fn)
+    compiled = jax.jit(apply_fn, static_argnames=("mutable", *options))
+
+    def step(batch_stats: Any, batch: Any) -> Any:
+        return compiled({**variables, _COLLECTION: batch_stats}, batch, mutable=_COLLECTION, **options)[1][_COLLECTION]
+
     zeros = jax.tree.map(jnp.zeros_like, variables[_COLLECTION])
     total, num_examples, kept = zeros, 0, None
     for batch in batches:
         size = jax.tree.leaves(batch)[0].shape[0]
         # A running statistic becomes `kept * old + (1 - kept) * that of the batch`.
-        of_batch = step({**variables, _COLLECTION: zeros}, batch)
+        of_batch = step(zeros, batch)
         if kept is None:
-            from_ones = step({**variables, _COLLECTION: jax.tree.map(jnp.ones_like, zeros)}, batch)
+            from_ones = step(jax.tree.map(jnp.ones_like, zeros), batch)
             kept = jax.tree.map(jnp.subtract, from_ones, of_batch)
+            if all((leaf == 1).all() for leaf in jax.tree.leaves(kept)):
+                raise ValueError(
+                    f"apply_fn={apply_fn!r} leaves batch_stats as they are with the options {options}: the model does "
+                    "not train. Give what makes it, such as train=True, behind the batches."
+                )
         own = jax.tree.map(lambda new, m: new / (1 - m), of_batch, kept)
         total = optax.tree.add_scale(total, size, own)
         num_examples += size

@@ -1,8 +1,10 @@
 """Errors that are the user's to mend: shown as one message, without a traceback."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Generator, Iterable, Mapping
+from importlib import metadata
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -21,6 +23,23 @@ def one_line_errors() -> Generator[None]:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: what is finished is kept, and the same command goes on from there.")
+
+
+def check_extra(extra: str) -> None:
+    """Refuses to go on without what an extra of this package brings.
+
+    Args:
+      extra: its name.
+
+    Raises:
+      UsageError: names what is not installed, and how to install it.
+    """
+    requirement = re.compile(rf"([\w.-]+).*; extra == '{extra}'")
+    requirements = [line for package in metadata.distributions(name="wnn-jax") for line in package.requires or ()]
+    names = dict.fromkeys(match[1] for match in map(requirement.fullmatch, requirements) if match)
+    missing = [name for name in names if not any(metadata.distributions(name=name))]
+    if missing:
+        raise UsageError(f"not installed: {', '.join(missing)}; install with: pip install 'wnn-jax[{extra}]'")
 
 
 def look_up(table: Mapping[str, Value], name: str, what: str) -> Value:

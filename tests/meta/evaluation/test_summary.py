@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from rich.console import Console
@@ -250,3 +251,33 @@ def test_plots_are_pngs(tmp_path: Path) -> None:
     for name in ("curves.png", "rates.png", "tasks.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("plot", ["curves", "rates"])
+def test_every_arm_is_within_the_axis_or_the_legend_says_why_not(
+    plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [
+        *RESULTS,
+        result("broken", 0, [0.1, math.nan], diverged=True),
+        result("useless", 0, [-1e6, -1e6, -1e6, -1e6]),
+    ]
+    monkeypatch.setattr(plt, "close", lambda _: None)
+    if plot == "curves":
+        plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "plot.png")
+    else:
+        plot_learning_rates(results, ACCURACY, tmp_path / "plot.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    labels = {text.get_text().partition(",")[0]: text.get_text() for text in figure.legends[0].get_texts()}
+    assert set(labels) >= {"plain", "decayed", "fast", "slow", "broken", "useless"}
+    assert "diverged" in labels["broken"]
+    assert "off the axis" in labels["useless"]
+    low, high = figure.axes[0].get_ylim()
+    for line in figure.axes[0].lines:
+        arm = str(line.get_label()).partition(",")[0]
+        if arm in ("plain", "decayed", "fast", "slow"):
+            assert any(low <= value <= high for value in np.asarray(line.get_ydata()))
+            assert labels[arm].count("axis") == 0
+    assert high - low < 10
+    plt.close(figure)

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -50,3 +51,22 @@ def test_a_nowcaster_without_horizon_is_judged_at_that_of_the_paper(straight: li
 def test_errors_are_drawn(straight: list[Trajectory], tmp_path: Path):
     plot_forecast_errors(errors_of(LINEAR, straight), tmp_path / "errors.png")
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_nowcaster_is_within_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shares = {"exact": 0.0, "good": 0.9, "bad": 4.6, "useless": 1e9}
+    rows = [
+        {"nowcaster": label, "run": "0", "split": "test", "horizon": horizon, "error": value, "no_change": 1.0}
+        for label, value in shares.items()
+        for horizon in HORIZONS
+    ]
+    monkeypatch.setattr(plt, "close", lambda _: None)
+    plot_forecast_errors(rows, tmp_path / "errors.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    low, high = figure.axes[0].get_ylim()
+    assert high < 10
+    drawn = {str(line.get_label()): np.asarray(line.get_ydata()) for line in figure.axes[0].lines}
+    assert set(drawn) == {*shares, "last value"}
+    assert all(low <= values.min() <= values.max() <= high for values in drawn.values())
+    plt.close(figure)

@@ -61,22 +61,19 @@ class Compare:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each is one run per arm, with the same initial weights and data order in all arms."""
     search_seeds: tuple[int, ...] | None = None
-    """Seeds to choose the learning rates with; the seeds of the result are then run at the best rate only. Default: the
-    seeds of the result, at all rates."""
+    """Seeds that choose the learning rates; `seeds` then run at the best rate alone. Default: `seeds`, at all rates."""
     num_steps: int = 3_000
     """Length of a run in optimizer steps."""
     evaluate_every: int | None = None
     """Steps between evaluations. Default: 40 evaluations in all."""
     snapshot_every: int | None = None
-    """Steps between the snapshots of nowcasters that forecast from a window of them; drifts have their own. Default: 30
-    snapshots in all."""
+    """Steps between snapshots, for nowcasters that forecast from a window of them. Default: 30 snapshots in all."""
     metric: str | None = None
     """What counts. Default: the first metric of the task."""
     target: float | None = None
     """Value of the metric whose reaching is timed. Default: for every seed, the best value of the best plain arm."""
     reading: str | None = None
-    """What to read in every arm, for example `weights` for the weights as they are. Default: the best of the weights,
-    their moving averages, and what else an arm offers."""
+    """What to read in every arm, such as `weights`. Default: the best of weights, moving averages and the arm's own."""
     output: Path = Path("runs/comparison")
     """Folder for table, plots and results."""
     data_dir: Path = Path.home() / "tensorflow_datasets"
@@ -88,8 +85,7 @@ class Compare:
     num_processes: int | None = None
     """Processes that train side by side. Default: one per core on CPU, one on an accelerator."""
     executor: str | None = None
-    """To train on a cluster: address of a dask scheduler, such as tcp://HOST:8786, or its scheduler file, which ends in
-    .json. Default: this machine."""
+    """Dask scheduler to train on: an address such as tcp://HOST:8786, or a scheduler file. Default: this machine."""
 
     def rates_of(self, arm: str) -> tuple[float, ...]:
         """The learning rates that an arm trains at."""

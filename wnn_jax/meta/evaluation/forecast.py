@@ -54,8 +54,8 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
         label, nowcaster, scale = load_nowcaster(specification)
         if is_drift(nowcaster):
             raise UsageError(
-                f"--nowcasters {specification}: a drift makes no forecast of snapshots. Compare it in trainings, with "
-                "`python -m wnn_jax.meta compare`."
+                f"--nowcasters {specification}: a drift makes no forecast of snapshots; compare trainings with it, by: "
+                "wnn-jax compare"
             )
         loaded.append((label, nowcaster, scale))
     labels = [label for label, _, _ in loaded]

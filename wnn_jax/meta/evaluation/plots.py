@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,30 +24,23 @@ def plot_curves(
       path: of a PNG file.
       reading: what is read, or `None` for the best reading at every evaluation.
     """
+    arms = [[run for run in results if run.arm == row["arm"] and not run.diverged] for row in rows]
+    curves = [np.array([_curve(run, metric, reading) for run in runs]) for runs in arms]
+    means = [values.mean(axis=0) if len(values) else np.array([]) for values in curves]
+    target = rows[0]["target"]
+    # The beginning of a training would squeeze what is to be compared.
+    limits = _limits([target, *(value for mean in means for value in mean[len(mean) // 6 :])], metric)
     with new_figure(path, figsize=(9, 5.5)) as (figure, axis):
-        best, worst = [], []
-        for index, row in enumerate(rows):
-            runs = [result for result in results if result.arm == row["arm"] and not result.diverged]
-            if not runs:
-                continue
-            steps = [evaluation.step for evaluation in runs[0].evaluations]
-            values = np.array([_curve(run, metric, reading) for run in runs])
-            mean = values.mean(axis=0)
-            style = "--" if index >= 10 else "-"
-            label = f"{row['arm']}, {row['learning_rate']:g} (n={len(runs)})"
-            axis.plot(steps, mean, style, color=f"C{index % 10}", label=label, linewidth=1.5)
-            axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=f"C{index % 10}", alpha=0.12, lw=0)
-            ordered = np.sort(mean) if metric.higher_is_better else -np.sort(-mean)
-            best.append(ordered[-1])
-            # The first quarter of a training would squeeze what is to be compared.
-            worst.append(ordered[len(ordered) // 6])
-        target = rows[0]["target"]
+        for index, (row, runs, values, mean) in enumerate(zip(rows, arms, curves, means, strict=True)):
+            steps = [evaluation.step for evaluation in runs[0].evaluations] if runs else []
+            label = f"{row['arm']}, {row['learning_rate']:g} (n={len(runs)}{_why_unseen(mean, limits)})"
+            style = _style(index)
+            axis.plot(steps, mean, label=label, **style)
+            if runs:
+                ends = values.min(axis=0), values.max(axis=0)
+                axis.fill_between(steps, *ends, color=style["color"], alpha=0.12, lw=0)
         axis.axhline(target, color="0.4", linestyle=":", linewidth=1, label=f"target {format(target, metric.format)}")
-        if best:
-            shown = [*worst, *best, *([target] if np.isfinite(target) else [])]
-            ends = min(shown), max(shown)
-            margin = 0.05 * (ends[1] - ends[0]) or 0.01
-            axis.set_ylim(ends[0] - margin, ends[1] + margin)
+        axis.set_ylim(*limits)
         axis.set(xlabel="steps", ylabel=f"validation {metric.name} ({reading or 'of the best reading at each step'})")
         axis.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
@@ -61,22 +55,24 @@ def plot_learning_rates(results: Sequence[Result], metric: Metric, path: Path, *
       path: of a PNG file.
       reading: what is read, or `None` for the best reading of each run.
     """
+    arms: dict[str, dict[float, list[float]]] = {result.arm: {} for result in results}
+    for result in results:
+        if not result.diverged:
+            arms[result.arm].setdefault(result.learning_rate, []).append(_curve(result, metric, reading)[-1])
+    means = {arm: {rate: float(np.mean(scores[rate])) for rate in sorted(scores)} for arm, scores in arms.items()}
+    limits = _limits([score for scores in arms.values() for group in scores.values() for score in group], metric)
     with new_figure(path, figsize=(9, 5.5)) as (figure, axis):
-        for index, arm in enumerate(dict.fromkeys(result.arm for result in results)):
-            by_rate: dict[float, list[float]] = {}
-            for result in results:
-                if result.arm == arm and not result.diverged:
-                    by_rate.setdefault(result.learning_rate, []).append(_curve(result, metric, reading)[-1])
-            rates = sorted(by_rate)
-            style = "--" if index >= 10 else "-"
-            color = f"C{index % 10}"
-            axis.plot(rates, [np.mean(by_rate[rate]) for rate in rates], style, color=color, label=arm)
-            for rate in rates:
-                axis.plot([rate] * len(by_rate[rate]), by_rate[rate], "o", color=color, markersize=4, alpha=0.6)
+        for index, (arm, mean) in enumerate(means.items()):
+            style = _style(index)
+            why_unseen = _why_unseen(list(mean.values()), limits)
+            axis.plot(list(mean), list(mean.values()), label=f"{arm}{why_unseen}", **style)
+            for rate, scores in arms[arm].items():
+                axis.plot([rate] * len(scores), scores, "o", color=style["color"], markersize=4, alpha=0.6)
         rates = sorted({result.learning_rate for result in results})
         axis.set_xscale("log")
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.minorticks_off()
+        axis.set_ylim(*limits)
         axis.set(xlabel="learning rate", ylabel=f"final validation {metric.name} ({reading or 'best reading'})")
         axis.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
@@ -117,10 +113,41 @@ def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Pa
                 axis.plot(saved, y, "D" if is_mean else "o", color=color, markerfacecolor=face, markersize=5)
             axis.set_title(name, fontsize=9, fontweight="bold" if is_mean else None)
             axis.set_yticks(range(len(arms)), arms, fontsize=8)
+            axis.tick_params(labelbottom=True, labelsize=8)
             axis.grid(alpha=0.3)
         axes.flat[0].set_ylim(len(arms) - 0.5, -0.5)
         axes.flat[0].set_xlim(left=-5)
         figure.supxlabel("steps saved % (hollow: at most, some run did not reach the target)", fontsize=9)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """How an arm is drawn: narrow over wide, so that neighbours in the table that go the same way are both seen."""
+    level = index % 3
+    return {
+        "color": f"C{index % 10}",
+        "linestyle": "--" if index >= 10 else "-",
+        "linewidth": (3.5, 2.2, 1.2)[level],
+        "zorder": 2 + level / 10,
+    }
+
+
+def _limits(values: Sequence[float], metric: Metric) -> tuple[float, float]:
+    """The ends of an axis that shows all values but those far worse than most, by ten interquartile ranges."""
+    finite = np.array([value for value in values if np.isfinite(value)] or [0.0, 1.0])
+    low, first, third, high = np.quantile(finite, [0, 0.25, 0.75, 1])
+    if metric.higher_is_better:
+        low = max(low, first - 10 * (third - first))
+    else:
+        high = min(high, third + 10 * (third - first))
+    margin = 0.05 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
+def _why_unseen(values: Sequence[float] | np.ndarray, limits: tuple[float, float]) -> str:
+    """What the legend says of an arm of which nothing is within the limits of the axis."""
+    if any(limits[0] <= value <= limits[1] for value in values):
+        return ""
+    return ", off the axis" if len(values) else ", diverged"
 
 
 def _curve(run: Result, metric: Metric, reading: str | None) -> list[float]:

@@ -44,7 +44,7 @@ class Survey:
     num_processes: int | None = None
     """Processes that train side by side. Default: one per core on CPU, one on an accelerator."""
     executor: str | None = None
-    """To train on a cluster: see the option of a comparison."""
+    """Dask scheduler to train on: an address such as tcp://HOST:8786, or a scheduler file. Default: this machine."""
 
 
 def survey(options: Survey, comparisons: Sequence[Compare]) -> list[Row]:

@@ -13,12 +13,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
 import wnn_jax
 from wnn_jax._roles import ROLES
@@ -29,11 +30,13 @@ from wnn_jax.meta.output import save_rows
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks.data import check_datasets
 from wnn_jax.meta.tasks.families import (
+    FAMILIES,
     TEST_SPLITS,
     VALIDATION_SPLITS,
     RunSettings,
     SplitName,
     TaskFamily,
+    describe_families,
     find_family,
 )
 from wnn_jax.meta.training.executors import RunJobs, kept_processes
@@ -83,8 +86,12 @@ class Evolve:
 
     output: Path
     """Folder for the nowcaster, its metrics and the state of the search."""
-    family: str = "short"
-    """Which trainings: `short` (CIFAR-10, MNIST, tiny Shakespeare), or a family of `collect`."""
+    family: Annotated[
+        str,
+        tyro.conf.arg(
+            help=f"Which trainings, on which data: {describe_families((SHORT, *FAMILIES.values()))}.", metavar="FAMILY"
+        ),
+    ] = SHORT.name
     data_dir: Path = Path.home() / "tensorflow_datasets"
     """Folder of data sets prepared by TensorFlow Datasets."""
     generations: int = 100

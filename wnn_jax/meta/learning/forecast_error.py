@@ -19,6 +19,9 @@ from wnn_jax.meta.trajectories.windows import CONTEXT, MIN_HORIZON, read_window
 HORIZONS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
 STAGES = ("early", "middle", "late")
 _STRIDES = (2, 8)
+# Of a plot: where shares beyond these are drawn, and what the axis names.
+_SHOWN = (0.1, 5.0)
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0)
 
 ErrorRow = dict[str, Any]
 
@@ -109,17 +112,20 @@ def plot_forecast_errors(rows: Sequence[ErrorRow], path: Path) -> None:
     with new_figure(path, 1, len(splits), figsize=size, sharey=True, squeeze=False) as (figure, axes):
         for axis, split in zip(axes[0], splits, strict=True):
             number = len({row["run"] for row in rows if row["split"] == split})
+            axis.set(xscale="log", yscale="log", xlabel="horizon in snapshots", title=f"{split} (n={number})")
+            axis.set_xticks(HORIZONS, [str(horizon) for horizon in HORIZONS])
+            axis.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+            axis.minorticks_off()
             for color, label in enumerate(dict.fromkeys(row["nowcaster"] for row in rows)):
                 drawn = [row for row in rows if row["nowcaster"] == label and row["split"] == split]
                 horizons = sorted({row["horizon"] for row in drawn})
                 shares = [share(drawn, horizon=horizon) for horizon in horizons]
-                axis.plot(horizons, shares, "o-", color=f"C{color}", label=label, markersize=4, linewidth=1.5)
+                # A single dot, that of a nowcaster without horizons, must not hide in the line of another one.
+                marker = {"marker": "o", "markersize": 4} if len(horizons) > 1 else {"marker": "D", "fillstyle": "none"}
+                axis.plot(horizons, np.clip(shares, *_SHOWN), color=f"C{color}", label=label, clip_on=False, **marker)
             axis.axhline(1.0, color="0.4", linestyle=":", linewidth=1, label="last value")
-            axis.set(xscale="log", xlabel="horizon in snapshots", title=f"{split} (n={number})", ylim=(0.2, 2.0))
-            axis.set_xticks(HORIZONS, [str(horizon) for horizon in HORIZONS])
-            axis.minorticks_off()
             axis.grid(alpha=0.3)
-        axes[0, 0].set_ylabel("error, as a share of that of the last value")
+        axes[0, 0].set_ylabel(f"error, as a share of that of the last value ({_SHOWN[1]:g}: or more)")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -222,6 +222,11 @@ FAMILIES: Mapping[str, TaskFamily] = {
         snapshot_every=20,
     ),
 }
+
+
+def describe_families(families: Iterable[TaskFamily]) -> str:
+    """The names of families and of their data sets, for the help of an option."""
+    return ", ".join(f"`{family.name}` ({', '.join(family.datasets)})" for family in families)
 
 
 def find_family(name: str) -> TaskFamily:

@@ -29,7 +29,7 @@ _ADDRESS = re.compile(r"\b(at )?0x[0-9a-f]+")
 def versions() -> dict[str, str]:
     """The versions that numbers depend on."""
     return {
-        "wnn_jax": wnn_jax.__version__,
+        "wnn_jax": wnn_jax.__version__.partition(".dev")[0],
         "jax": jax.__version__,
         "flax": flax.__version__,
         "optax": optax.__version__,

@@ -81,7 +81,8 @@ class BatchStatistics:
         variables = averaging.update_batch_stats(self._apply, {"params": params, **model_state}, batches)
         return {name: value for name, value in variables.items() if name != "params"}
 
-    def _apply(self, variables: Mapping[str, Any], batch: Any) -> Any:
+    def _apply(self, variables: Mapping[str, Any], batch: Any, *, mutable: str) -> tuple[None, Any]:
+        del mutable  # A task in training changes all of its state.
         model_state = {name: value for name, value in variables.items() if name != "params"}
         _, (model_state, _) = self._task.loss(variables["params"], model_state, batch, jax.random.key(0))
-        return model_state[_BATCH_STATS]
+        return None, model_state

@@ -6,17 +6,18 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
 from wnn_jax.meta.errors import UsageError, check_options
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks.data import check_datasets
-from wnn_jax.meta.tasks.families import RunSettings, SplitName, find_family
+from wnn_jax.meta.tasks.families import FAMILIES, RunSettings, SplitName, describe_families, find_family
 from wnn_jax.meta.training.claims import claim, run_shared
 from wnn_jax.meta.training.optimizers import base_optimizer
 from wnn_jax.meta.training.program import Program, stack_states
@@ -33,8 +34,13 @@ class Collect:
 
     output: Path
     """Folder of the collection."""
-    family: str = "small"
-    """Which runs: `small` (CIFAR-10, MNIST, tiny Shakespeare), `pooled` (CIFAR-10), or `digits` (no download)."""
+    family: Annotated[
+        str,
+        tyro.conf.arg(
+            help=f"Which runs, on which data: {describe_families(FAMILIES.values())}; `digits` needs no download.",
+            metavar="FAMILY",
+        ),
+    ] = "small"
     num_runs: int = 100
     """How many runs."""
     first_run: int = 0
@@ -44,10 +50,9 @@ class Collect:
     budget: float | None = None
     """Minutes after which no further group of runs is begun."""
     num_processes: int | None = None
-    """Processes that train side by side. Default: one per core on CPU; on an accelerator one, which trains the runs of
-    a group together."""
+    """Processes that train side by side. Default: one per core on CPU, one for a whole group on an accelerator."""
     executor: str | None = None
-    """Address of a dask scheduler, such as tcp://HOST:8786, to train on a cluster. Default: this machine."""
+    """Dask scheduler to train on: an address such as tcp://HOST:8786, or a scheduler file. Default: this machine."""
 
 
 def collect(options: Collect) -> Collection:

@@ -185,13 +185,11 @@ class Collection:
         self.folder = folder
         path = folder / "manifest.json"
         if not path.exists():
-            raise UsageError(f"{path} does not exist; make a collection with: python -m wnn_jax.meta collect")
+            raise UsageError(f"{path} does not exist; make a collection with: wnn-jax collect")
         remedy = "Remove it and collect again with the same family: the finished runs are kept."
         self.manifest = load_json(path, remedy)
         if self.manifest.get("format") != _FORMAT:
-            raise UsageError(
-                f"{folder} holds no collection of trajectories; make one with: python -m wnn_jax.meta collect"
-            )
+            raise UsageError(f"{folder} holds no collection of trajectories; make one with: wnn-jax collect")
         if (version := self.manifest.get("version")) != _VERSION:
             raise UsageError(
                 f"{path} has version {version}, but this wnn_jax reads version {_VERSION}. The collection was left as "
