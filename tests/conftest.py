@@ -10,6 +10,7 @@ import jax
 import pytest
 
 import wnn_jax
+from tests.helpers import WINDOWS
 
 # Before anything makes an array: the number of devices is fixed by the first use of them.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -55,7 +56,7 @@ def wnn_plus() -> wnn_jax.nowcasters.WNNPlus:
     return wnn_jax.nowcasters.WNNPlus.init(jax.random.key(0), width=16)
 
 
-@pytest.fixture(scope="session", params=["linear", "wnn_plus", "drift"])
+@pytest.fixture(scope="session", params=[*WINDOWS, "drift"])
 def nowcaster(request: pytest.FixtureRequest) -> str | wnn_jax.Nowcaster:
     """A closed form on whole leaves, a network on chunks of them that is told of the whole leaf too, and a drift."""
     return request.getfixturevalue(request.param) if request.param == "wnn_plus" else request.param

@@ -17,7 +17,7 @@ from wnn_jax._history import DriftHistory
 from wnn_jax._nowcaster import is_drift
 
 # What the fixture `nowcaster` is, of each kind of history.
-WINDOWS = ("linear", "wnn_plus")
+WINDOWS = ("linear", pytest.param("wnn_plus", marks=pytest.mark.slow))
 DRIFTS = ("drift", "slow-drift")
 
 # The names in a compiled program of what moves arrays between devices, and of what adds numbers up over them.

@@ -43,6 +43,11 @@ def process_environment() -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimizations(few_optimizations: None) -> None:
+    """As few as can be, for nearly all of the time is spent on compiling. A module may have another of this name."""
+
+
 @pytest.fixture(autouse=True)
 def _known_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wnn_jax.meta.tasks.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})

@@ -133,20 +133,6 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch, max_weights: int
     assert_trees_close(orthogonalize_dense(leaves), whole)
 
 
-def test_on_one_device_there_is_nothing_to_partition(monkeypatch: pytest.MonkeyPatch):
-    """Which JAX's persistent cache of compiled programs would not know again."""
-    leaf = jnp.asarray(make_matrix(4, 6), jnp.float32)
-
-    def custom_calls() -> int:
-        return str(jax.make_jaxpr(lambda leaf: orthogonalize(leaf, "dense"))(leaf)).count("custom_partitioning")
-
-    on_many = orthogonalize(leaf, "dense")
-    assert custom_calls() == 1
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert custom_calls() == 0
-    assert_close(orthogonalize(leaf, "dense"), on_many)
-
-
 @pytest.mark.parametrize("shape", [(10, 16), (16, 10)])
 def test_high_matrices_are_cut_into_blocks(shape: tuple[int, int]):
     matrix = make_matrix(*shape)

@@ -77,9 +77,6 @@ def _map_explicit(shard_map: ShardMap, mesh: AbstractMesh, leaves: list[LeafHist
 
 
 def _map_automatic(shard_map: ShardMap, leaves: list[LeafHistory], operands: Any) -> list[jax.Array]:
-    if jax.device_count() == 1:
-        # JAX's persistent cache of compiled programs does not know one of custom partitioning in another process.
-        return shard_map.map_shards(leaves, operands, [()] * len(leaves))
     # Neither `vmap` nor the partitioner knows what to do with the other's construct.
     mapped = jax.custom_batching.custom_vmap(functools.partial(_map_partitioned, shard_map, len(leaves[0])))
 
