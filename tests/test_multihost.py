@@ -39,9 +39,8 @@ def run(folder: Path, nowcaster: str) -> dict[str, np.ndarray]:
 
 
 # Of a window two jumps, after 10 and 20 steps; of a drift ten, after every second step but the first of them.
-@pytest.mark.parametrize(
-    ("nowcaster", "expected_jumps"), [pytest.param("adaptive-linear", 2, marks=pytest.mark.slow), ("drift", 10)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("nowcaster", "expected_jumps"), [("adaptive-linear", 2), ("drift", 10)])
 def test_a_killed_process_changes_nothing(tmp_path: Path, nowcaster: str, expected_jumps: int):
     undisturbed = run(tmp_path / "undisturbed", nowcaster)
     assert undisturbed["num_nowcasts"] == expected_jumps

@@ -49,9 +49,9 @@ def restore_with_manager(folder: Path, target: Any) -> Any:
 @pytest.mark.parametrize(
     ("save", "restore", "nowcaster"),
     [
-        (save_with_checkpointer, restore_with_checkpointer, "linear"),
+        pytest.param(save_with_checkpointer, restore_with_checkpointer, "linear", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "linear"),
-        (save_with_checkpointer, restore_with_checkpointer, "drift"),
+        pytest.param(save_with_checkpointer, restore_with_checkpointer, "drift", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "slow-drift"),
     ],
 )

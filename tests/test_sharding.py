@@ -67,7 +67,7 @@ def shard(tree: Any, mesh: jax.sharding.Mesh, specs: Any) -> Any:
     return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), tree, specs)
 
 
-@pytest.fixture(scope="module", params=["adaptive-linear", "slow-drift"])
+@pytest.fixture(scope="module", params=[pytest.param("adaptive-linear", marks=pytest.mark.slow), "slow-drift"])
 def nowcaster(request: pytest.FixtureRequest) -> str:
     """What makes a forecast of single weights, with or without numbers of their whole tensor."""
     return request.param

@@ -30,6 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "transformer": ({"num_steps": 40, **SLOW}, {"num_nowcasts": 3}),
 }
 SWEEP = "rate_sweep"
+LONG = ("seeds", "sharded", "transformer")
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
@@ -44,7 +45,9 @@ def test_every_recipe_is_listed_and_tested():
     assert sorted(re.findall(r"^\| .* \| \[`.*`\]\((\w+\.py)\) \|$", index, re.MULTILINE)) == recipes
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name not in LONG else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_a_recipe_trains_and_jumps(name: str):
     options, expected = CASES[name]
     result = run(name, **options)
@@ -53,6 +56,7 @@ def test_a_recipe_trains_and_jumps(name: str):
     assert found == {name: [value] for name, value in (expected | dict.fromkeys(PROBLEMS, 0)).items()}
 
 
+@pytest.mark.slow
 def test_the_sweep_gives_each_arm_its_own_best_rate():
     for of_arm in run(SWEEP, num_steps=60, num_seeds=2, **SLOW).values():
         assert of_arm["rate"] == min(of_arm["validation_losses"], key=of_arm["validation_losses"].get)

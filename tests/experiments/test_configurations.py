@@ -70,10 +70,11 @@ def test_what_a_survey_compares_exists(name: str) -> None:
         assert all(len(config.rates_of(arm)) >= 4 for arm in arms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arms"),
     [
-        pytest.param("averaging", ("annealed", "averages", "twa-v", "nowcast-twa-t"), marks=pytest.mark.slow),
+        ("averaging", ("annealed", "averages", "twa-v", "nowcast-twa-t")),
         ("late_phase", ("annealed", "late-phase", "late-phase-swa")),
     ],
 )

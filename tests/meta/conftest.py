@@ -1,8 +1,11 @@
+import contextlib
 import dataclasses
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
+import jax
 import pytest
 
 from wnn_jax.meta.tasks.families import FAMILIES, TaskFamily
@@ -48,6 +51,15 @@ def optimizations(few_optimizations: None) -> None:
     """As few as can be, for nearly all of the time is spent on compiling. A module may have another of this name."""
 
 
+@contextlib.contextmanager
+def all_optimizations() -> Generator[None]:
+    """As a process has them that these tests start, whatever the module has."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(autouse=True)
 def _known_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wnn_jax.meta.tasks.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
@@ -62,7 +74,7 @@ def _few_batches_for_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collected folder. Not to be changed: copy it first."""
     folder = tmp_path_factory.mktemp("collection")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, all_optimizations():
         patch.setattr("wnn_jax.meta.tasks.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
         collect(Collect(output=folder, family=TINY, num_runs=NUM_RUNS, num_processes=1))
     return folder

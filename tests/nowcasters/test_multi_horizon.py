@@ -34,7 +34,11 @@ def random_params(cls: type[MultiHorizonNowcaster], **sizes: int) -> Any:
     return random_leaves(template, seed=0)
 
 
-@pytest.fixture(scope="module", params=[WNNPlus, AdaptiveLinear], ids=lambda cls: cls.__name__)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(WNNPlus, marks=pytest.mark.slow), AdaptiveLinear],
+    ids=lambda cls: cls.__name__,
+)
 def cls(request: pytest.FixtureRequest) -> type[MultiHorizonNowcaster]:
     return request.param
 

@@ -23,7 +23,13 @@ def _synthetic_data(monkeypatch: pytest.MonkeyPatch):
     use_synthetic_data(monkeypatch)
 
 
-@pytest.mark.parametrize("name", TASKS)
+# One of each kind of task, but for the diffusion; the others are of other networks.
+QUICK = {"digits-cnn", "cifar10-16-three-conv", "mnist-mlp", "mnist-autoencoder", "shakespeare-transformer"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
+)
 def test_tasks_conform(name: str, tmp_path: Path):
     folders = (tmp_path / str(number) for number in itertools.count())
 

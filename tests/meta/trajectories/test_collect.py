@@ -14,6 +14,11 @@ from wnn_jax.meta.trajectories.collect import Collect, collect, make_program, tr
 from wnn_jax.meta.trajectories.collection import Collection, verified_trajectories
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimizations() -> None:
+    """All, as the collection was made with them."""
+
+
 def tiny(output: Path, **changes: Any) -> Collect:
     settings: dict[str, Any] = {"family": TINY, "num_runs": NUM_RUNS, "num_processes": 1}
     return Collect(output=output, **(settings | changes))
