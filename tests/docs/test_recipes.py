@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "transformer": ({"num_steps": 40, **SLOW}, {"num_nowcasts": 3}),
 }
 SWEEP = "rate_sweep"
-LONG = ("seeds", "sharded", "transformer")
+LONG = ("orbax_resume", "seeds", "sharded", "transformer")
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
