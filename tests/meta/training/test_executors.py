@@ -412,7 +412,12 @@ def test_a_script_that_ends_leaves_no_process(end: _End, tmp_path: Path) -> None
         assert all(map(is_alive, processes))
         assert all(map(ignores_interrupts, processes))  # They would fill the terminal with tracebacks.
         end.send(script.pid)
-        _, errors = script.communicate(timeout=SECONDS)
+        try:
+            _, errors = script.communicate(timeout=SECONDS / 2)
+        except subprocess.TimeoutExpired:
+            # Python drops an interrupt that comes while it finalises an object. Whoever waits presses the keys again.
+            end.send(script.pid)
+            _, errors = script.communicate(timeout=SECONDS / 2)
         assert script.returncode == end.code
         assert b"Process" not in errors  # Neither a broken pool, nor what multiprocessing says of its processes.
         wait_until(lambda: not any(map(is_alive, processes)))
