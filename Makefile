@@ -14,7 +14,7 @@ OLDEST ?= tests/test_nowcast.py tests/test_drift.py tests/test_optax_contract.py
 help:
 	@echo "make demo         train a small CNN with and without nowcasting, print the table, write the plot (3 minutes)"
 	@echo "make test         lint, types, tests and doctests"
-	@echo "make test-all     the same with the slow tests, which take as long again"
+	@echo "make test-all     the same with the slow tests"
 	@echo "make test-oldest  the core's tests, with the oldest JAX, Flax, Optax and NumPy that are allowed"
 	@echo "make format       format the code and mend what the linter can"
 	@echo "make docs         build the site into build/docs, notebooks and all"
