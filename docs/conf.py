@@ -68,7 +68,6 @@ PAGES = {
     "README": "index",
     "CONTRIBUTING": "contributing",
     "CHANGELOG": "changelog",
-    "wnn_jax/nowcasters/drift": "how-it-works",
     "experiments": "records",
     "experiments/results/forecasts/forecast-errors.png": "records/forecasts",
     **{f"experiments/{path.stem}": f"records/{path.stem}" for path in ROOT.glob("docs/records/*.md")},

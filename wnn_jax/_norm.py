@@ -9,6 +9,9 @@ import numpy as np
 
 from wnn_jax._history import wide_dtype
 
+# Of leaves with no more weights than this, which take little memory, a compiler chooses the order, and is done sooner.
+_SMALL = 2**16
+
 
 def norm(array: jax.Array) -> jax.Array:
     """The norm of an array of float32 or wider."""
@@ -18,7 +21,7 @@ def norm(array: jax.Array) -> jax.Array:
 def norms(tree: Any) -> jax.Array:
     """The norm of each leaf, `[leaves]`, in float32 or wider.
 
-    What is not a whole leaf is computed for all of them at once: a compiler takes as long for a number as for a leaf.
+    What is a number of a leaf is computed for all of them at once.
     """
     leaves = [leaf.astype(wide_dtype(leaf)) for leaf in jax.tree.leaves(tree)]
     if not leaves:
@@ -33,17 +36,12 @@ def norms(tree: Any) -> jax.Array:
     return scales * jnp.sqrt(_one_by_one(lambda leaf: jnp.sum(jnp.square(leaf)), scaled))
 
 
-def is_small(array: jax.Array) -> bool:
-    """Whether an array takes so little memory that a compiler, which is sooner done so, may read it when it likes."""
-    return array.size <= 2**16
-
-
 def following(known: jax.Array, array: Any, leaf: jax.Array) -> jax.Array:
     """The array, and not before a number that is never negative is known, unless the leaf that it is of is small.
 
     What reductions read is written first on some devices. One after the other they use the same memory.
     """
-    if is_small(leaf):
+    if leaf.size <= _SMALL:
         return array
     # A sum with zero, which a compiler cannot tell.
     return array + jnp.minimum(known, 0).astype(jnp.result_type(array))
