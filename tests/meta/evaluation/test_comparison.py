@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import wnn_jax
@@ -217,6 +218,8 @@ class Broken(LinearRegression):
         measured = dict(super().measure(params, model_state, batch))
         if self.fault == "measure":
             del measured["close"]
+        if self.fault == "vector":
+            measured["close"] = tuple(jnp.stack([value, value]) for value in measured["close"])
         return measured
 
 
@@ -226,6 +229,7 @@ class Broken(LinearRegression):
         ("describe", r"Broken\.describe\(\) is not of what JSON has"),
         ("loss", r"Broken\.loss\(\) has the shape \(1,\); it has to be a scalar"),
         ("measure", r"Broken\.measure\(\) returns no close, of which Broken\.metrics has a Metric"),
+        ("vector", r"sum of the shape \(2,\) and a weight of \(2,\) for 'close'; .* give the Metric a from_mean"),
     ],
 )
 def test_a_task_that_breaks_the_protocol_is_refused(fault: str, message: str, tmp_path: Path) -> None:

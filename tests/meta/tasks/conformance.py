@@ -114,10 +114,11 @@ def check_evaluation(task: Task, params: Any, model_state: Any) -> None:
         assert set(sums) == {metric.name for metric in task.metrics}
         for metric in task.metrics:
             total, weight = sums[metric.name]
-            assert total.shape == weight.shape == ()
-            assert np.isfinite(total)
-            assert weight > 0
-            assert np.isfinite(metric.from_mean(float(total / weight)))
+            assert total.shape == weight.shape
+            assert np.isfinite(total).all()
+            assert np.all(weight >= 0)
+            assert np.any(weight > 0)
+            assert np.isfinite(metric.from_mean(total / weight))
     whole = batches["test"][-1]
     parts = [jax.tree.map(lambda leaf, part=part: leaf[part], whole) for part in (slice(3), slice(3, None))]
     sums = [measure(params, model_state, part) for part in parts]
@@ -155,7 +156,7 @@ def target(task: Task, state: TrainState, split: EvaluationSplit = "validation")
     measure = jax.jit(task.measure)
     sums = [measure(state.params, state.model_state, batch)[metric.name] for batch in task.evaluation_batches(split)]
     total, weight = map(sum, zip(*sums, strict=True))
-    return metric.from_mean(float(total) / float(weight))
+    return metric.from_mean(total / weight)
 
 
 def stack(trees: list[Any]) -> Any:

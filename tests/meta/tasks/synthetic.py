@@ -5,9 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wnn_jax.meta.tasks.data import DATASETS, ImageDataset, LabeledImages, Source, TextDataset
+from wnn_jax.meta.tasks.data import DATASETS, ImageDataset, LabeledImages, PoseDataset, Poses, Source, TextDataset
 
-SIZES = {"cifar10": (32, 32, 3), "cifar10-16": (16, 16, 3), "mnist": (28, 28, 1), "mnist-14": (14, 14, 1)}
+SIZES = {
+    "cifar10": (32, 32, 3),
+    "cifar10-16": (16, 16, 3),
+    "cifar100": (32, 32, 3),
+    "imagenet-64": (64, 64, 3),
+    "mnist": (28, 28, 1),
+    "mnist-14": (14, 14, 1),
+    "fashion-mnist": (28, 28, 1),
+}
 
 
 def synthetic_images(name: str) -> ImageDataset:
@@ -40,9 +48,27 @@ def synthetic_text() -> TextDataset:
     )
 
 
+def synthetic_poses() -> PoseDataset:
+    """Spots in the dark, each of which is a keypoint, of a color and within a part of the image of its own."""
+    rng = np.random.default_rng(0)
+    colors, middles = rng.integers(64, 256, size=[17, 3]), rng.integers([10, 10], [39, 55], size=[17, 2])
+
+    def split(number: int) -> Poses:
+        images = rng.integers(32, size=[number, 64, 48, 3], dtype=np.uint8)
+        places = middles + rng.integers(-4, 5, size=[number, 17, 2])
+        is_labelled = rng.uniform(size=[number, 17, 1]) < 0.8
+        for image, person in zip(images, places, strict=True):
+            for (x, y), color in zip(person, colors, strict=True):
+                image[y - 1 : y + 2, x - 1 : x + 2] = color
+        return Poses(images, np.concatenate([places + 0.5, is_labelled], axis=-1).astype(np.float32))
+
+    return PoseDataset(name="coco-pose", train=split(100), validation=split(53), test=split(40))
+
+
 def use_synthetic_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts these in the place of the data sets that need a download, whatever the folder is."""
     table = {name: Source(_loader(name), None) for name in SIZES}
+    table["coco-pose"] = Source(lambda data_dir: synthetic_poses(), None)
     table["tiny_shakespeare"] = Source(lambda data_dir: synthetic_text(), None)
     monkeypatch.setattr("wnn_jax.meta.tasks.data.datasets.DATASETS", {**DATASETS, **table})
 

@@ -108,7 +108,8 @@ def test_no_registered_task_is_in_a_family(tmp_path: Path, monkeypatch: pytest.M
         for dataset, architectures in family.datasets.items()
         for architecture in architectures
     }
-    assert not drawn & {key(factory(tmp_path)) for factory in TASKS.values()}
+    tasks = [factory(tmp_path) for factory in TASKS.values()]
+    assert not drawn & {key(task) for task in tasks if hasattr(task, "dataset")}
 
 
 def test_settings_make_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

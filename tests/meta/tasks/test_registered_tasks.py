@@ -15,7 +15,7 @@ from wnn_jax.meta import tasks
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.tasks import TASKS, Metric, Task, find_tasks, load_task, load_tasks
 
-LEARNING_RATES = {"mnist-diffusion": 3e-3}
+LEARNING_RATES = {"mnist-diffusion": 3e-3, "cifar10-16-diffusion": 3e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,8 @@ def test_tasks_conform(name: str, tmp_path: Path):
     def make_task() -> Task:
         # Another folder each time, so that the data is loaded again.
         task: Any = TASKS[name](next(folders))
+        if hasattr(task, "base"):
+            return dataclasses.replace(task, base=dataclasses.replace(task.base, batch_size=12))
         return dataclasses.replace(task, batch_size=12)
 
     check_conformance(make_task, learning_rate=LEARNING_RATES.get(name, 1e-2))
@@ -77,6 +79,8 @@ def test_all_missing_data_sets_are_listed_at_once(tmp_path: Path, monkeypatch: p
     with pytest.raises(UsageError, match="holds no 'cifar10' and no 'mnist' folder prepared by TensorFlow Datasets"):
         load_tasks(["cifar10-vanilla", "digits-cnn", "mnist-mlp", "cifar10-16-resnet"], tmp_path)
     assert list(load_tasks(["digits-cnn"], tmp_path)) == ["digits-cnn"]
+    with pytest.raises(UsageError, match=r"Data sets that are there: digits\. Tasks .* on them: digits-cnn\.$"):
+        load_task("coco-pose-unet", tmp_path)
 
 
 MODULE = """

@@ -169,7 +169,8 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], message:
 
 
 def test_a_collection_that_fails_leaves_nothing_behind(tmp_path: Path):
-    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").touch()
     output = tmp_path / "runs"
     with pytest.raises(UsageError, match=r"holds no 'cifar10' and no 'tiny_shakespeare' folder"):
         collect(Collect(output=output, family="small", num_runs=1, num_processes=1, data_dir=tmp_path))

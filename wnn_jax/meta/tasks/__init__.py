@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from wnn_jax.meta.errors import look_up
-from wnn_jax.meta.tasks.data.datasets import MissingDatasetError
+from wnn_jax.meta.tasks.data.datasets import MissingDatasetError, available_datasets
 from wnn_jax.meta.tasks.task import Metric as Metric
 from wnn_jax.meta.tasks.task import Task as Task
 from wnn_jax.meta.tasks.task import check_task as check_task
@@ -58,7 +58,11 @@ def load_task(name: str, data_dir: Path) -> Task:
     Raises:
       UsageError: if the name is not known, the data is missing, or the task's metrics cannot be compared.
     """
-    task = look_up(TASKS, name, "the task")(data_dir)
+    factory = look_up(TASKS, name, "the task")
+    try:
+        task = factory(data_dir)
+    except MissingDatasetError as error:
+        raise MissingDatasetError(error.prepared, data_dir, _tasks_on_what_is_there(data_dir)) from None
     check_task(task)
     return task
 
@@ -81,5 +85,11 @@ def load_tasks(names: Sequence[str], data_dir: Path) -> dict[str, Task]:
         except MissingDatasetError as error:
             missing += error.prepared
     if missing:
-        raise MissingDatasetError(missing, data_dir)
+        raise MissingDatasetError(missing, data_dir, _tasks_on_what_is_there(data_dir))
     return tasks
+
+
+def _tasks_on_what_is_there(data_dir: Path) -> list[str]:
+    """The tasks whose tables name, by `functools.partial(..., dataset=NAME)`, data that can be loaded."""
+    available = available_datasets(data_dir)
+    return [name for name, factory in TASKS.items() if getattr(factory, "keywords", {}).get("dataset") in available]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax.meta.tasks.data import ImageDataset, batch_indices, check_batch_size, load_images
-from wnn_jax.meta.tasks.models import UNet, describe_model
+from wnn_jax.meta.errors import UsageError
+from wnn_jax.meta.tasks.image_task import ImageTask
+from wnn_jax.meta.tasks.models import UNet
 from wnn_jax.meta.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
 
 _EVALUATION_BATCH_SIZE = 250
@@ -31,7 +31,7 @@ def cosine_schedule(num_times: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Denoising:
+class Denoising(ImageTask):
     """Training of a network to tell the noise in an image from the image (Ho et al., NeurIPS 2020).
 
     The loss is equation 14 of the paper: the squared error of the predicted noise, at a time that is drawn uniformly
@@ -48,13 +48,7 @@ class Denoising:
       UsageError: if there are fewer training images than a batch has.
     """
 
-    dataset: ImageDataset
-    model: nn.Module
-    batch_size: int
     num_times: int = 1_000
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size, len(self.dataset.train.images))
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -64,10 +58,8 @@ class Denoising:
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on."""
         return {
+            **super().describe(),
             "kind": "denoising diffusion",
-            "dataset": {"name": self.dataset.name, "sha256": self.dataset.digest},
-            "model": describe_model(self.model),
-            "batch_size": self.batch_size,
             "num_times": self.num_times,
             "schedule": "cosine",
             "max_evaluation_images": _MAX_EVALUATION_IMAGES,
@@ -88,11 +80,6 @@ class Denoising:
         noise = jax.random.normal(noise_key, images.shape)
         return self._errors(params, images, times, noise).mean(), (model_state, {})
 
-    def batch(self, seed: int, step: int) -> Batch:
-        """Images `[batch_size, height, width, channels]` uint8."""
-        images = self.dataset.train.images
-        return {"images": images[batch_indices(seed, step, num_examples=len(images), batch_size=self.batch_size)]}
-
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
         """Images of a split, up to 250 at a time, with times `[n]` int32 and noise float32 of the images' shape."""
         images = getattr(self.dataset, split).images[:_MAX_EVALUATION_IMAGES]
@@ -107,6 +94,32 @@ class Denoising:
         errors = self._errors(params, self._scale(batch["images"]), batch["times"], batch["noise"])
         return {"mse": (errors.sum(), jnp.float32(errors.shape[0]))}
 
+    def sample(self, params: Params, noise: jax.Array, *, num_steps: int = 100) -> jax.Array:
+        """Images that the network makes of noise, by DDIM without further noise (Song et al., ICLR 2021, equation 12).
+
+        The image that is predicted at a step is clipped to the range of pixels, and the noise is what then remains.
+
+        Args:
+          params: the parameters.
+          noise: `[n, height, width, channels]` float32, normal with variance 1.
+          num_steps: at how many of the times, spread evenly, the network is asked.
+
+        Returns:
+          Images `[n, height, width, channels]` float32 in [0, 1].
+
+        Raises:
+          UsageError: if there are fewer times than steps, or no step.
+        """
+        if not 1 <= num_steps <= self.num_times:
+            raise UsageError(f"num_steps={num_steps} must be positive and at most num_times={self.num_times}.")
+        times = np.linspace(self.num_times - 1, 0, num_steps).round().astype(np.int32)
+        left = np.append(cosine_schedule(self.num_times)[times], np.float32(1))
+        # A loop in Python: on CPU convolutions are some 20 times slower in one that is compiled.
+        step, images = jax.jit(self._sampling_step), noise
+        for time, before, after in zip(times, left[:-1], left[1:], strict=True):
+            images = step(params, images, time, before, after)
+        return (images + 1) / 2
+
     def _scale(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Images in [-1, 1]."""
         return jnp.asarray(images, jnp.float32) * (2 / self.dataset.max_value) - 1
@@ -115,9 +128,21 @@ class Denoising:
         """The mean squared error of the noise predicted for every image, `[n]`."""
         left = jnp.asarray(cosine_schedule(self.num_times))[times][:, None, None, None]
         noisy = jnp.sqrt(left) * images + jnp.sqrt(1 - left) * noise
+        return jnp.mean((self._predict(params, noisy, times) - noise) ** 2, axis=(1, 2, 3))
+
+    def _predict(self, params: Params, noisy: jax.Array, times: jax.Array) -> Any:
+        """The noise in images, of their shape, at the times `[n]`."""
         # The embedding of times has frequencies that are made for a thousand of them.
-        predicted: Any = self.model.apply({"params": params}, noisy, times * (1_000 / self.num_times))
-        return jnp.mean((predicted - noise) ** 2, axis=(1, 2, 3))
+        return self.model.apply({"params": params}, noisy, times * (1_000 / self.num_times))
+
+    def _sampling_step(
+        self, params: Params, noisy: jax.Array, time: jax.Array, before: jax.Array, after: jax.Array
+    ) -> jax.Array:
+        """Images in which `after` of the variance is left, of noisy ones in which it is `before`, at a time."""
+        noise = self._predict(params, noisy, jnp.broadcast_to(time, noisy.shape[:1]))
+        images = jnp.clip((noisy - jnp.sqrt(1 - before) * noise) / jnp.sqrt(before), -1, 1)
+        noise = (noisy - jnp.sqrt(before) * images) / jnp.sqrt(1 - before)
+        return jnp.sqrt(after) * images + jnp.sqrt(1 - after) * noise
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,22 +153,11 @@ def _evaluation_noise(seed: int, shape: tuple[int, ...], num_times: int) -> tupl
     return times, noise_rng.standard_normal(shape, dtype=np.float32)
 
 
-def load_denoising(data_dir: Path, *, dataset: str, model: nn.Module, batch_size: int) -> Denoising:
-    """The task of denoising a data set of the table.
-
-    Args:
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-      dataset: the name of the data set.
-      model: as in `Denoising`.
-      batch_size: as in `Denoising`.
-
-    Raises:
-      UsageError: if the data set is missing, not known or no set of images.
-    """
-    return Denoising(dataset=load_images(dataset, data_dir), model=model, batch_size=batch_size)
-
-
 TASKS: dict[str, Callable[[Path], Task]] = {
     # On images of 14x14 pixels: the U-Net works at 14x14 and 7x7.
-    "mnist-diffusion": functools.partial(load_denoising, dataset="mnist-14", model=UNet(), batch_size=64),
+    "mnist-diffusion": functools.partial(Denoising.load, dataset="mnist-14", model=UNet(), batch_size=64),
+    # At 16x16 and 8x8.
+    "cifar10-16-diffusion": functools.partial(
+        Denoising.load, dataset="cifar10-16", model=UNet((16, 32)), batch_size=16
+    ),
 }

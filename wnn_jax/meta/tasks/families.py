@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from wnn_jax.meta.errors import look_up
-from wnn_jax.meta.tasks.data import TextDataset, load_dataset
+from wnn_jax.meta.tasks.data import TextDataset, load_dataset, load_images
 from wnn_jax.meta.tasks.image_classification import ImageClassification
 from wnn_jax.meta.tasks.language_model import LanguageModel
 from wnn_jax.meta.tasks.models import ARCHITECTURES
@@ -77,7 +77,8 @@ def _make_task(architecture: str, dataset: str, batch_size: int, context_length:
         return LanguageModel(
             dataset=data, model=make_model(data.vocab_size), batch_size=batch_size, context_length=context_length
         )
-    return ImageClassification(dataset=data, model=make_model(data.num_classes), batch_size=batch_size)
+    images = load_images(dataset, data_dir)
+    return ImageClassification(dataset=images, model=make_model(images.num_classes), batch_size=batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

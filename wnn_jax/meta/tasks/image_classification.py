@@ -13,22 +13,21 @@ import optax
 
 from wnn_jax.meta.tasks.data import (
     Augment,
-    ImageDataset,
     batch_indices,
     check_batch_size,
     describe_augment,
-    load_images,
     random_affine,
     random_mirror,
 )
-from wnn_jax.meta.tasks.models import MLP, ResNet, ThreeConv, VanillaCNN, describe_model, takes_train
+from wnn_jax.meta.tasks.image_task import ImageTask
+from wnn_jax.meta.tasks.models import MLP, ResNet, ThreeConv, VanillaCNN, takes_train
 from wnn_jax.meta.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
 
 _EVALUATION_BATCH_SIZE = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ImageClassification:
+class ImageClassification(ImageTask):
     """Training of a network to classify images, by the cross entropy.
 
     Attributes:
@@ -44,9 +43,6 @@ class ImageClassification:
       UsageError: if there are fewer training images than a batch has, or the augmentation has no name.
     """
 
-    dataset: ImageDataset
-    model: nn.Module
-    batch_size: int
     augment: Augment | None = None
     training_examples: tuple[int, int, int] | None = None
 
@@ -77,10 +73,8 @@ class ImageClassification:
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on."""
         return {
+            **super().describe(),
             "kind": "image classification",
-            "dataset": {"name": self.dataset.name, "sha256": self.dataset.digest},
-            "model": describe_model(self.model),
-            "batch_size": self.batch_size,
             "augment": describe_augment(self.augment),
             "training_examples": None if self.training_examples is None else list(self.training_examples),
         }
@@ -120,9 +114,13 @@ class ImageClassification:
 
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
         """The number of right answers and the sum of cross entropies, with running batch statistics."""
-        images, labels = self.dataset.preprocess(batch["images"]), batch["labels"]
+        images = self.dataset.preprocess(batch["images"])
         logits: Any = self.model.apply({"params": params, **model_state}, images, **self._mode(train=False))
-        count = jnp.float32(labels.shape[0])
+        return self._sums(logits, batch["labels"])
+
+    def _sums(self, logits: jax.Array, labels: jax.Array) -> Sums:
+        """What `measure` returns, of logits `[..., num_classes]` and labels `[...]`."""
+        count = jnp.float32(labels.size)
         return {
             "accuracy": (jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32), count),
             "loss": (optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), count),
@@ -136,40 +134,29 @@ class ImageClassification:
         return {"train": train} if takes_train(self.model) else {}
 
 
-def load_image_classification(
-    data_dir: Path, *, dataset: str, model: nn.Module, batch_size: int, augment: Augment | None = None
-) -> ImageClassification:
-    """The task of classifying a data set of the table.
-
-    Args:
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-      dataset: the name of the data set.
-      model: as in `ImageClassification`.
-      batch_size: as in `ImageClassification`.
-      augment: as in `ImageClassification`.
-
-    Raises:
-      UsageError: if the data set is missing, not known or no set of images.
-    """
-    return ImageClassification(
-        dataset=load_images(dataset, data_dir), model=model, batch_size=batch_size, augment=augment
-    )
-
-
 def _task(dataset: str, model: nn.Module, batch_size: int, augment: Augment | None = None) -> Callable[[Path], Task]:
     return functools.partial(
-        load_image_classification, dataset=dataset, model=model, batch_size=batch_size, augment=augment
+        ImageClassification.load, dataset=dataset, model=model, batch_size=batch_size, augment=augment
     )
 
 
 TASKS: dict[str, Callable[[Path], Task]] = {
     # Small enough for comparisons of many arms, and with the widths of no network of a family.
     "cifar10-16-three-conv": _task("cifar10-16", ThreeConv(features=(16, 24, 24)), 128),
-    # The task C10/16 of Knyazev et al., ICLR 2025.
+    # The tasks C10/16, C10/32, C100/32, FM/16 and FM/32 of Knyazev et al., ICLR 2025.
     "cifar10-three-conv": _task("cifar10", ThreeConv(features=(16, 32, 32)), 128),
+    "cifar10-three-conv-32": _task("cifar10", ThreeConv(features=(32, 64, 64)), 128),
+    "cifar100-three-conv-32": _task("cifar100", ThreeConv(num_classes=100, features=(32, 64, 64)), 128),
+    "fashion-mnist-three-conv": _task("fashion-mnist", ThreeConv(features=(16, 32, 32)), 128),
+    "fashion-mnist-three-conv-32": _task("fashion-mnist", ThreeConv(features=(32, 64, 64)), 128),
     # The experiment of Jang et al., ICML 2023.
     "cifar10-vanilla": _task("cifar10", VanillaCNN(), 1024, random_affine),
+    # The same at a quarter of the pixels.
+    "cifar10-16-vanilla": _task("cifar10-16", VanillaCNN(), 1024, random_affine),
     "cifar10-16-resnet": _task("cifar10-16", ResNet(features=(8, 16, 32)), 128, random_mirror),
+    "imagenet-64-resnet": _task(
+        "imagenet-64", ResNet(num_classes=1_000, features=(32, 64, 128, 256), stem_strides=2), 128, random_mirror
+    ),
     "mnist-mlp": _task("mnist", MLP(widths=(64,)), 128),
     # Seconds, and no download.
     "digits-cnn": _task("digits", VanillaCNN(features=(8, 16), hidden=(32,)), 64),

@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from wnn_jax.meta.tasks.data import ImageDataset, batch_indices, check_batch_size, load_images
-from wnn_jax.meta.tasks.models import MLP, describe_model
+from wnn_jax.meta.tasks.image_task import ImageTask
+from wnn_jax.meta.tasks.models import MLP
 from wnn_jax.meta.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
 
 _EVALUATION_BATCH_SIZE = 1_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Reconstruction:
+class Reconstruction(ImageTask):
     """Training of a network with a narrow layer to give back the images that it is given, by the squared error.
 
     Attributes:
@@ -34,13 +33,6 @@ class Reconstruction:
       <https://doi.org/10.1126/science.1127647>`_, Science 2006
     """
 
-    dataset: ImageDataset
-    model: nn.Module
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size, len(self.dataset.train.images))
-
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The mean squared error of a pixel, of which white is 1 and black is 0."""
@@ -48,12 +40,7 @@ class Reconstruction:
 
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on."""
-        return {
-            "kind": "reconstruction",
-            "dataset": {"name": self.dataset.name, "sha256": self.dataset.digest},
-            "model": describe_model(self.model),
-            "batch_size": self.batch_size,
-        }
+        return {**super().describe(), "kind": "reconstruction"}
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         """Parameters as the model initialises them; there is no model state."""
@@ -65,11 +52,6 @@ class Reconstruction:
         """The mean squared error of a batch."""
         del key
         return self._errors(params, batch).mean(), (model_state, {})
-
-    def batch(self, seed: int, step: int) -> Batch:
-        """Images `[batch_size, height, width, channels]` uint8."""
-        images = self.dataset.train.images
-        return {"images": images[batch_indices(seed, step, num_examples=len(images), batch_size=self.batch_size)]}
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
         """All images of a split, up to 1,000 at a time."""
@@ -94,24 +76,9 @@ class Reconstruction:
         return jnp.mean((pixels - images.reshape(images.shape[0], -1)) ** 2, axis=1)
 
 
-def load_reconstruction(data_dir: Path, *, dataset: str, model: nn.Module, batch_size: int) -> Reconstruction:
-    """The task of reconstructing a data set of the table.
-
-    Args:
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-      dataset: the name of the data set.
-      model: as in `Reconstruction`.
-      batch_size: as in `Reconstruction`.
-
-    Raises:
-      UsageError: if the data set is missing, not known or no set of images.
-    """
-    return Reconstruction(dataset=load_images(dataset, data_dir), model=model, batch_size=batch_size)
-
-
 TASKS: dict[str, Callable[[Path], Task]] = {
     # Images of 14x14 pixels through a layer of 16.
     "mnist-autoencoder": functools.partial(
-        load_reconstruction, dataset="mnist-14", model=MLP(14 * 14, (128, 64, 16, 64, 128)), batch_size=128
+        Reconstruction.load, dataset="mnist-14", model=MLP(14 * 14, (128, 64, 16, 64, 128)), batch_size=128
     ),
 }

@@ -26,13 +26,14 @@ class Metric:
       higher_is_better: the direction of progress: `True` for an accuracy, `False` for a loss. A task with a metric that
         does not say is refused.
       from_mean: what makes the figure of the weighted mean of what `Task.measure` returns. The perplexity, for
-        example, is the exponential of a mean cross entropy.
+        example, is the exponential of a mean cross entropy. Where that is one mean for each class, `[classes]`, it
+        makes one figure of them all; a class without any weight has NaN.
       format: how to write the figure, as `format(value, ...)` takes it.
     """
 
     name: str
     higher_is_better: bool | None = None
-    from_mean: Callable[[float], float] = float
+    from_mean: Callable[[Any], float] = float
     format: str = ".4f"
 
     def is_at_least(self, value: float, target: float) -> bool:
@@ -105,7 +106,8 @@ class Task(Protocol):
         """For every metric, the sum over an evaluation batch and the weight of the sum: a pure function.
 
         The mean over a split is the total of the sums over the total of the weights, for example of the number of
-        right answers over the number of examples. Any other ratio of two totals will do as well.
+        right answers over the number of examples. Any other ratio of two totals will do as well, and so will one for
+        each class, of sums and weights `[classes]`.
         """
         ...
 
@@ -149,3 +151,10 @@ def check_outputs(task: Task) -> None:
     measured = jax.eval_shape(task.measure, params, model_state, next(iter(task.evaluation_batches("validation"))))
     if missing := [metric.name for metric in task.metrics if metric.name not in measured]:
         raise UsageError(f"{name}.measure() returns no {', '.join(missing)}, of which {name}.metrics has a Metric.")
+    for metric in task.metrics:
+        total, weight = measured[metric.name]
+        if total.shape != weight.shape or (total.shape and metric.from_mean is float):
+            raise UsageError(
+                f"{name}.measure() returns a sum of the shape {total.shape} and a weight of {weight.shape} for "
+                f"{metric.name!r}; return two scalars, or two vectors [classes] and give the Metric a from_mean."
+            )

@@ -108,14 +108,14 @@ class Program:
 
     def evaluate(self, params: Params, model_state: ModelState, split: EvaluationSplit) -> dict[str, float]:
         """The metrics of a network on a split."""
-        totals = {metric.name: np.zeros(2) for metric in self.task.metrics}
-        for batch in self.task.evaluation_batches(split):
-            sums = jax.device_get(self._measure(params, model_state, batch))
-            for name, total in totals.items():
-                total += np.asarray(sums[name], np.float64)
-        with np.errstate(invalid="ignore"):  # NaN where a split has no weight at all for a metric.
-            means = {name: float(total[0] / total[1]) for name, total in totals.items()}
-        return {metric.name: float(metric.from_mean(means[metric.name])) for metric in self.task.metrics}
+        batches = self.task.evaluation_batches(split)
+        measured = [jax.device_get(self._measure(params, model_state, batch)) for batch in batches]
+        scores = {}
+        for metric in self.task.metrics:
+            total, weight = np.array([sums[metric.name] for sums in measured], np.float64).sum(axis=0)
+            with np.errstate(invalid="ignore"):  # NaN where a split has no weight at all for a metric, or for a class.
+                scores[metric.name] = float(metric.from_mean(total / weight))
+        return scores
 
     def _step(
         self, state: TrainState, batch: Batch, key: jax.Array, *hyperparameters: Any

@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from tests.meta.tasks.synthetic import synthetic_images, synthetic_text
 from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.tasks.data import check_datasets, load_dataset, load_digits, load_images, load_text
+from wnn_jax.meta.tasks.data import check_datasets, load_dataset, load_digits, load_images, load_poses, load_text
 from wnn_jax.meta.tasks.data.images import half_size
 from wnn_jax.meta.tasks.data.prepared import read_prepared
 
@@ -64,14 +65,18 @@ def test_a_data_set_is_loaded_once(tmp_path: Path):
 
 def test_all_missing_data_sets_are_listed_at_once(tmp_path: Path):
     check_datasets(["digits"], tmp_path)
-    (tmp_path / "mnist").mkdir()
-    names = ["digits", "cifar10-16", "mnist-14", "tiny_shakespeare", "cifar10"]
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").touch()
+    (tmp_path / "cifar10" / "incomplete").mkdir(parents=True)
+    names = ["digits", "cifar10-16", "mnist-14", "coco-pose", "tiny_shakespeare", "cifar10"]
     with pytest.raises(UsageError) as caught:
         check_datasets(names, tmp_path)
     message = str(caught.value)
-    assert f"--data-dir {tmp_path} holds no 'cifar10' and no 'tiny_shakespeare' folder prepared" in message
+    assert f"--data-dir {tmp_path} holds no 'cifar10' and no 'coco_pose' and no 'tiny_shakespeare' folder" in message
     assert "for name in ['cifar10', 'tiny_shakespeare']" in message
-    assert "The digits need no download" in message
+    assert "'coco_pose' is a builder of your own" in message
+    assert message.endswith("there: mnist, mnist-14, digits. The family 'digits' needs no download.")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
     with pytest.raises(UsageError, match="holds no 'cifar10' folder prepared by TensorFlow Datasets"):
         load_dataset("cifar10-16", tmp_path)
 
@@ -84,6 +89,8 @@ def test_an_unknown_data_set_is_named(tmp_path: Path):
 def test_another_kind_of_data_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="the data set 'digits' is not a text; choose one that is"):
         load_text("digits", tmp_path)
+    with pytest.raises(UsageError, match="the data set 'digits' has no keypoints; choose one that has"):
+        load_poses("digits", tmp_path)
 
 
 @prepared("tiny_shakespeare")

@@ -11,9 +11,11 @@ from wnn_jax import default_roles
 from wnn_jax.meta.tasks.models import (
     ARCHITECTURES,
     LANGUAGE_MODELS,
+    LSTM,
     MLP,
     ConvNorm,
     ResNet,
+    SegmentationUNet,
     ThreeConv,
     TransformerLM,
     UNet,
@@ -147,8 +149,8 @@ def test_a_residual_network_can_begin_with_a_stride():
     assert list(strided.values()) == [(1, 8, 8, 12)] * 3 + [(1, 4, 4, 24)] * 3
 
 
-def test_a_language_model_does_not_see_what_follows():
-    model = TransformerLM(NUM_CLASSES)
+@pytest.mark.parametrize("model", [TransformerLM(NUM_CLASSES), LSTM(NUM_CLASSES, 8)], ids=["transformer", "lstm"])
+def test_a_language_model_does_not_see_what_follows(model: nn.Module):
     tokens = example("transformer-1x32")
     variables, apply = random_variables(model, tokens), jax.jit(model.apply)
     logits: Any = apply(variables, tokens)
@@ -162,6 +164,14 @@ def test_a_sequence_that_is_too_long_is_refused():
         jax.eval_shape(lambda: init(TransformerLM(NUM_CLASSES, max_length=4), example("transformer-1x32")))
 
 
+def test_an_lstm_is_matrices_and_biases_with_an_embedding():
+    params = jax.eval_shape(lambda: init(LSTM(NUM_CLASSES, 8), example("transformer-1x32")))["params"]
+    roles = default_roles(params)
+    # Four gates, of the input and of the state, of which the latter have biases.
+    assert sorted(jax.tree.leaves(roles)) == ["bias"] * 5 + ["dense"] * 9 + ["embedding"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 10 * 8 + 4 * (8 + 8 + 1) * 8 + (8 + 1) * 10
+
+
 def test_a_unet_makes_images_and_knows_the_time():
     images = jax.random.normal(jax.random.key(0), [2, 14, 14, 1])
     times = jnp.array([3, 700])
@@ -172,6 +182,13 @@ def test_a_unet_makes_images_and_knows_the_time():
     other: Any = apply(variables, images, jnp.array([3, 200]))
     np.testing.assert_array_equal(other[0], made[0])
     assert not np.allclose(other[1], made[1], atol=1e-4)
+
+
+def test_a_unet_makes_logits_of_every_pixel():
+    images, model = jnp.zeros([2, 8, 8, 1]), SegmentationUNet(5, (4, 8))
+    made, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images))
+    assert made.shape == (2, 8, 8, 5)
+    assert not any("Dense" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables))
 
 
 def test_max_pool_is_that_of_flax():

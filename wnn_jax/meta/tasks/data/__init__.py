@@ -8,13 +8,17 @@ from wnn_jax.meta.tasks.data.datasets import DATASETS as DATASETS
 from wnn_jax.meta.tasks.data.datasets import Dataset as Dataset
 from wnn_jax.meta.tasks.data.datasets import MissingDatasetError as MissingDatasetError
 from wnn_jax.meta.tasks.data.datasets import Source as Source
+from wnn_jax.meta.tasks.data.datasets import available_datasets as available_datasets
 from wnn_jax.meta.tasks.data.datasets import check_datasets as check_datasets
 from wnn_jax.meta.tasks.data.datasets import load_dataset as load_dataset
 from wnn_jax.meta.tasks.data.datasets import load_images as load_images
+from wnn_jax.meta.tasks.data.datasets import load_poses as load_poses
 from wnn_jax.meta.tasks.data.datasets import load_text as load_text
 from wnn_jax.meta.tasks.data.images import ImageDataset as ImageDataset
 from wnn_jax.meta.tasks.data.images import LabeledImages as LabeledImages
 from wnn_jax.meta.tasks.data.images import load_digits as load_digits
 from wnn_jax.meta.tasks.data.order import batch_indices as batch_indices
 from wnn_jax.meta.tasks.data.order import check_batch_size as check_batch_size
+from wnn_jax.meta.tasks.data.poses import PoseDataset as PoseDataset
+from wnn_jax.meta.tasks.data.poses import Poses as Poses
 from wnn_jax.meta.tasks.data.text import TextDataset as TextDataset

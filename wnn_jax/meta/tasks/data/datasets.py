@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from wnn_jax.meta.errors import UsageError, look_up
-from wnn_jax.meta.tasks.data.images import ImageDataset, half_size, load_cifar10, load_digits, load_mnist
+from wnn_jax.meta.tasks.data.images import (
+    ImageDataset,
+    half_size,
+    load_cifar10,
+    load_cifar100,
+    load_digits,
+    load_fashion_mnist,
+    load_imagenet_64,
+    load_mnist,
+)
+from wnn_jax.meta.tasks.data.poses import COCO_POSE_BUILDER, PoseDataset, load_coco_pose
+from wnn_jax.meta.tasks.data.prepared import is_prepared
 from wnn_jax.meta.tasks.data.text import TextDataset, load_tiny_shakespeare
 
-Dataset = ImageDataset | TextDataset
+Dataset = ImageDataset | TextDataset | PoseDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +31,23 @@ class Source:
     Attributes:
       load: makes it, given the folder of prepared data sets.
       prepared: its name in TensorFlow Datasets, or `None` if it needs no download.
+      builder: what its builder has to make, where TensorFlow Datasets has none.
     """
 
     load: Callable[[Path], Dataset]
     prepared: str | None
+    builder: str | None = None
 
 
 DATASETS: Mapping[str, Source] = {
     "cifar10": Source(load_cifar10, "cifar10"),
     "cifar10-16": Source(lambda data_dir: half_size(load_images("cifar10", data_dir), "cifar10-16"), "cifar10"),
+    "cifar100": Source(load_cifar100, "cifar100"),
+    "imagenet-64": Source(load_imagenet_64, "imagenet_resized/64x64"),
     "mnist": Source(load_mnist, "mnist"),
     "mnist-14": Source(lambda data_dir: half_size(load_images("mnist", data_dir), "mnist-14"), "mnist"),
+    "fashion-mnist": Source(load_fashion_mnist, "fashion_mnist"),
+    "coco-pose": Source(load_coco_pose, "coco_pose", COCO_POSE_BUILDER),
     "tiny_shakespeare": Source(load_tiny_shakespeare, "tiny_shakespeare"),
     "digits": Source(lambda data_dir: load_digits(), None),
 }
@@ -39,25 +56,55 @@ DATASETS: Mapping[str, Source] = {
 class MissingDatasetError(UsageError):
     """Data sets are asked for that are not in the folder of prepared ones.
 
+    The message says how to prepare them, and what can be used instead.
+
     Attributes:
       prepared: their names in TensorFlow Datasets.
     """
 
-    def __init__(self, prepared: Iterable[str], data_dir: Path) -> None:
+    def __init__(self, prepared: Iterable[str], data_dir: Path, tasks: Iterable[str] = ()) -> None:
+        """Makes the message.
+
+        Args:
+          prepared: the names in TensorFlow Datasets of what is missing.
+          data_dir: the folder of prepared data sets.
+          tasks: names of tasks that can be trained on what is there.
+        """
         self.prepared = tuple(dict.fromkeys(prepared))
+        self._data_dir, self._tasks = data_dir, tuple(tasks)
+        builders = {source.prepared: source.builder for source in DATASETS.values() if source.builder is not None}
+        downloads = [name for name in self.prepared if name not in builders]
         build = "tfds.builder(name, data_dir=folder, file_format='array_record').download_and_prepare()"
-        super().__init__(
+        sentences = [
             f"--data-dir {data_dir} holds no {' and no '.join(map(repr, self.prepared))} folder prepared by TensorFlow "
-            "Datasets. To prepare what is missing (this needs TensorFlow once): "
-            f'python -c "import tensorflow_datasets as tfds; folder = {str(data_dir)!r}; '
-            f'[{build} for name in {list(self.prepared)}]". The digits need no download: data set and family '
-            "'digits', task 'digits-cnn'."
-        )
-        self._data_dir = data_dir
+            "Datasets."
+        ]
+        if downloads:
+            sentences.append(
+                "To prepare what is missing (this needs TensorFlow once): "
+                f'python -c "import tensorflow_datasets as tfds; folder = {str(data_dir)!r}; '
+                f'[{build} for name in {downloads}]".'
+            )
+        sentences += [builders[name] for name in self.prepared if name in builders]
+        sentences.append(f"Data sets that are there: {', '.join(available_datasets(data_dir))}.")
+        if self._tasks:
+            sentences.append(f"Tasks that can be trained on them: {', '.join(self._tasks)}.")
+        else:
+            sentences.append("The family 'digits' needs no download.")
+        super().__init__(" ".join(sentences))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is made again from its message, which is none of these arguments.
-        return MissingDatasetError, (self.prepared, self._data_dir)
+        return MissingDatasetError, (self.prepared, self._data_dir, self._tasks)
+
+
+def available_datasets(data_dir: Path) -> list[str]:
+    """The names of the data sets that can be loaded.
+
+    Args:
+      data_dir: the folder of data sets prepared by TensorFlow Datasets.
+    """
+    return [name for name, source in DATASETS.items() if not _is_missing(source.prepared, data_dir)]
 
 
 def check_datasets(names: Iterable[str], data_dir: Path) -> None:
@@ -68,8 +115,12 @@ def check_datasets(names: Iterable[str], data_dir: Path) -> None:
       MissingDatasetError: if data sets are not there. It lists all of them.
     """
     needed = [look_up(DATASETS, name, "the data set").prepared for name in names]
-    if missing := [folder for folder in needed if folder is not None and not (data_dir / folder).is_dir()]:
+    if missing := [folder for folder in needed if folder is not None and _is_missing(folder, data_dir)]:
         raise MissingDatasetError(missing, data_dir)
+
+
+def _is_missing(prepared: str | None, data_dir: Path) -> bool:
+    return prepared is not None and not is_prepared(prepared, data_dir)
 
 
 @functools.cache
@@ -109,4 +160,16 @@ def load_text(name: str, data_dir: Path) -> TextDataset:
     dataset = load_dataset(name, data_dir)
     if not isinstance(dataset, TextDataset):
         raise UsageError(f"the data set {name!r} is not a text; choose one that is, such as 'tiny_shakespeare'.")
+    return dataset
+
+
+def load_poses(name: str, data_dir: Path) -> PoseDataset:
+    """As `load_dataset`, of people with keypoints.
+
+    Raises:
+      UsageError: if the data set is another kind of data, or as `load_dataset` does.
+    """
+    dataset = load_dataset(name, data_dir)
+    if not isinstance(dataset, PoseDataset):
+        raise UsageError(f"the data set {name!r} has no keypoints; choose one that has, such as 'coco-pose'.")
     return dataset

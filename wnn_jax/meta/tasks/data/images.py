@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ class LabeledImages(NamedTuple):
 
     Attributes:
       images: `[n, height, width, channels]` uint8.
-      labels: `[n]` int32.
+      labels: `[n]` int32, or `[n, height, width]` where pixels are labelled.
     """
 
     images: np.ndarray
@@ -77,12 +77,37 @@ class ImageDataset:
 
 def load_cifar10(data_dir: Path) -> ImageDataset:
     """CIFAR-10. The validation images are the last 4,000 of the training set, which is stored in shuffled order."""
-    return _load_prepared("cifar10", data_dir, num_validation=4_000)
+    return _load_prepared("cifar10", "cifar10", data_dir, validation_share=0.08)
+
+
+def load_cifar100(data_dir: Path) -> ImageDataset:
+    """CIFAR-100, with its 100 fine labels. The validation images are the last 4,000 of the training set."""
+    return _load_prepared("cifar100", "cifar100", data_dir, validation_share=0.08)
 
 
 def load_mnist(data_dir: Path) -> ImageDataset:
     """MNIST. The validation images are the last 5,000 of the training set, which is stored in shuffled order."""
-    return _load_prepared("mnist", data_dir, num_validation=5_000)
+    return _load_prepared("mnist", "mnist", data_dir, validation_share=1 / 12)
+
+
+def load_fashion_mnist(data_dir: Path) -> ImageDataset:
+    """Fashion-MNIST. The validation images are the last 5,000 of the training set."""
+    return _load_prepared("fashion-mnist", "fashion_mnist", data_dir, validation_share=1 / 12)
+
+
+def load_imagenet_64(data_dir: Path) -> ImageDataset:
+    """ImageNet with its 1,000 classes at 64x64: 1.3 million images, which take 16 GB of memory.
+
+    The last hundredth of the training set is for validation; the 50,000 validation images, whose labels are public, are
+    the test set. At 224x224 the images would take 193 GB, which no loader here is made for.
+
+    References:
+      Chrabaszcz, Loshchilov, Hutter, `A Downsampled Variant of ImageNet as an Alternative to the CIFAR datasets
+      <https://arxiv.org/abs/1707.08819>`_, 2017
+    """
+    return _load_prepared(
+        "imagenet-64", "imagenet_resized/64x64", data_dir, validation_share=0.01, test_split="validation"
+    )
 
 
 def load_digits() -> ImageDataset:
@@ -121,18 +146,33 @@ def half_size(dataset: ImageDataset, name: str) -> ImageDataset:
     )
 
 
-def _load_prepared(name: str, data_dir: Path, *, num_validation: int) -> ImageDataset:
-    def decode(split: str) -> LabeledImages:
-        examples = [(example["image"], example["label"]) for example in read_prepared(name, split, data_dir)]
-        images, labels = zip(*examples, strict=True)
-        return LabeledImages(np.stack(images), np.array(labels, np.int32))
+def _load_prepared(
+    name: str, prepared: str, data_dir: Path, *, validation_share: float, test_split: str = "test"
+) -> ImageDataset:
+    def read(split: str) -> Any:
+        return read_prepared(prepared, split, data_dir, features=("image", "label"))
 
-    train = decode("train")
+    source = read("train")
+    train = decode_images(source)
+    start = len(source) - round(validation_share * len(source))
     return ImageDataset(
         name=name,
-        train=LabeledImages(train.images[:-num_validation], train.labels[:-num_validation]),
-        validation=LabeledImages(train.images[-num_validation:], train.labels[-num_validation:]),
-        test=decode("test"),
-        num_classes=10,
+        train=LabeledImages(train.images[:start], train.labels[:start]),
+        validation=LabeledImages(train.images[start:], train.labels[start:]),
+        test=decode_images(read(test_split)),
+        num_classes=source.dataset_info.features["label"].num_classes,
         max_value=255,
     )
+
+
+def decode_images(source: Sequence[Mapping[str, Any]]) -> LabeledImages:
+    """Decodes images one after another into one array, so that there is never a second copy of them.
+
+    Args:
+      source: examples with an `image`, all of the same shape, and a `label`, such as `read_prepared` returns.
+    """
+    images = np.empty([len(source), *source[0]["image"].shape], np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for index, example in enumerate(source):
+        images[index], labels[index] = example["image"], example["label"]
+    return LabeledImages(images, labels)

@@ -37,7 +37,7 @@ class TextDataset:
 def load_tiny_shakespeare(data_dir: Path) -> TextDataset:
     """Tiny Shakespeare, 1.1 million characters, each of which is a token."""
     texts = {
-        split: np.frombuffer(next(iter(read_prepared("tiny_shakespeare", split, data_dir)))["text"], np.uint8)
+        split: np.frombuffer(read_prepared("tiny_shakespeare", split, data_dir, ["text"])[0]["text"], np.uint8)
         for split in ("train", "validation", "test")
     }
     characters = np.unique(np.concatenate(list(texts.values())))

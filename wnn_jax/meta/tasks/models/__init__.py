@@ -14,9 +14,11 @@ from wnn_jax.meta.tasks.models.layers import Classifier as Classifier
 from wnn_jax.meta.tasks.models.layers import ConvNorm as ConvNorm
 from wnn_jax.meta.tasks.models.layers import max_pool as max_pool
 from wnn_jax.meta.tasks.models.mlp import MLP as MLP
+from wnn_jax.meta.tasks.models.recurrent import LSTM as LSTM
 from wnn_jax.meta.tasks.models.residual import DenseNet as DenseNet
 from wnn_jax.meta.tasks.models.residual import ResNet as ResNet
 from wnn_jax.meta.tasks.models.separable import MobileNetV2 as MobileNetV2
 from wnn_jax.meta.tasks.models.separable import ShuffleNetV2 as ShuffleNetV2
 from wnn_jax.meta.tasks.models.transformer import TransformerLM as TransformerLM
+from wnn_jax.meta.tasks.models.unet import SegmentationUNet as SegmentationUNet
 from wnn_jax.meta.tasks.models.unet import UNet as UNet

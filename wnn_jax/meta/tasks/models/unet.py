@@ -24,7 +24,7 @@ def sinusoidal_embedding(times: jax.Array, width: int) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions after GroupNorm and SiLU, with the time added between them.
+    """Two convolutions after GroupNorm and SiLU, with the time, if there is any, added between them.
 
     Attributes:
       features: output channels.
@@ -35,10 +35,12 @@ class ResidualBlock(nn.Module):
     group_size: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
         """Maps `[n, height, width, channels]` and `[n, time_width]` to `[n, height, width, features]`."""
         branch = nn.silu(nn.GroupNorm(None, self.group_size)(x))
-        branch = nn.Conv(self.features, (3, 3))(branch) + nn.Dense(self.features)(time)[:, None, None]
+        branch = nn.Conv(self.features, (3, 3))(branch)
+        if time is not None:
+            branch = branch + nn.Dense(self.features)(time)[:, None, None]
         branch = nn.silu(nn.GroupNorm(None, self.group_size)(branch))
         branch = nn.Conv(self.features, (3, 3))(branch)
         if x.shape[-1] != self.features:
@@ -69,16 +71,45 @@ class UNet(nn.Module):
         Height and width must be divisible by 2 for each resolution after the first.
         """
         time = nn.silu(nn.Dense(self.time_width)(sinusoidal_embedding(times, self.time_width)))
-        x = nn.Conv(self.features[0], (3, 3))(images)
-        skipped: list[jax.Array] = []
-        for features in self.features[:-1]:
-            x = ResidualBlock(features, self.group_size)(x, time)
-            skipped.append(x)
-            x = nn.Conv(features, (3, 3), 2)(x)
-        x = ResidualBlock(self.features[-1], self.group_size)(x, time)
-        for features in reversed(self.features[:-1]):
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-            x = jnp.concatenate([x, skipped.pop()], axis=-1)
-            x = ResidualBlock(features, self.group_size)(x, time)
-        x = nn.silu(nn.GroupNorm(None, self.group_size)(x))
-        return nn.Conv(images.shape[-1], (3, 3))(x)
+        return _unet(images, time, self.features, self.group_size, images.shape[-1])
+
+
+class SegmentationUNet(nn.Module):
+    """The same without a time, with logits for every pixel, as in "U-Net" (Ronneberger et al., MICCAI 2015).
+
+    Attributes:
+      num_classes: number of logits.
+      features: channels at each resolution, the full one first; multiples of `group_size`.
+      group_size: channels that GroupNorm normalises together.
+    """
+
+    num_classes: int = 10
+    features: Sequence[int] = (8, 16)
+    group_size: int = 4
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps images `[n, height, width, channels]` to logits `[n, height, width, num_classes]`.
+
+        Height and width must be divisible by 2 for each resolution after the first.
+        """
+        return _unet(images, None, self.features, self.group_size, self.num_classes)
+
+
+def _unet(
+    images: jax.Array, time: jax.Array | None, widths: Sequence[int], group_size: int, num_outputs: int
+) -> jax.Array:
+    """The layers of both, which become those of the module that calls."""
+    x = nn.Conv(widths[0], (3, 3))(images)
+    skipped: list[jax.Array] = []
+    for features in widths[:-1]:
+        x = ResidualBlock(features, group_size)(x, time)
+        skipped.append(x)
+        x = nn.Conv(features, (3, 3), 2)(x)
+    x = ResidualBlock(widths[-1], group_size)(x, time)
+    for features in reversed(widths[:-1]):
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        x = jnp.concatenate([x, skipped.pop()], axis=-1)
+        x = ResidualBlock(features, group_size)(x, time)
+    x = nn.silu(nn.GroupNorm(None, group_size)(x))
+    return nn.Conv(num_outputs, (3, 3))(x)
