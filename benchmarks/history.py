@@ -41,7 +41,7 @@ class FromCompact:
         if self.kept_as == "int8":
             kept = [kept[0], *(jax.tree.map(_through_int8, kept[0], snapshot) for snapshot in kept[1:])]
         elif self.kept_as != "full":
-            history_format = WindowFormat(len(kept), self.kept_as)
+            history_format = WindowFormat(tuple(range(len(history))), self.kept_as)
             empty = history_format.init(last)
             for slot, snapshot in enumerate(kept):
                 empty = history_format.write(empty, jnp.int32(slot), snapshot)
