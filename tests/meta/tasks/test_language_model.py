@@ -42,6 +42,16 @@ def test_a_text_of_one_window_is_enough():
         make_task(dataset=short, batch_size=2)
 
 
+def test_a_part_of_the_training_text_is_another_task():
+    task = make_task()
+    part = task.with_training_text(slice(100, 200))
+    np.testing.assert_array_equal(part.dataset.train, task.dataset.train[100:200])
+    np.testing.assert_array_equal(part.dataset.test, task.dataset.test)
+    assert part.describe() != task.describe()
+    with pytest.raises(UsageError, match="context_length=8 must be less than the 0 tokens of the shortest split"):
+        task.with_training_text(slice(0))
+
+
 def test_evaluation_is_on_consecutive_pieces():
     task = make_task()
     pieces = np.concatenate([batch["tokens"] for batch in task.evaluation_batches("test")])

@@ -15,7 +15,7 @@ import optax
 
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.tasks.data import TextDataset, check_batch_size, load_text
-from wnn_jax.meta.tasks.models import TransformerLM, describe_model
+from wnn_jax.meta.tasks.models import LSTM, TransformerLM, describe_model
 from wnn_jax.meta.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
 
 _EVALUATION_BATCH_SIZE = 100
@@ -77,6 +77,18 @@ class LanguageModel:
             Metric("loss", higher_is_better=False),
             Metric("accuracy", higher_is_better=True, format=".2%"),
         )
+
+    def with_training_text(self, part: slice) -> "LanguageModel":
+        """The same task with a part of its training text only.
+
+        Args:
+          part: which tokens of the whole training text.
+
+        Raises:
+          UsageError: if these are fewer than a batch needs.
+        """
+        dataset = dataclasses.replace(self.dataset, train=self.dataset.train[part])
+        return dataclasses.replace(self, dataset=dataset)
 
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on."""
@@ -169,5 +181,8 @@ TASKS: dict[str, Callable[[Path], Task]] = {
         model=functools.partial(TransformerLM, width=48, num_layers=1, max_length=64),
         batch_size=32,
         context_length=64,
+    ),
+    "shakespeare-lstm": functools.partial(
+        load_language_model, dataset="tiny_shakespeare", model=LSTM, batch_size=32, context_length=64
     ),
 }
