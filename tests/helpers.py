@@ -14,7 +14,7 @@ import pytest
 
 import wnn_jax
 from wnn_jax._history import DriftHistory
-from wnn_jax._nowcaster import is_drift
+from wnn_jax._nowcaster import is_drift, offsets_of
 
 # What the fixture `nowcaster` is, of each kind of history.
 WINDOWS = ("linear", pytest.param("wnn_plus", marks=pytest.mark.slow))
@@ -107,6 +107,17 @@ def last_plus_one(context: int = 5) -> wnn_jax.Nowcaster:
     return wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, context=context)
 
 
+@dataclasses.dataclass(frozen=True)
+class Spaced:
+    """A nowcaster that wants snapshots of some visits only, and forecasts a number with these as its digits."""
+
+    offsets: tuple[Any, ...] = (0, 2, 5)
+    context: int = 3
+
+    def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
+        return jax.tree.map(lambda *leaf: sum(snapshot * 10.0**i for i, snapshot in enumerate(leaf)), *history)
+
+
 def bounded(forecast: Any, window: Sequence[Any], horizon: int) -> Any:
     """A forecast in which no weight moves further than the horizon times its range in the window."""
 
@@ -135,12 +146,14 @@ class HalfMemory:
 def num_jumps(nowcaster: Any, num_snapshots: int) -> int:
     """How often a nowcaster, or one of this name, jumps in so many snapshots or visits."""
     nowcaster = wnn_jax.load(nowcaster) if isinstance(nowcaster, str) else nowcaster
-    return max(num_snapshots - 1, 0) if is_drift(nowcaster) else num_snapshots // nowcaster.context
+    return max(num_snapshots - 1, 0) if is_drift(nowcaster) else num_snapshots // (offsets_of(nowcaster)[-1] + 1)
 
 
 def history_trees(history: Any) -> list[Any]:
     """The trees like the parameters that a history is made of."""
-    return [history.anchor, *history.means] if isinstance(history, DriftHistory) else list(history)
+    if isinstance(history, DriftHistory):
+        return [history.anchor, *history.means]
+    return [snapshot for snapshot in history if snapshot is not None]
 
 
 def num_bytes(tree: Any) -> int:

@@ -84,6 +84,26 @@ def wnn_plus_outputs(x: np.ndarray, network: Network, role: int) -> np.ndarray:
     return x[4] + _dense(h, network["output"])
 
 
+def introspection(history: Sequence[np.ndarray], network: Network) -> np.ndarray:
+    """Forecasts every weight of one leaf (Sinha et al., ICLR 2017, in units of its range).
+
+    Args:
+      history: four arrays of one shape, oldest first.
+      network: the parameters of an `IntrospectionNetwork`.
+
+    Returns:
+      An array of that shape, of the precision of `history`.
+    """
+
+    def forecast(h: np.ndarray) -> np.floating[Any]:
+        unit = 2 * np.ptp(h)
+        x = (h - h[0]) / unit
+        hidden = np.maximum(_dense(x, network["hidden"]), 0)
+        return (x[3] + _dense(hidden, network["output"])[0]) * unit + h[0]
+
+    return np.apply_along_axis(forecast, -1, np.stack(history, axis=-1))
+
+
 def _dense(inputs: np.ndarray, layer: Layer) -> np.ndarray:
     kernel, bias = (np.asarray(layer[name], inputs.dtype) for name in ("kernel", "bias"))
     return inputs @ kernel + bias

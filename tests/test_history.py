@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import wnn_jax
 from tests.helpers import (
     HalfMemory,
+    Spaced,
     assert_trees_close,
     assert_trees_equal,
     history_trees,
@@ -50,6 +51,8 @@ def make_tx(nowcaster: Any = AVERAGE, **options: Any) -> optax.GradientTransform
         ("linear", "bfloat16", 2.5),
         ("linear", jnp.float16, 2.5),
         ("linear", "float32", 4.0),
+        (Spaced(), None, 2.0),
+        (Spaced(), "bfloat16", 1.5),
         ("drift", None, 2.0),
         ("drift", "bfloat16", 1.5),
         (HalfMemory(num_means=3), None, 4.0),
@@ -190,6 +193,11 @@ def test_a_device_without_such_memory_is_named(monkeypatch: pytest.MonkeyPatch):
             {"nowcaster": last_plus_one(3)},
             {"nowcaster": last_plus_one(5)},
             r"is a window of 2 snapshots, and Leafwise needs a window of 4",
+        ),
+        (
+            {"nowcaster": Spaced((0, 1, 3))},
+            {"nowcaster": Spaced((0, 2, 3))},
+            r"is a window of 2 snapshots, of the visits \[0, 1\] among 3, and Spaced needs .* visits \[0, 2\] among",
         ),
         (
             {"nowcaster": HalfMemory()},

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import wnn_jax
-from tests.helpers import DRIFTS, last_plus_one, num_bytes
+from tests.helpers import DRIFTS, Spaced, last_plus_one, num_bytes
 from wnn_jax import averaging
 
 # Prime, so that nothing else in the program has as many elements.
@@ -125,9 +125,20 @@ def test_an_ordinary_step_passes_over_the_parameters_once_more_than_adam(step: P
     assert step.parameter_sized_kernels() <= adam.parameter_sized_kernels() + len(jax.tree.leaves(make_params()))
 
 
+def test_nor_where_snapshots_are_of_some_visits_only():
+    assert read(compile_step(wnn_jax.nowcast(Spaced(), snapshot_every=7))).copies_of_parameters() == []
+
+
 @pytest.mark.parametrize(
     ("nowcaster", "num_copies"),
-    [(last_plus_one(1), 0), (last_plus_one(2), 1), (last_plus_one(5), 4), ("drift", 2), ("slow-drift", 2)],
+    [
+        (last_plus_one(1), 0),
+        (last_plus_one(2), 1),
+        (last_plus_one(5), 4),
+        (Spaced(), 2),
+        ("drift", 2),
+        ("slow-drift", 2),
+    ],
 )
 def test_memory_of_the_state(nowcaster: str | wnn_jax.Nowcaster, num_copies: int):
     nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=7)

@@ -12,6 +12,7 @@ import wnn_jax
 from tests.helpers import (
     WINDOWS,
     HalfMemory,
+    Spaced,
     Step,
     assert_trees_close,
     assert_trees_equal,
@@ -102,6 +103,24 @@ def test_windows_of_another_length(context: int, expected: list[int]):
     steps = from_zero(8, last_plus_one(context), snapshot_every=2)
     assert values([step.params for step in steps]) == expected
     assert len(steps[-1].state.history) == context - 1
+
+
+def test_snapshots_of_some_visits_only():
+    steps = from_zero(20, Spaced((0, 2, 5)), snapshot_every=2, horizon=10**4)  # Far enough for the bound.
+    first, without, second, *others = steps[11].state.history
+    assert values([first, second, steps[11].params]) == [2, 6, 2 + 60 + 1200]
+    assert [without, *others] == [None] * 3
+    assert [int(step.state.num_snapshots) for step in steps[1::2]] == [1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
+    assert values([steps[19].state.history[0], steps[19].state.history[2]]) == [1264, 1268]
+    assert steps[19].state.num_nowcasts == 1
+
+
+@pytest.mark.parametrize("offsets", [(1, 2, 3), (-1, 0, 2), (0, 2, 2), (0, 2, 1), (0, 1.0, 2), (0, 1), ()])
+def test_visits_that_cannot_be_those_of_a_window_are_refused(offsets: Any):
+    with pytest.raises(
+        ValueError, match=re.escape(f"offsets={offsets} of the nowcaster Spaced must be context=3 incr")
+    ):
+        wnn_jax.nowcast(Spaced(offsets), snapshot_every=1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 import wnn_jax
-from tests.helpers import abstract_run, bits, history_trees, network_params, num_jumps, train
+from tests.helpers import Spaced, abstract_run, bits, history_trees, network_params, num_jumps, train
 
 SNAPSHOT_EVERY = 2
 # Three of a window's five snapshots are taken, a drift has made two jumps, and the step is not one with a visit.
@@ -22,7 +22,7 @@ Save = Callable[[Path, Any], None]
 Restore = Callable[[Path, Any], Any]
 
 
-def make_tx(nowcaster: str) -> Any:
+def make_tx(nowcaster: Any) -> Any:
     return optax.chain(optax.adam(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=SNAPSHOT_EVERY))
 
 
@@ -51,13 +51,14 @@ def restore_with_manager(folder: Path, target: Any) -> Any:
     [
         pytest.param(save_with_checkpointer, restore_with_checkpointer, "linear", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "linear"),
+        (save_with_manager, restore_with_manager, Spaced()),
         pytest.param(save_with_checkpointer, restore_with_checkpointer, "drift", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "slow-drift"),
     ],
 )
 @pytest.mark.parametrize(("num_devices", "axis_type"), [(1, AxisType.Auto), (8, AxisType.Auto), (8, AxisType.Explicit)])
 def test_a_resumed_run_is_the_undisturbed_one(
-    tmp_path: Path, save: Save, restore: Restore, nowcaster: str, num_devices: int, axis_type: AxisType
+    tmp_path: Path, save: Save, restore: Restore, nowcaster: Any, num_devices: int, axis_type: AxisType
 ):
     mesh = jax.make_mesh((num_devices,), ("x",), axis_types=(axis_type,))
     shardings = {"Conv_0": {"kernel": jax.P(None, None, "x"), "bias": jax.P("x")}}

@@ -43,14 +43,17 @@ class AveragedWindow(NamedTuple):
 class WindowFormat:
     """How the snapshots of a window are kept.
 
+    There is a place for every visit of the window but the last. A visit without a snapshot has `None` there, which
+    takes no memory, and so a window is never taken for one of other visits.
+
     Attributes:
-      num_snapshots: how many there are.
+      offsets: the visits with a snapshot, counted from 0; that of the last is not kept.
       dtype: `None`, to keep all of them as the parameters are; or a dtype in which those after the first are kept as
         their differences from it, where that is narrower than the parameter is.
       memory_kind: `None`, to keep them where the parameters are, or the kind of memory to keep them in.
     """
 
-    num_snapshots: int
+    offsets: tuple[int, ...]
     dtype: Any = None
     memory_kind: MemoryKind = None
 
@@ -60,12 +63,12 @@ class WindowFormat:
         def empty(param: Any, index: int) -> jax.Array:
             return put_away(jnp.zeros_like(param, dtype=self._dtype(param, index)), self.memory_kind)
 
-        return tuple(
-            jax.tree.map(lambda param, index=index: empty(param, index), params) for index in range(self.num_snapshots)
+        return self._places(
+            {index: jax.tree.map(lambda param, index=index: empty(param, index), params) for index in self.offsets[:-1]}
         )
 
     def write(self, history: Window, slot: jax.Array, params: Any) -> Window:
-        """The history with `params` in place of the snapshot at `slot` (int32, 0 is the oldest)."""
+        """The history with `params` in place of the snapshot of the visit `slot` (int32, 0 is the oldest), if any."""
 
         def write_leaf(index: int, new: jax.Array, old: jax.Array) -> jax.Array:
             return put_away(jnp.where(slot == index, new, self._fetch(old)), self.memory_kind)
@@ -77,14 +80,15 @@ class WindowFormat:
 
         # From the first snapshot as it is afterwards: were it needed as it was before, every step would copy it.
         first = jax.tree.map(functools.partial(write_leaf, 0), params, history[0]) if history else ()
-        return tuple(
-            jax.tree.map(functools.partial(write_difference, index), params, first, snapshot) if index else first
-            for index, snapshot in enumerate(history)
-        )
+        others = {
+            index: jax.tree.map(functools.partial(write_difference, index), params, first, history[index])
+            for index in self.offsets[1:-1]
+        }
+        return self._places({0: first, **others})
 
     def read(self, history: Window) -> Window:
         """The snapshots, as trees of the parameters' own dtypes."""
-        history = jax.tree.map(self._fetch, history)
+        history = jax.tree.map(self._fetch, tuple(history[index] for index in self.offsets[:-1]))
         if self.dtype is None or not history:
             return history
 
@@ -94,6 +98,9 @@ class WindowFormat:
             return (first + kept.astype(wide_dtype(first))).astype(first.dtype)
 
         return (history[0], *(jax.tree.map(restore, history[0], snapshot) for snapshot in history[1:]))
+
+    def _places(self, snapshots: dict[int, Any]) -> Window:
+        return tuple(snapshots.get(index) for index in range(self.offsets[-1]))
 
     def _dtype(self, param: Any, index: int) -> Any:
         dtype = jnp.result_type(param)
@@ -193,7 +200,9 @@ def _kind(history: Any) -> str:
         return f"a drift of {len(history.means)} running mean{'s' * (len(history.means) != 1)}"
     if isinstance(history, AveragedWindow):
         return f"{_kind(history.window)} of a running mean"
-    return f"a window of {len(history)} snapshots"
+    visits = [index for index, snapshot in enumerate(history) if snapshot is not None]
+    which = "" if len(visits) == len(history) else f", of the visits {visits} among {len(history)}"
+    return f"a window of {len(visits)} snapshots{which}"
 
 
 def put_away(array: jax.Array, memory_kind: MemoryKind) -> jax.Array:

@@ -26,7 +26,7 @@ from wnn_jax._history import (
 from wnn_jax._horizon import clip_horizon
 from wnn_jax._jump import MAX_COUNT, Visit, add_counts
 from wnn_jax._landmark import MISPLACED, Landmark, position_of
-from wnn_jax._nowcaster import DriftNowcaster, Nowcaster, is_drift
+from wnn_jax._nowcaster import DriftNowcaster, Nowcaster, is_drift, offsets_of
 from wnn_jax._roles import RolesLike, resolve_roles
 from wnn_jax._store import DEFAULT_NOWCASTER, load
 from wnn_jax._window import WindowRule
@@ -40,10 +40,10 @@ class NowcastState(NamedTuple):
     Attributes:
       count: int32, the steps taken.
       history: of trees shaped and sharded like the parameters. For a nowcaster that forecasts from a window, its
-        snapshots without the last one, oldest first, as a tuple of `context - 1`; with a `history_dtype` those after
-        the first are differences from it; with an `average`, a tuple of the running mean and of the snapshots of it.
-        For a drift, a tuple of the parameters after the latest visit and of the
-        running means of the optimizer's own displacement.
+        snapshots without the last one, oldest first, as a tuple of `context - 1`, with `None` in it for visits that
+        its `offsets` leave out; with a `history_dtype` those after the first are differences from it; with an
+        `average`, a tuple of the running mean and of the snapshots of it. For a drift, a tuple of the parameters after
+        the latest visit and of the running means of the optimizer's own displacement.
       num_snapshots: int32, how many snapshots, or visits, the history has in it.
       last_snapshot: int32, the step of the latest one.
       snapshot_every: int32, the steps between them.
@@ -105,7 +105,8 @@ def nowcast(
     - A *window* has :math:`c` = `nowcaster.context` snapshots, and is complete with that of step :math:`cs`:
       :math:`H = (w_s, w_{2s}, \dots, w_{cs})`. At that step the parameters go from :math:`w_{cs}` to
       :math:`w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs})`, and a new, empty window begins, so that
-      none ever spans a jump.
+      none ever spans a jump. A nowcaster with `offsets` :math:`o_1 = 0, \dots, o_c` has
+      :math:`H = (w_{(o_1 + 1)s}, \dots, w_{(o_c + 1)s})`, and jumps at the last of these.
 
     The update of such a step leads from the parameters before it to where the jump goes. At every other step the update
     passes through untouched. With a `scale` of 0 all is plain training, to the last bit. The states of the
@@ -238,7 +239,7 @@ def nowcast(
         history_format = DriftFormat(nowcaster.num_means, history_dtype, history_memory_kind)
         rule = DriftRule(nowcaster, history_format, num_steps)
     else:
-        window_format = WindowFormat(nowcaster.context - 1, history_dtype, history_memory_kind)
+        window_format = WindowFormat(offsets_of(nowcaster), history_dtype, history_memory_kind)
         rule = WindowRule(nowcaster, window_format)
         if average is not None:
             rule = AveragedWindowRule(rule, AveragedWindowFormat(average, window_format))
@@ -315,13 +316,13 @@ def nowcast(
 
 
 def _check_nowcaster(nowcaster: Any) -> int:
-    """The number of snapshots before the first jump of a nowcaster, itself included."""
+    """The number of visits before the first jump of a nowcaster, itself included."""
     if not isinstance(nowcaster, type) and callable(nowcaster):
         if is_drift(nowcaster) and nowcaster.num_means >= 1:
             return 2
         context: Any = getattr(nowcaster, "context", None)
         if is_int(context) and context >= 1:
-            return int(context)
+            return offsets_of(cast(Nowcaster, nowcaster))[-1] + 1
     raise ValueError(
         f"nowcaster={nowcaster!r} is not a nowcaster: it must be callable and have a positive int `context`, or the "
         "members of wnn_jax.DriftNowcaster. Pass a name from wnn_jax.available(), the path of a saved nowcaster, or "

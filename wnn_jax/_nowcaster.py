@@ -1,6 +1,7 @@
 """What a nowcaster is: the protocol, and an adapter for functions of one leaf."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -14,6 +15,9 @@ from wnn_jax._roles import ROLES
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+# How far ahead a nowcaster forecasts that does not say it, in snapshots.
+DEFAULT_HORIZON = 5
+
 LeafHistory = tuple[jax.Array, ...]
 LeafFn = Callable[[LeafHistory, str, Any], jax.Array]
 
@@ -23,13 +27,16 @@ class Nowcaster(Protocol):
     """Forecasts parameters from their own recent history.
 
     Any object with these two members is a nowcaster; nothing needs to inherit.
-    `nowcast` also reads two attributes if they are there:
+    `nowcast` also reads three attributes if they are there:
 
     - `takes_horizon` (default `True`): whether `horizon` means anything to it.
       Where it is `False`, `nowcast(horizon=...)` is refused.
     - `default_horizon` (default 5): how many snapshots ahead it forecasts where
       `horizon` is `None`. By it and by their range in the window the moves of
       weights are bounded; see `nowcast`.
+    - `offsets` (default `range(context)`): which visits of a window leave its
+      snapshots, as `context` increasing ints from 0 on. With `(0, 4, 7, 10)` the
+      snapshots are 4, 3 and 3 times `snapshot_every` apart, and only they are kept.
 
     Attributes:
       context: how many snapshots a prediction is made from.
@@ -42,7 +49,7 @@ class Nowcaster(Protocol):
         """Predicts the parameters.
 
         Args:
-          history: `context` trees like the parameters, oldest first, evenly spaced.
+          history: `context` trees like the parameters, oldest first, evenly spaced or at its `offsets`.
           roles: a tree like the parameters with a role name (see `default_roles`) at each leaf.
           horizon: how many snapshots after the last one to predict (an int, possibly traced), or
             `None` for the nowcaster's own default.
@@ -52,6 +59,23 @@ class Nowcaster(Protocol):
           does not handle comes back as it is in the last snapshot.
         """
         ...
+
+
+def offsets_of(nowcaster: Nowcaster) -> tuple[int, ...]:
+    """The visits of a window at which a nowcaster wants its snapshots, counted from 0. At the last one it jumps.
+
+    Raises:
+      ValueError: if they are not `context` increasing ints from 0 on.
+    """
+    context = nowcaster.context
+    offsets = tuple(getattr(nowcaster, "offsets", range(context)))
+    is_increasing = all(map(is_int, offsets)) and all(one < other for one, other in itertools.pairwise(offsets))
+    if not is_increasing or offsets[:1] != (0,) or len(offsets) != context:
+        raise ValueError(
+            f"offsets={offsets!r} of the nowcaster {type(nowcaster).__name__.lstrip('_')} must be context={context} "
+            "increasing ints, the first of them 0: the visits of a window that leave a snapshot."
+        )
+    return offsets
 
 
 class Motion(NamedTuple):

@@ -12,15 +12,12 @@ from wnn_jax._conditionals import any_member
 from wnn_jax._history import Window, WindowFormat, apply_updates, wide_dtype
 from wnn_jax._jump import Jump, Outcome, Visit, add_counts, check_prediction, choose, no_jump, relative_size
 from wnn_jax._norm import following, norm
-from wnn_jax._nowcaster import Nowcaster
-
-# How far ahead a nowcaster forecasts that does not say it, in snapshots.
-_DEFAULT_HORIZON = 5
+from wnn_jax._nowcaster import DEFAULT_HORIZON, Nowcaster
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowRule:
-    """Fills a window of `nowcaster.context` snapshots, then jumps to the forecast, then begins another."""
+    """Fills a window with the snapshots of a nowcaster, then jumps to the forecast, then begins another."""
 
     nowcaster: Nowcaster
     history: WindowFormat
@@ -28,7 +25,7 @@ class WindowRule:
     def update(self, visit: Visit, updates: Any, history: Window, params: Any, roles: Any) -> Outcome:
         """Records a snapshot, or jumps, or leaves all as it is."""
         slot = visit.num_snapshots
-        is_jump = visit.is_due & (slot == self.nowcaster.context - 1)
+        is_jump = visit.is_due & (slot == self.history.offsets[-1])
         is_recording = visit.is_due & ~is_jump
 
         # Two conditionals, each with the writing branch taken on True and returning no more than it writes: on an
@@ -48,7 +45,7 @@ class WindowRule:
             with jax.named_scope("forecast"):
                 prediction = self.nowcaster(window, roles, visit.horizon)
             check_prediction(prediction, params)
-            horizon = getattr(self.nowcaster, "default_horizon", _DEFAULT_HORIZON)
+            horizon = getattr(self.nowcaster, "default_horizon", DEFAULT_HORIZON)
             horizon = horizon if visit.horizon is None else visit.horizon
 
             leaves = list(zip(*map(jax.tree.leaves, (prediction, params, updates, *earlier)), strict=True))

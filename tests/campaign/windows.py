@@ -18,7 +18,7 @@ import optax
 import wnn_jax
 from tests.campaign.hostile import DTYPES, draw_tree
 from tests.campaign.part import Part, Verdict
-from wnn_jax._nowcaster import is_drift
+from wnn_jax._nowcaster import is_drift, offsets_of
 
 # Around the size of a chunk on CPU, and of several ranks.
 _SHAPES = {
@@ -37,7 +37,6 @@ _SHAPES_OF_DRIFT = {
     "norm": (),
     "embedding": (9, 4),
 }
-_CONTEXT = 5
 _NUM_VISITS = 24
 # Compiling takes longest, and a process has no room for the programs of all nowcasters and dtypes at once.
 _NUM_TREES = 21
@@ -86,10 +85,11 @@ def _check_window(
 ) -> tuple[int, list[str]]:
     nowcaster = _nowcaster(name)
     horizon = _HORIZONS[rng.integers(len(_HORIZONS))]
-    targets = draw_tree(rng, 1 + _CONTEXT, _SHAPES, dtype)
+    num_visits = offsets_of(nowcaster)[-1] + 1
+    targets = draw_tree(rng, 1 + num_visits, _SHAPES, dtype)
     event = str(rng.choice(["finite", "mask", "broken"], p=[0.8, 0.1, 0.1]))
     if event != "finite":
-        leaf = targets[0 if event == "mask" else rng.integers(1 + _CONTEXT)]["conv"]
+        leaf = targets[0 if event == "mask" else rng.integers(1 + num_visits)]["conv"]
         leaf.flat[rng.integers(leaf.size)] = np.inf if event == "mask" else np.nan
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *targets)
     program = _program(name, str(dtype), takes_horizon)
@@ -104,7 +104,7 @@ def _check_window(
 
 def _judge_bad_horizons(nowcaster: Any) -> list[str]:
     """Integers of Python that are out of range are refused."""
-    window = [{"w": jnp.zeros(1)}] * _CONTEXT
+    window = [{"w": jnp.zeros(1)}] * nowcaster.context
     failures: list[str] = []
     for horizon in (0, -1):
         try:
@@ -170,7 +170,9 @@ def _program(name: str, dtype: str, takes_horizon: bool) -> Any:
         params = jax.tree.map(lambda leaf: leaf[0], targets)
         following = jax.tree.map(lambda leaf: leaf[1:], targets)
         (after, state), (before, snapshots) = jax.lax.scan(step, (params, tx.init(params)), following)
-        window = [jax.tree.map(lambda leaf, index=index: leaf[index], snapshots) for index in range(_CONTEXT)]
+        offsets = np.asarray(offsets_of(nowcaster))
+        snapshots = jax.tree.map(lambda leaf: leaf[offsets], snapshots)
+        window = [jax.tree.map(lambda leaf, index=index: leaf[index], snapshots) for index in range(len(offsets))]
         forecast = nowcaster(window, _roles(params), horizon if takes_horizon else None)
         before = jax.tree.map(lambda leaf: leaf[-1], before)
         return _Outcome(before, snapshots, after, forecast, _counts(state))

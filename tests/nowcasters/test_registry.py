@@ -23,7 +23,7 @@ def make(name: str) -> Any:
     if name == "Drift":
         return Drift(gain=0.01)
     cls: Any = CLASSES[name]
-    if name in ("WNN", "LearnedDrift"):
+    if name in ("WNN", "LearnedDrift", "Introspection"):
         return cls.init(jax.random.key(0))
     return cls.init(jax.random.key(0), width=8, num_hidden=2)
 
@@ -63,7 +63,7 @@ def test_a_repr_is_one_short_line(nowcaster: Any):
     num_weights = sum(leaf.size for leaf in jax.tree.leaves(getattr(nowcaster, "params", ())))
     assert text.startswith(f"{type(nowcaster).__name__}(")
     if not is_drift(nowcaster):
-        assert text.endswith(f"{num_weights:,} weights, context=5)")
+        assert text.endswith(f"{num_weights:,} weights, context={nowcaster.context})")
     assert "\n" not in text
     assert len(text) < 120
 
@@ -153,7 +153,7 @@ def test_matrix_products_of_a_forecast_are_of_the_highest_precision(nowcaster: A
         motion = wnn_jax.Motion((params,) * nowcaster.num_means, params, params, jnp.int32(10), 10, None)
         assert_dots_are_precise(lambda *motion: nowcaster(wnn_jax.Motion(*motion), roles), *motion)
     else:
-        assert_dots_are_precise(lambda *history: nowcaster(history, roles, None), *[params] * 5)
+        assert_dots_are_precise(lambda *history: nowcaster(history, roles, None), *[params] * nowcaster.context)
 
 
 def test_those_of_a_network_in_training_too(wnn: WNN, nowcaster: Any):

@@ -44,8 +44,20 @@ def test_no_change_has_a_share_of_one(straight: list[Trajectory]):
     assert np.isnan(share(rows, horizon=6))
 
 
-def test_a_nowcaster_without_horizon_is_judged_at_that_of_the_paper(straight: list[Trajectory], wnn: Any):
+def test_a_nowcaster_without_horizon_is_judged_at_its_own(straight: list[Trajectory], wnn: Any):
     assert {row["horizon"] for row in errors_of(wnn, straight)} == {5}
+
+    class Doubled:
+        """Forecasts a straight line from the first and the last of its snapshots, which are not evenly spaced."""
+
+        context, offsets, default_horizon, takes_horizon = 4, (0, 4, 7, 10), 10, False
+
+        def __call__(self, history: Any, roles: Any, horizon: Any) -> Any:
+            return {name: 2 * history[3][name] - history[0][name] for name in history[0]}
+
+    rows = errors_of(Doubled(), straight)
+    assert {row["horizon"] for row in rows} == {10}
+    assert share(rows) == pytest.approx(0, abs=1e-4)
 
 
 def test_errors_are_drawn(straight: list[Trajectory], tmp_path: Path):

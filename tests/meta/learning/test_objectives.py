@@ -8,21 +8,33 @@ import pytest
 
 import wnn_jax
 from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.learning.objectives import OBJECTIVES, known_changes, objective_of
+from wnn_jax.meta.learning.objectives import OBJECTIVES, Objective, known_changes, objective_of
 from wnn_jax.meta.trajectories.collection import Collection
 from wnn_jax.meta.trajectories.windows import WindowBatch, WindowSampler
 
 
-def draw(collection: Path, statistics: Any) -> WindowBatch:
+def draw(collection: Path, objective: Objective) -> WindowBatch:
     runs = [trajectory for trajectory in Collection(collection).trajectories() if trajectory.split == "train"]
-    sampler = WindowSampler(runs, ("bias", "dense"), statistics, num_weights=64, min_stride=1, max_stride=1)
+    sampler = WindowSampler(
+        runs,
+        ("bias", "dense"),
+        objective.statistics,
+        num_weights=64,
+        min_stride=1,
+        max_stride=1,
+        offsets=objective.offsets,
+        min_horizon=objective.horizons[-1] if len(objective.horizons) == 1 else 5,
+    )
     return sampler.batch(0, 0, windows_per_role=2)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("adaptive-linear", marks=pytest.mark.slow), "wnn", "wnn-plus"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("adaptive-linear", marks=pytest.mark.slow), "wnn", "wnn-plus", "introspection"]
+)
 def test_errors_are_those_of_the_nowcaster(collection: Path, kind: str):
     objective = OBJECTIVES[kind]
-    batch = draw(collection, objective.statistics)
+    batch = draw(collection, objective)
+    horizon = objective.horizons[0] if len(objective.horizons) == 1 else 5
     windows = batch.windows
     params = objective.init(jax.random.key(0), batch.roles)
     errors = jax.device_get(objective.errors(params, batch))
@@ -33,9 +45,9 @@ def test_errors_are_those_of_the_nowcaster(collection: Path, kind: str):
             continue
         history = [{"bias": snapshot} for snapshot in windows.history[number]]
         forecast = nowcaster(history, {"bias": "bias"}, 5 if len(objective.horizons) > 1 else None)["bias"]
-        actual, last = windows.targets[number, 4], windows.history[number, -1]
+        actual, last = windows.targets[number, horizon - 1], windows.history[number, -1]
         expected = np.abs(forecast - actual).sum() / np.abs(last - actual).sum()
-        np.testing.assert_allclose(errors[number, 4], expected, rtol=1e-4)
+        np.testing.assert_allclose(errors[number, horizon - 1], expected, rtol=1e-4)
     is_forecast = np.isin(np.arange(1, 41), objective.horizons)
     np.testing.assert_array_equal(np.isfinite(errors), np.asarray(known_changes(windows)) & is_forecast)
 
@@ -58,5 +70,5 @@ def test_an_objective_says_what_it_is(kind: str):
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(UsageError, match=r"--kind 'nino' is not known; choose from wnn, wnn-plus, adaptive-linear\."):
+    with pytest.raises(UsageError, match=r"--kind 'nino' is not known; choose from wnn, .*, introspection\."):
         objective_of("nino")

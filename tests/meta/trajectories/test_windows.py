@@ -9,7 +9,9 @@ from tests.meta.conftest import tiny_family
 from wnn_jax._roles import ROLES
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.trajectories.collection import Collection, Trajectory
-from wnn_jax.meta.trajectories.windows import CONTEXT, MIN_HORIZON, WindowSampler
+from wnn_jax.meta.trajectories.windows import MIN_HORIZON, OFFSETS, WindowSampler
+
+CONTEXT = len(OFFSETS)
 
 LONG, SHORT = 70, 12
 
@@ -75,6 +77,20 @@ def test_windows_never_cross_runs_and_go_on_evenly(trajectories: list[Trajectory
         length = (LONG, SHORT, LONG)[run[0, 0]]
         assert known == min(40, (length - 1 - time[-1, 0]) // steps[0])
     assert len(strides) > 3
+
+
+def test_snapshots_are_where_the_nowcaster_wants_them(trajectories: list[Trajectory]):
+    draw = sampler([trajectories[0], trajectories[2]], offsets=(0, 4, 7, 10), min_horizon=10)
+    for index in range(60):
+        window = draw.window(0, index)
+        start, *times = decode(window.history)[2][:, 0]
+        stride = (times[-1] - start) // 10
+        assert [time - start for time in times] == [4 * stride, 7 * stride, 10 * stride]
+        known = int(window.is_known.sum())
+        assert 10 <= known == min(40, (LONG - 1 - times[-1]) // stride)
+        np.testing.assert_array_equal(
+            decode(window.targets[:known])[2][:, 0], times[-1] + stride * np.arange(1, known + 1)
+        )
 
 
 def test_statistics_are_of_the_whole_tensor(trajectories: list[Trajectory]):

@@ -12,7 +12,7 @@ import optax
 
 import wnn_jax
 from wnn_jax import averaging
-from wnn_jax._nowcaster import is_drift
+from wnn_jax._nowcaster import is_drift, offsets_of
 from wnn_jax._store import fingerprint
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation.nowcasters import load_nowcaster
@@ -193,14 +193,15 @@ def nowcast_arm(
     def of_window(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         assert isinstance(nowcaster, wnn_jax.Nowcaster)
         every = snapshot_every or max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)
-        if nowcaster.context * every > num_steps:
+        num_visits = offsets_of(nowcaster)[-1] + 1
+        if num_visits * every > num_steps:
             raise UsageError(
-                f"--snapshot-every {every}: the arm {name!r} jumps first after {nowcaster.context} snapshots, and "
+                f"--snapshot-every {every}: the arm {name!r} jumps first after {num_visits} snapshots, and "
                 f"there are {num_steps} steps; give {max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)}, or train for longer."
             )
         horizons = None
         if horizon is not None:
-            num_nowcasts = max(num_steps // (nowcaster.context * every), 1)
+            num_nowcasts = max(num_steps // (num_visits * every), 1)
             horizons = wnn_jax.decaying_horizon(num_nowcasts, first=horizon[0], last=horizon[1])
         # A run is not judged right after a jump, from which it has yet to recover.
         stop = max(num_steps - every // 2, 1)
@@ -268,7 +269,8 @@ def _parse_nowcaster(
     )
     try:
         # What is out of its range is refused now rather than in the middle of a comparison.
-        arm.optimizer(1e-3, 100 if is_drift(nowcaster) else nowcaster.context * (snapshot_every or 100))
+        num_steps = 100 if is_drift(nowcaster) else (offsets_of(nowcaster)[-1] + 1) * (snapshot_every or 100)
+        arm.optimizer(1e-3, num_steps)
     except ValueError as error:
         raise UsageError(f"--arms {specification!r} cannot be used: {error}") from error
     return arm

@@ -92,13 +92,16 @@ def _trajectories(options: Forecast) -> list[Trajectory]:
 def _summarize(rows: Sequence[ErrorRow], split: EvaluationSplit) -> dict[str, float]:
     """Figure -> mean over runs of the error as a share of that of forecasting no change."""
     figures: dict[str, float] = {}
+    known = {row["horizon"] for row in rows}
+    # A nowcaster that takes no horizon has its own one only.
+    reported, single = ((*known,), *known) if len(known) == 1 else (REPORTED_HORIZONS, _HORIZON)
     for name in EVALUATED_SPLITS[split]:
-        for horizon in REPORTED_HORIZONS:
+        for horizon in reported:
             figures[f"{name}, {name_of_horizon(horizon)}"] = share(rows, split=name, horizon=horizon)
     for column in ("role", "stage", "spacing", "task"):
         for value in sorted({row[column] for row in rows}):
-            name = f"{split} {column} {value}, {name_of_horizon(_HORIZON)}"
-            figures[name] = share(rows, horizon=_HORIZON, **{column: value})
+            name = f"{split} {column} {value}, {name_of_horizon(single)}"
+            figures[name] = share(rows, horizon=single, **{column: value})
     return figures
 
 

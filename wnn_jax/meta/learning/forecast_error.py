@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import wnn_jax
-from wnn_jax.meta.learning.objectives import WNN_HORIZON
+from wnn_jax._nowcaster import DEFAULT_HORIZON, offsets_of
 from wnn_jax.meta.output import new_figure
 from wnn_jax.meta.trajectories.collection import Trajectory
-from wnn_jax.meta.trajectories.windows import CONTEXT, MIN_HORIZON, read_window
+from wnn_jax.meta.trajectories.windows import MIN_HORIZON, read_window
 
 HORIZONS = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40)
 STAGES = ("early", "middle", "late")
@@ -41,9 +41,11 @@ def forecast_errors(
 
     Yields:
       For every run, a row per role, stage, spacing and horizon. A nowcaster that takes no horizon has rows for
-      the one of the paper only, 5 snapshots ahead.
+      its own one only.
     """
-    horizons = HORIZONS if getattr(nowcaster, "takes_horizon", True) else (WNN_HORIZON,)
+    offsets = offsets_of(nowcaster)
+    takes_horizon = getattr(nowcaster, "takes_horizon", True)
+    horizons = HORIZONS if takes_horizon else (getattr(nowcaster, "default_horizon", DEFAULT_HORIZON),)
     compiled: dict[Any, Any] = {}
     for trajectory in trajectories:
         rows: list[ErrorRow] = []
@@ -53,10 +55,10 @@ def forecast_errors(
             compiled[signature] = jax.jit(
                 _NowcasterOfRoles(nowcaster, {leaf.name: leaf.role for leaf in trajectory.leaves})
             )
-        for stage, start, stride in _windows(trajectory):
-            windows = {leaf.name: read_window(trajectory, leaf, start, stride) for leaf in trajectory.leaves}
+        for stage, start, stride in _windows(trajectory, offsets[-1] + max(MIN_HORIZON, horizons[0])):
+            windows = {leaf.name: read_window(trajectory, leaf, start, stride, offsets) for leaf in trajectory.leaves}
             history = [
-                {name: jnp.asarray(past[time]) for name, (past, _) in windows.items()} for time in range(CONTEXT)
+                {name: jnp.asarray(past[time]) for name, (past, _) in windows.items()} for time in range(len(offsets))
             ]
             known = min(len(future) for _, future in windows.values())
             for horizon in (h for h in horizons if h <= known):
@@ -141,11 +143,11 @@ class _NowcasterOfRoles:
         return self._nowcaster(history, self._roles, horizon if takes_horizon else None)
 
 
-def _windows(trajectory: Trajectory) -> list[tuple[str, int, int]]:
-    """Stage, first snapshot and stride of the windows to read."""
+def _windows(trajectory: Trajectory, reach: int) -> list[tuple[str, int, int]]:
+    """Stage, first snapshot and stride of the windows to read, which are so many strides long."""
     windows: list[tuple[str, int, int]] = []
     for stride in _STRIDES:
-        starts = trajectory.num_snapshots - (CONTEXT + MIN_HORIZON - 1) * stride
+        starts = trajectory.num_snapshots - reach * stride
         if starts > 0:
             windows += [
                 (stage, int(place * (starts - 1)), stride) for stage, place in zip(STAGES, (0, 0.5, 1), strict=True)

@@ -16,7 +16,7 @@ from wnn_jax.meta.learning.objectives import Objective, known_changes
 from wnn_jax.meta.tasks.families import SPLITS, TEST_SPLITS, VALIDATION_SPLITS, SplitName
 from wnn_jax.meta.tasks.task import EvaluationSplit, Metric, ModelState, Params, Sums
 from wnn_jax.meta.trajectories.collection import Trajectory
-from wnn_jax.meta.trajectories.windows import NUM_HORIZONS, WindowBatch, WindowSampler
+from wnn_jax.meta.trajectories.windows import MIN_HORIZON, NUM_HORIZONS, WindowBatch, WindowSampler
 
 FORECAST_ERROR = "forecast error"
 # Horizons that have a figure of their own in tables.
@@ -183,6 +183,8 @@ class Forecasting:
             num_weights=self.num_weights,
             min_stride=self.min_stride,
             max_stride=self.max_stride,
+            offsets=self.objective.offsets,
+            min_horizon=max(MIN_HORIZON, self.objective.horizons[0]),
         )
 
 

@@ -10,13 +10,10 @@ import optax
 
 from wnn_jax._nowcaster import Nowcaster
 from wnn_jax.meta.errors import look_up
-from wnn_jax.meta.trajectories.windows import CONTEXT, NUM_HORIZONS, Window, WindowBatch
-from wnn_jax.nowcasters import WNN, AdaptiveLinear, WNNPlus
+from wnn_jax.meta.trajectories.windows import NUM_HORIZONS, OFFSETS, Window, WindowBatch
+from wnn_jax.nowcasters import WNN, AdaptiveLinear, Introspection, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
-
-# The published WNN forecasts "about 5 snapshots ahead".
-WNN_HORIZON = 5
 
 
 class Objective(Protocol):
@@ -24,6 +21,11 @@ class Objective(Protocol):
 
     An implementation is a frozen dataclass: its `repr` tells a training from one with other settings.
     """
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where the snapshots of its windows are, in spacings, from 0 on."""
+        ...
 
     @property
     def horizons(self) -> range:
@@ -74,6 +76,9 @@ class MultiHorizonObjective:
     nowcaster_class: type[MultiHorizonNowcaster]
     sizes: Mapping[str, int]
 
+    # Not annotated, and so no field.
+    offsets = OFFSETS
+
     @property
     def horizons(self) -> range:
         """From 1 to 40 snapshots ahead."""
@@ -119,10 +124,9 @@ class WNNObjective:
       Jang et al., ICML 2023, with the constants of the published code.
     """
 
-    @property
-    def horizons(self) -> range:
-        """About 5 snapshots ahead, nothing else."""
-        return range(WNN_HORIZON, WNN_HORIZON + 1)
+    # Not annotated, and so no fields. The published WNN forecasts "about 5 snapshots ahead".
+    offsets = OFFSETS
+    horizons = range(WNN.default_horizon, WNN.default_horizon + 1)
 
     def init(self, key: jax.Array, roles: tuple[str, ...]) -> Any:
         """Parameters to start from: one network per role."""
@@ -137,11 +141,11 @@ class WNNObjective:
         """Mean absolute error of the normalised forecast, plus the regularisation."""
         losses: list[jax.Array] = []
         for role, windows in batch.by_role().items():
-            history = tuple(jnp.moveaxis(windows.history, 1, 0).reshape(CONTEXT, -1))
+            history = tuple(jnp.moveaxis(windows.history, 1, 0).reshape(len(self.offsets), -1))
             values, first, span = normalize(history)
             change = TwoStreamNetwork().apply({"params": params[role]}, values.T)
             assert isinstance(change, jax.Array)
-            target = (windows.targets[:, WNN_HORIZON - 1].reshape(-1) - first) / span
+            target = (windows.targets[:, WNN.default_horizon - 1].reshape(-1) - first) / span
             # A weight that did not move has no range to be normalised by.
             moved = jnp.ptp(values, axis=0) > 0.1
             error = jnp.abs(values[-1] + change - target)
@@ -155,8 +159,7 @@ class WNNObjective:
         for role, windows in batch.by_role().items():
             history = tuple(jnp.moveaxis(windows.history, 1, 0))
             change = nowcaster([{role: x} for x in history], {role: role})[role] - history[-1]
-            part = _relative_errors(change[:, None], windows)
-            parts.append(jnp.where(jnp.arange(NUM_HORIZONS)[None] == WNN_HORIZON - 1, part, jnp.nan))
+            parts.append(_errors_at(WNN.default_horizon, change, windows))
         return jnp.stack(parts, axis=1).reshape(-1, NUM_HORIZONS)
 
     def optimizer(self, learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -166,6 +169,54 @@ class WNNObjective:
     def nowcaster(self, params: Any, record: Mapping[str, Any]) -> Nowcaster:
         """The nowcaster with these parameters."""
         return WNN(params, record=record)
+
+
+@dataclasses.dataclass(frozen=True)
+class IntrospectionObjective:
+    """The paper's L1, as far ahead as the window is long, in units of how far each weight has moved in it.
+
+    In these, so that weights, tensors and stages of training count alike. There, values are scaled by 1000 instead.
+
+    References:
+      Sinha et al., ICLR 2017.
+    """
+
+    # Not annotated, and so no fields.
+    offsets = Introspection.offsets
+    horizons = range(Introspection.default_horizon, Introspection.default_horizon + 1)
+
+    def init(self, key: jax.Array, roles: tuple[str, ...]) -> Any:
+        """Parameters to start from: one network for all roles."""
+        del roles
+        return Introspection.init(key).params
+
+    def statistics(self, history: Any) -> Any:
+        """Nothing: every weight is normalised by its own history."""
+        del history
+        return ()
+
+    def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
+        """The mean of absolute errors, each over the weight's range in the window."""
+        windows = batch.windows
+        actual = windows.targets[:, Introspection.default_horizon - 1] - windows.history[:, -1]
+        span = jnp.ptp(windows.history, axis=1)
+        error = jnp.abs(self._changes(params, windows) - actual)
+        return jnp.mean(jnp.where(span > 0, error / jnp.where(span > 0, span, 1), 0))
+
+    def errors(self, params: Any, batch: WindowBatch) -> jax.Array:
+        """See `Objective.errors`."""
+        return _errors_at(Introspection.default_horizon, self._changes(params, batch.windows), batch.windows)
+
+    def optimizer(self, learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+        """Adam, decayed to 0 over the training."""
+        return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+
+    def nowcaster(self, params: Any, record: Mapping[str, Any]) -> Nowcaster:
+        """The nowcaster with these parameters."""
+        return Introspection(params, record=record)
+
+    def _changes(self, params: Any, windows: Window) -> jax.Array:
+        return Introspection(params).changes(tuple(jnp.moveaxis(windows.history, 1, 0)))
 
 
 def _regularization(network: Any) -> jax.Array:
@@ -194,11 +245,18 @@ def _relative_errors(changes: jax.Array, windows: Window) -> jax.Array:
     return jnp.where(is_known, error / jnp.where(is_known, _no_change(windows), 1.0), jnp.nan)
 
 
+def _errors_at(horizon: int, changes: jax.Array, windows: Window) -> jax.Array:
+    """See `Objective.errors`; `changes` are forecast changes of the last snapshot at a single horizon, `[batch, n]`."""
+    errors = _relative_errors(changes[:, None], windows)
+    return jnp.where(jnp.arange(NUM_HORIZONS)[None] == horizon - 1, errors, jnp.nan)
+
+
 # Every kind of nowcaster that can be trained. This is the only place where a kind is registered for training.
 OBJECTIVES: Mapping[str, Objective] = {
     "wnn": WNNObjective(),
     "wnn-plus": MultiHorizonObjective(WNNPlus, {"width": 128}),
     "adaptive-linear": MultiHorizonObjective(AdaptiveLinear, {"width": 64, "num_hidden": 2}),
+    "introspection": IntrospectionObjective(),
 }
 
 

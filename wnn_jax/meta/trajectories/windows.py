@@ -12,7 +12,8 @@ from wnn_jax._roles import ROLES
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.trajectories.collection import Leaf, Trajectory
 
-CONTEXT = 5
+# Five snapshots, evenly spaced.
+OFFSETS = (0, 1, 2, 3, 4)
 NUM_HORIZONS = 40
 # Windows that reach less far ahead than this are not drawn.
 MIN_HORIZON = 5
@@ -22,7 +23,7 @@ class Window(NamedTuple):
     """Some weights of one tensor, their history and their future.
 
     Attributes:
-      history: `[5, n]` float32, oldest first.
+      history: `[context, n]` float32, oldest first.
       targets: `[40, n]` float32, the following snapshots; 0 past the end of the run.
       is_known: `[40]` bool, which of these the run has.
       role: the index in `ROLES` of the tensor's role.
@@ -67,10 +68,12 @@ class WindowSampler:
     Attributes:
       trajectories: the runs to draw from.
       roles: the roles to draw.
-      statistics: what the nowcaster is told of a whole tensor, from its 5 snapshots.
+      statistics: what the nowcaster is told of a whole tensor, from its snapshots.
       num_weights: weights per window, drawn with replacement where the tensor has fewer.
       min_stride: the smallest spacing, in snapshots of the run.
       max_stride: the largest spacing. Both give way where a run is too short for them.
+      offsets: where the snapshots of a window are, in spacings, from 0 on.
+      min_horizon: how far ahead of the last one a window reaches at least, in spacings.
 
     Raises:
       UsageError: if no run has one of the roles, or a run is too short for a window.
@@ -82,9 +85,11 @@ class WindowSampler:
     num_weights: int
     min_stride: int
     max_stride: int
+    offsets: tuple[int, ...] = OFFSETS
+    min_horizon: int = MIN_HORIZON
 
     def __post_init__(self) -> None:
-        shortest = CONTEXT + MIN_HORIZON
+        shortest = self._reach + 1
         for role in self.roles:
             if not self._candidates[role]:
                 raise UsageError(
@@ -103,11 +108,11 @@ class WindowSampler:
         candidates = self._candidates[role]
         trajectory, leaves = candidates[rng.integers(len(candidates))]
         leaf = leaves[rng.integers(len(leaves))]
-        longest = (trajectory.num_snapshots - 1) // (CONTEXT + MIN_HORIZON - 1)
+        longest = (trajectory.num_snapshots - 1) // self._reach
         low, high = min(self.min_stride, longest), min(self.max_stride, longest)
         stride = int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
-        start = int(rng.integers(trajectory.num_snapshots - (CONTEXT + MIN_HORIZON - 1) * stride))
-        history, targets = read_window(trajectory, leaf, start, stride)
+        start = int(rng.integers(trajectory.num_snapshots - self._reach * stride))
+        history, targets = read_window(trajectory, leaf, start, stride, self.offsets)
         size = history.shape[-1]
         chosen = rng.choice(size, self.num_weights, replace=size < self.num_weights)
         padded = np.zeros([NUM_HORIZONS, self.num_weights], np.float32)
@@ -132,6 +137,11 @@ class WindowSampler:
         windows = [self.window(seed, index) for index in range(number * size, (number + 1) * size)]
         return WindowBatch(jax.tree.map(lambda *leaves: np.stack(leaves), *windows), self.roles)
 
+    @property
+    def _reach(self) -> int:
+        """From the first snapshot of the shortest window to its end, in spacings."""
+        return self.offsets[-1] + self.min_horizon
+
     @functools.cached_property
     def _candidates(self) -> dict[str, list[tuple[Trajectory, list[Leaf]]]]:
         """Role -> the runs that have it, each with its tensors of that role."""
@@ -141,17 +151,21 @@ class WindowSampler:
         }
 
 
-def read_window(trajectory: Trajectory, leaf: Leaf, start: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+def read_window(
+    trajectory: Trajectory, leaf: Leaf, start: int, stride: int, offsets: tuple[int, ...] = OFFSETS
+) -> tuple[np.ndarray, np.ndarray]:
     """Reads one window of one tensor, of one run.
 
     Args:
       trajectory: the run.
       leaf: the tensor.
       start: the first snapshot.
-      stride: from one snapshot to the next.
+      stride: the spacing, in snapshots of the run.
+      offsets: where the snapshots of the history are, in spacings, from 0 on.
 
     Returns:
-      The history `[5, size]`, and as much as there is of the future `[<= 40, size]`.
+      The history `[context, size]`, and as much as there is of the future `[<= 40, size]`.
     """
-    rows = trajectory.snapshots[start : start + (CONTEXT + NUM_HORIZONS - 1) * stride + 1 : stride, leaf.columns]
-    return np.array(rows[:CONTEXT]), np.array(rows[CONTEXT:])
+    last = offsets[-1]
+    rows = trajectory.snapshots[start : start + (last + NUM_HORIZONS) * stride + 1 : stride, leaf.columns]
+    return np.array(rows[list(offsets)]), np.array(rows[last + 1 :])
