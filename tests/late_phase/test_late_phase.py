@@ -1,5 +1,7 @@
+import functools
 from typing import Any, cast
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,15 +10,18 @@ import optax
 import pytest
 
 from tests.helpers import assert_trees_close, assert_trees_equal
-from wnn_jax import averaging
+from wnn_jax import averaging, metrics, nowcast
 from wnn_jax.late_phase import (
     LatePhaseState,
+    RankOne,
     SplitParams,
     average_members,
     ensemble_predict,
     late_phase,
     migrate_state,
+    module_mask,
     norm_mask,
+    rank_one_mask,
     select_member,
     split_members,
 )
@@ -276,25 +281,44 @@ def test_the_ensemble_predicts_the_mean():
     np.testing.assert_allclose(ensemble_predict(apply, params, inputs), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_members_of_the_ensemble_have_statistics_of_their_own():
+    params, inputs, shifts = split(), batch(0), jnp.arange(float(NUM_MEMBERS))
+
+    def apply_shifted(params: Any, inputs: jax.Array, shift: jax.Array) -> jax.Array:
+        return apply(params, inputs) * shift
+
+    expected = np.mean([apply(select_member(params, k), inputs) * shifts[k] for k in range(NUM_MEMBERS)], axis=0)
+    found = ensemble_predict(apply_shifted, params, inputs, shifts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def decayed_mean(leaves: Any, decay: float = 0.9) -> Any:
+    weights = decay ** np.arange(len(leaves), dtype=np.float32)[::-1]
+    return np.tensordot(weights / weights.sum(), np.stack(leaves), axes=1)
+
+
 @pytest.mark.parametrize(
-    ("make", "read"),
+    ("make", "read", "mean"),
     [
-        (averaging.uniform, averaging.uniform_eval_params),
-        (lambda: averaging.ema(0.9), averaging.ema_eval_params),
+        (averaging.uniform, averaging.uniform_eval_params, lambda leaves: np.mean(leaves, axis=0)),
+        (lambda: averaging.ema(0.9), averaging.ema_eval_params, decayed_mean),
     ],
     ids=["uniform", "ema"],
 )
-def test_averages_along_the_training_combine(make: Any, read: Any):
+def test_members_are_averaged_along_the_training(make: Any, read: Any, mean: Any):
+    """SWA and EMA of the members: of shared weights and of every member's own, and of all members in the end."""
     params = split()
     tx: Any = optax.chain(late_phase(sgd(), sgd(), NUM_MEMBERS), make())
-    state = tx.init(params)
+    state, trained = tx.init(params), []
     for index in range(4):
         gradient = jax.grad(loss)(select_member(cast(Any, params), state[0].member), batch(index))
         updates, state = tx.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
+        trained.append(params)
+    expected: Any = jax.tree.map(lambda *leaves: mean(leaves), *trained)
+    assert_trees_close(read(state, params), expected, rtol=1e-5, atol=1e-6)
     average, _ = average_members(read(state, params))
-    assert jax.tree.structure(average) == jax.tree.structure(make_params())
-    assert np.isfinite(loss(average, batch(9)))
+    np.testing.assert_allclose(average["norm"]["scale"], expected.members["norm"]["scale"].mean(axis=0), rtol=1e-5)
 
 
 def test_the_mask_of_normalisation_layers():
@@ -312,6 +336,143 @@ def test_the_mask_of_normalisation_layers():
     assert split_members(params, norm_mask, jax.random.key(0), num_members=2).num_members == 2
 
 
+def test_the_mask_of_a_module():
+    params = {"body": make_params(), "head": {"kernel": jnp.ones([3, 2])}}
+    assert module_mask(params, "head") == {"body": jax.tree.map(lambda _: False, MASK), "head": {"kernel": True}}
+    assert module_mask(params, "body/norm")["body"] == MASK
+    with pytest.raises(ValueError, match=r"path='nor' is no module of params; choose from body/Dense_0, .*, head\."):
+        module_mask(params, "nor")
+
+
+# Factors of rank 1
+
+
+class Factored(nn.Module):
+    """A network that multiplies what comes into its layers and what goes out by factors, or does not."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, factors: Any = None) -> jax.Array:
+        x = nn.relu(_multiplied(nn.Conv(3, (2, 2)), x, factors and factors["Conv_0"]["kernel"]))
+        return _multiplied(nn.Dense(2, use_bias=False), x.mean(axis=(1, 2)), factors and factors["Dense_0"]["kernel"])
+
+
+def _multiplied(layer: nn.Module, x: jax.Array, factors: RankOne | None) -> jax.Array:
+    if factors is None:
+        return layer(x)
+    inputs, outputs = (factor.reshape([1] * (x.ndim - 1) + [-1]) for factor in factors)
+    bias = layer(jnp.zeros_like(x))
+    return (layer(x * inputs) - bias) * outputs + bias
+
+
+def factored(num_members: int = NUM_MEMBERS, noise_scale: float = 0.5) -> tuple[Any, SplitParams]:
+    params = Factored().init(jax.random.key(0), jnp.zeros([1, 4, 4, 2]))["params"]
+    return params, split_members(params, rank_one_mask, jax.random.key(1), noise_scale, num_members=num_members)
+
+
+def test_factors_begin_as_the_network_that_is_there():
+    params, members = factored(noise_scale=0.0)
+    assert jax.tree.map(jnp.shape, members.members) == {
+        "Conv_0": {"bias": optax.MaskedNode(), "kernel": RankOne((NUM_MEMBERS, 2), (NUM_MEMBERS, 3))},
+        "Dense_0": {"kernel": RankOne((NUM_MEMBERS, 3), (NUM_MEMBERS, 2))},
+    }
+    assert_trees_equal(members.base, params)
+    assert_trees_equal(select_member(members, 1), params)
+    assert_trees_equal(average_members(members)[0], params)
+
+
+def test_folded_factors_are_those_of_inputs_and_outputs():
+    """Exactly, where the numbers are such that float32 rounds none of the products and sums."""
+    params, members = factored()
+    params, split = jax.tree.map(lambda leaf: jnp.round(4 * leaf), (params, members))
+    images = jnp.round(3 * jax.random.normal(jax.random.key(2), [4, 4, 4, 2]))
+    for member in range(NUM_MEMBERS):
+        factors = jax.tree.map(lambda leaf, member=member: leaf[member], split.members)
+        expected = Factored().apply({"params": params}, images, factors)
+        np.testing.assert_array_equal(Factored().apply({"params": select_member(split, member)}, images), expected)
+    mean = jax.tree.map(lambda leaf: jnp.round(leaf.mean(axis=0)), members.members)
+    average, _ = average_members(SplitParams(params, jax.tree.map(lambda leaf: leaf[None], mean)))
+    expected = Factored().apply({"params": params}, images, mean)
+    np.testing.assert_array_equal(Factored().apply({"params": average}, images), expected)
+
+
+@pytest.mark.parametrize("schedule", ["cycle", "parallel"])
+def test_factors_and_kernels_take_the_steps_of_their_own_gradients(schedule: Any):
+    params, members = factored()
+    images = jax.random.normal(jax.random.key(3), [NUM_MEMBERS, 4, 4, 4, 2])
+
+    def loss(params: Any, images: jax.Array, factors: Any = None) -> jax.Array:
+        outputs: Any = Factored().apply({"params": params}, images, factors)
+        return jnp.sum(outputs**2)
+
+    tx: Any = late_phase(optax.sgd(0.1), optax.sgd(0.2), NUM_MEMBERS, schedule=schedule)
+    state: Any = tx.init(members)
+    trained: Any = members
+    update, differentiate = jax.jit(tx.update), jax.jit(jax.grad(loss))
+    gradients = [differentiate(select_member(members, k), images[k]) for k in range(NUM_MEMBERS)]
+    for gradient in gradients if schedule == "cycle" else [jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)]:
+        updates, state = update(gradient, state, trained)
+        trained = optax.apply_updates(trained, updates)
+
+    differentiate = jax.jit(jax.grad(loss, argnums=(0, 2)))
+    total = jax.tree.map(jnp.zeros_like, params)
+    for k in range(NUM_MEMBERS):
+        factors = jax.tree.map(lambda leaf, k=k: leaf[k], members.members)
+        of_params, of_factors = differentiate(params, images[k], factors)
+        total = optax.tree.add(total, of_params)
+        moved = jax.tree.map(lambda factor, slope: factor - 0.2 * slope, factors, of_factors)
+        assert_trees_close(jax.tree.map(lambda leaf, k=k: leaf[k], trained.members), moved)
+    assert_trees_close(trained.base, optax.tree.add_scale(params, -0.1, total))
+
+
+def test_factors_are_along_the_axes_of_equinox():
+    layer = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    members = split_members(layer, rank_one_mask, jax.random.key(1), 0.5, num_members=2)
+    inputs, outputs = members.members.weight
+    x = jax.random.normal(jax.random.key(2), [3])
+    expected = layer.weight @ (x * inputs[1]) * outputs[1] + layer.bias
+    np.testing.assert_allclose(select_member(members, 1)(x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make_tx", [sgd, lambda: optax.adam(0.05)], ids=["sgd", "adam"])
+def test_factors_have_new_moments_and_kernels_keep_theirs(make_tx: Any):
+    params, members = factored()
+    plain: Any = make_tx().init(params)
+    _, plain = make_tx().update(params, plain, params)
+    tx: Any = late_phase(make_tx(), make_tx(), NUM_MEMBERS)
+    state = migrate_state(plain, tx, members)
+    assert_trees_equal(state.base, plain)
+    assert_trees_equal(state.members, tx.init(members).members)
+
+
+def test_counts_of_schedules_go_on_for_factors():
+    params, members = factored()
+    make_tx = functools.partial(optax.adam, optax.constant_schedule(0.1))
+    _, plain = make_tx().update(params, make_tx().init(params), params)
+    state = migrate_state(plain, late_phase(make_tx(), make_tx(), NUM_MEMBERS), members)
+    np.testing.assert_array_equal(state.members[0].count, 0)
+    np.testing.assert_array_equal(state.members[1].count, 1)
+
+
+@pytest.mark.usefixtures("few_optimizations")
+@pytest.mark.parametrize(("mask", "num_before"), [(norm_mask, 1), (rank_one_mask, 0)], ids=["norm", "rank-1"])
+def test_a_nowcast_goes_on_and_jumps_in_both_parts(mask: Any, num_before: int):
+    def make_tx() -> Any:
+        return optax.chain(sgd(), nowcast("slow-drift", snapshot_every=2))
+
+    params, plain = train_plain(make_tx(), 5)
+    members = split_members(params, mask, jax.random.key(0), num_members=2)
+    tx: Any = late_phase(make_tx(), make_tx(), 2)
+    state = migrate_state(plain, tx, members)
+    before = metrics(state)
+    np.testing.assert_array_equal(before["members/1/num_nowcasts"], num_before)
+    _, state = train_cycle(tx, members, state, 2 * 5)
+    after = metrics(state)
+    assert not any(np.any(count) for name, count in after.items() if name.endswith("num_misplaced"))
+    names = [name for name in after if name.endswith("num_nowcasts")]
+    assert len(names) == 2
+    assert all(np.all(after[name] > before[name]) for name in names)
+
+
 # What is refused
 
 
@@ -320,6 +481,20 @@ def test_masks_of_nothing_and_everything(value: bool):
     mask = jax.tree.map(lambda _: value, MASK)
     with pytest.raises(ValueError, match=f"mask selects {'everything' if value else 'nothing'}; select some"):
         split_members(make_params(), mask, jax.random.key(0), num_members=2)
+
+
+def test_masks_with_other_values():
+    mask = {**MASK, "Dense_0": {"kernel": "rank1", "bias": False}}
+    with pytest.raises(ValueError, match="mask is 'rank1' at Dense_0/kernel; choose from True, False and 'rank-1'"):
+        split_members(make_params(), mask, jax.random.key(0), num_members=2)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 2, 8)], ids=["vector", "attention"])
+def test_factors_of_what_has_not_two_axes(shape: tuple[int, ...]):
+    params = {"attention": {"query": {"kernel": jnp.ones(shape)}}, "head": {"kernel": jnp.ones([4, 2])}}
+    mask = jax.tree.map(lambda _: "rank-1", params)
+    with pytest.raises(ValueError, match=r"mask is 'rank-1' at attention/query/kernel, whose shape .* True or False"):
+        split_members(params, mask, jax.random.key(0), num_members=2)
 
 
 def test_masks_of_other_trees():

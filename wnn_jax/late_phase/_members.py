@@ -1,5 +1,6 @@
 """Parameters of which a few exist several times."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,12 +17,29 @@ from wnn_jax.averaging._means import mean_of
 Mask = Any
 
 
+class RankOne(NamedTuple):
+    """Late-phase weights of rank 1: factors of a layer's inputs and outputs, one number for each.
+
+    With them the layer's kernel is `kernel * inputs * outputs`, each factor along its own axis. That is a matrix of
+    rank 1 that multiplies the kernel elementwise, and the same as to multiply what comes into the layer by `inputs` and
+    what goes out, before the bias, by `outputs`.
+
+    Attributes:
+      inputs: `[inputs]`. The groups of a grouped convolution share them.
+      outputs: `[outputs]`.
+    """
+
+    inputs: Any
+    outputs: Any
+
+
 class SplitParams(NamedTuple):
     """Parameters with late-phase weights.
 
     Attributes:
-      base: the shared weights, a tree like the parameters with `optax.MaskedNode` where late-phase weights are.
-      members: the late-phase weights, with a leading axis for the members, and `optax.MaskedNode` elsewhere.
+      base: the shared weights, a tree like the parameters with `optax.MaskedNode` where a whole weight is late-phase.
+      members: the late-phase weights, with a leading axis for the members: an array where a whole weight is, a
+        `RankOne` where a shared kernel has factors, and `optax.MaskedNode` elsewhere.
     """
 
     base: Any
@@ -50,6 +68,41 @@ def norm_mask(params: Any) -> Mask:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] in of_norms, params)
 
 
+def rank_one_mask(params: Any) -> Mask:
+    """The mask of the paper for networks without normalisation: factors of all kernels.
+
+    Args:
+      params: parameters of a model that `wnn_jax.default_roles` knows.
+
+    Returns:
+      A tree like the parameters, `"rank-1"` for every leaf of role `dense` or `conv`, and `False` elsewhere.
+
+    References:
+      von Oswald et al., ICLR 2021
+    """
+    return jax.tree.map(lambda role: "rank-1" if role in ("dense", "conv") else False, default_roles(params))
+
+
+def module_mask(params: Any, path: str) -> Mask:
+    """The mask of one module, such as the last layer.
+
+    Args:
+      params: parameters.
+      path: of the module, its names joined by slashes, as in `"Dense_1"` or `"decoder/head"`.
+
+    Returns:
+      A tree of bools like the parameters, `True` for every leaf of the module.
+
+    Raises:
+      ValueError: if there is no such module.
+    """
+    names = {leaf: _path_name(leaf) for leaf, _ in jax.tree_util.tree_leaves_with_path(params)}
+    if not any(name.startswith(f"{path}/") for name in names.values()):
+        modules = dict.fromkeys(name.rpartition("/")[0] for name in names.values() if "/" in name)
+        raise ValueError(f"path={path!r} is no module of params; choose from {', '.join(modules)}.")
+    return jax.tree_util.tree_map_with_path(lambda leaf, _: names[leaf].startswith(f"{path}/"), params)
+
+
 def split_members(
     params: Any,
     mask: Mask | Callable[[Any], Mask],
@@ -62,8 +115,9 @@ def split_members(
 
     Args:
       params: ordinary parameters.
-      mask: a tree of bools like the parameters, `True` for late-phase weights, or a function from the parameters to
-        one, such as `norm_mask`.
+      mask: a tree like the parameters, or a function from the parameters to one, such as `norm_mask`. `True` makes a
+        weight a late-phase weight, `"rank-1"` leaves it shared and gives it factors of 1 that are late-phase weights
+        (`RankOne`; of matrices and convolution kernels), `False` leaves it as it is.
       key: a `jax.random` key, for the noise.
       noise_scale: standard deviation of the noise that tells the members apart, as a share of the root mean square of
         each tensor. The published experiments use none: the minibatches tell them apart.
@@ -73,11 +127,13 @@ def split_members(
       The split parameters.
 
     Raises:
-      ValueError: if the mask selects nothing or everything or is not like the parameters, or a number is out of range.
+      ValueError: if the mask selects nothing or everything or is not like the parameters; if it has another value; if
+        a weight cannot have factors, because it has fewer than two axes, or more, of which one cannot tell which are
+        of inputs (the kernels of attention); or if a number is out of range.
 
     References:
       von Oswald, Kobayashi et al., `Neural Networks with Late-Phase Weights <https://arxiv.org/abs/2007.12927>`_,
-      ICLR 2021
+      ICLR 2021; for factors, Wen et al., `BatchEnsemble <https://arxiv.org/abs/2002.06715>`_, ICLR 2020
     """
     num_members = check_int("num_members", num_members, "how many members to make", minimum=1)
     meaning = "the standard deviation of the noise, as a share of the root mean square of each tensor"
@@ -88,28 +144,52 @@ def split_members(
             f"mask has the structure {jax.tree.structure(mask)}, and params {jax.tree.structure(params)}; give a tree "
             "of bools like the parameters."
         )
-    selected = [bool(leaf) for leaf in jax.tree.leaves(mask)]
-    if all(selected) or not any(selected):
+    late = jax.tree_util.tree_map_with_path(_late_weights, params, mask, default_roles(params))
+    base = jax.tree.map(
+        lambda param, weights: param if isinstance(weights, (RankOne, optax.MaskedNode)) else optax.MaskedNode(),
+        params,
+        late,
+    )
+    if not jax.tree.leaves(late) or not jax.tree.leaves(base):
         raise ValueError(
-            f"mask selects {'everything' if all(selected) else 'nothing'}; select some of the weights, such as those "
-            "of normalisation layers (norm_mask)."
+            f"mask selects {'everything' if jax.tree.leaves(late) else 'nothing'}; select some of the weights, such as "
+            "those of normalisation layers (norm_mask)."
         )
-    keys = jax.tree.unflatten(jax.tree.structure(params), list(jax.random.split(key, len(selected))))
 
-    def make_members(param: jax.Array, is_late: bool, key: jax.Array) -> Any:
-        if not is_late:
-            return optax.MaskedNode()
-        members = jnp.broadcast_to(param[None], (num_members, *param.shape))
+    def make_members(weights: jax.Array, key: jax.Array) -> jax.Array:
+        members = jnp.broadcast_to(weights[None], (num_members, *weights.shape))
         if noise_scale == 0:
             return members
-        length = norm(param)
-        noise = noise_scale * length / max(param.size, 1) ** 0.5 * jax.random.normal(key, members.shape, length.dtype)
-        return (members + noise).astype(param.dtype)
+        length = norm(weights)
+        noise = noise_scale * length / max(weights.size, 1) ** 0.5 * jax.random.normal(key, members.shape, length.dtype)
+        return (members + noise).astype(weights.dtype)
 
-    return SplitParams(
-        base=jax.tree.map(lambda param, is_late: optax.MaskedNode() if is_late else param, params, mask),
-        members=jax.tree.map(make_members, params, mask, keys),
-    )
+    leaves, structure = jax.tree.flatten(late)
+    keys = jax.random.split(key, len(leaves))
+    return SplitParams(base, jax.tree.unflatten(structure, list(map(make_members, leaves, keys))))
+
+
+def _late_weights(path: Any, param: jax.Array, choice: Any, role: str) -> Any:
+    """The late-phase weights of a leaf of the parameters, as the mask wants them."""
+    if not isinstance(choice, str):
+        return param if choice else optax.MaskedNode()
+    if choice != "rank-1":
+        raise ValueError(f"mask is {choice!r} at {_path_name(path)}; choose from True, False and 'rank-1'.")
+    if param.ndim < 2 or (param.ndim > 2 and role != "conv"):
+        raise ValueError(
+            f"mask is 'rank-1' at {_path_name(path)}, whose shape {param.shape} is not that of a matrix or of a "
+            "convolution kernel, with one axis of inputs and one of outputs; choose True or False there."
+        )
+    return RankOne(*(jnp.ones(param.shape[axis], param.dtype) for axis in _factor_axes(path)))
+
+
+def _factor_axes(path: Any) -> tuple[int, int]:
+    """A kernel's axes of inputs and outputs: Equinox has them first and calls it `weight`, Flax and Haiku last."""
+    return (1, 0) if _path_name(path[-1:]) == "weight" else (-2, -1)
+
+
+def _path_name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def select_member(split: SplitParams, member: Any) -> Any:
@@ -133,13 +213,44 @@ def select_member(split: SplitParams, member: Any) -> Any:
 
 
 def merge(base: Any, member: Any) -> Any:
-    """One tree of two that have their masked nodes in each other's places."""
-    return jax.tree.map(
-        lambda one, other: other if isinstance(one, optax.MaskedNode) else one,
-        base,
-        member,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
+    """The ordinary parameters of the shared weights and of the late-phase weights of one member."""
+    return jax.tree_util.tree_map_with_path(_merge_leaf, base, member, is_leaf=_is_masked)
+
+
+def split_gradient(gradient: Any, base: Any, member: Any) -> tuple[Any, Any]:
+    """The gradients by the shared and by the late-phase weights, from that by the parameters that `merge` makes.
+
+    Args:
+      gradient: like the parameters.
+      base: the shared weights.
+      member: the late-phase weights of the member whose gradient it is.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(base, is_leaf=_is_masked)
+
+    def split(shared: tuple[Any, Any], late: Any, gradient: Any) -> tuple[Any, Any]:
+        weights = jax.tree.map(lambda leaf: leaf.astype(gradient.dtype), (shared[1], late))
+        _, pullback = jax.vjp(functools.partial(_merge_leaf, shared[0]), *weights)
+        return pullback(gradient)
+
+    parts = map(split, leaves, structure.flatten_up_to(member), structure.flatten_up_to(gradient))
+    of_base, of_member = zip(*parts, strict=True)
+    return structure.unflatten(of_base), structure.unflatten(of_member)
+
+
+def _merge_leaf(path: Any, shared: Any, late: Any) -> Any:
+    if isinstance(shared, optax.MaskedNode):
+        return late
+    if isinstance(late, optax.MaskedNode):
+        return shared
+    for factors, axis in zip(late, _factor_axes(path), strict=True):
+        shape = [1] * shared.ndim
+        shape[axis] = factors.size
+        shared = shared * factors.reshape(shape)
+    return shared
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float = 1e-5) -> tuple[Any, Any]:
@@ -156,7 +267,8 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
       Ordinary parameters, and `batch_stats` without the leading axis. With statistics of their own, the affine maps
       :math:`x \mapsto s_k x + t_k` that batch normalisation is at test time are averaged,
       :math:`s_k = g_k / \sqrt{v_k + \epsilon}` and :math:`t_k = b_k - s_k m_k`, which averages of scale, shift, mean
-      and variance one by one would not be. Everything else is averaged as it is. A weight that is not finite in one
+      and variance one by one would not be. Everything else is averaged as it is, factors of rank 1 before they are
+      folded into their kernel. A weight that is not finite in one
       member is not finite in the average: look at that member, with `select_member`.
 
     Raises:
@@ -178,9 +290,7 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
                 f"{number} members."
             )
     mean_stats = jax.tree.map(_mean, batch_stats)
-    stacked = merge(
-        jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (number, *leaf.shape)), split.base), split.members
-    )
+    stacked = jax.vmap(functools.partial(merge, split.base))(split.members)
     return _fold(mean_params, stacked, mean_stats, batch_stats, epsilon, ()), mean_stats
 
 
@@ -217,19 +327,25 @@ def _mean(members: jax.Array) -> jax.Array:
     return mean_of(jnp.unstack(members)).astype(members.dtype)
 
 
-def ensemble_predict(apply_fn: Callable[[Any, Any], jax.Array], split: SplitParams, inputs: Any) -> jax.Array:
+def ensemble_predict(
+    apply_fn: Callable[..., jax.Array], split: SplitParams, inputs: Any, batch_stats: Any = None
+) -> jax.Array:
     """The mean of the members' predictions.
 
     Args:
-      apply_fn: `(params, inputs) -> predictions`, of one member: probabilities, for an average of these.
+      apply_fn: `(params, inputs) -> predictions`, of one member: probabilities, for an average of these. With
+        `batch_stats`, `(params, inputs, batch_stats) -> predictions`.
       split: the parameters.
       inputs: what all members are given.
+      batch_stats: statistics of batch normalisation with a leading axis for the members, or `None` if there are none
+        or the members share them.
 
     Returns:
       Predictions like those of one.
     """
 
-    def predict(member: Any) -> jax.Array:
-        return apply_fn(merge(split.base, member), inputs)
+    def predict(member: Any, *own_stats: Any) -> jax.Array:
+        return apply_fn(merge(split.base, member), inputs, *own_stats)
 
-    return jax.vmap(predict)(split.members).mean(axis=0)
+    stats = () if batch_stats is None else (batch_stats,)
+    return jax.vmap(predict)(split.members, *stats).mean(axis=0)

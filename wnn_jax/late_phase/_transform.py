@@ -1,5 +1,7 @@
 """Training with late-phase weights as an Optax transformation."""
 
+import functools
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -8,7 +10,9 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from wnn_jax._checks import check_choice, check_float, check_int
-from wnn_jax.late_phase._members import SplitParams
+from wnn_jax._landmark import Landmark
+from wnn_jax._nowcast import NowcastState
+from wnn_jax.late_phase._members import RankOne, SplitParams, split_gradient
 
 
 class LatePhaseState(NamedTuple):
@@ -91,7 +95,6 @@ def late_phase(
         )
 
     def update_cycle(gradient: Any, state: LatePhaseState, params: SplitParams, extra: Any) -> Any:
-        of_base, of_member = _split_like(gradient, params)
         member = state.member
 
         def take(tree: Any) -> Any:
@@ -100,7 +103,11 @@ def late_phase(
         def put(tree: Any, one: Any) -> Any:
             return jax.tree.map(lambda leaf, new: leaf.at[member].set(new.astype(leaf.dtype)), tree, one)
 
-        member_updates, member_state = member_tx.update(of_member, take(state.members), take(params.members), **extra)
+        own = take(params.members)
+        of_base, of_member = (
+            gradient if isinstance(gradient, SplitParams) else split_gradient(gradient, params.base, own)
+        )
+        member_updates, member_state = member_tx.update(of_member, take(state.members), own, **extra)
         total = jax.tree.map(jnp.add, state.gradient, of_base)
         is_last = member == num_members - 1
 
@@ -119,7 +126,10 @@ def late_phase(
         )
 
     def update_parallel(gradients: Any, state: LatePhaseState, params: SplitParams, extra: Any) -> Any:
-        of_base, of_members = _split_like(gradients, params)
+        if not isinstance(gradients, SplitParams):
+            split = jax.vmap(split_gradient, in_axes=(0, None, 0))
+            gradients = split(gradients, params.base, params.members)
+        of_base, of_members = gradients
         scaled = jax.tree.map(lambda leaf: base_gradient_scale * leaf.sum(axis=0), of_base)
         updates, base_state = base_tx.update(scaled, state.base, params.base, **extra)
         member_updates, member_states = jax.vmap(
@@ -141,7 +151,8 @@ def late_phase(
 def migrate_state(plain: Any, tx: optax.GradientTransformationExtraArgs, split: SplitParams) -> LatePhaseState:
     """The state of `late_phase` that goes on from that of an ordinary training, at `T0`.
 
-    Momentum and counts are kept: those of the late-phase weights are given to each member.
+    Momentum and counts are kept: those of the late-phase weights are given to each member. Factors of rank 1 are new
+    weights, and so are their moments, the counts that correct these, and the history of a `wnn_jax.nowcast`.
 
     Args:
       plain: the state of the optimizer so far, of ordinary parameters, of the same kind as both `base_tx` and
@@ -156,31 +167,37 @@ def migrate_state(plain: Any, tx: optax.GradientTransformationExtraArgs, split: 
       ValueError: if `plain` lacks something that the state of `tx` has.
     """
     of_path = dict(jax.tree_util.tree_leaves_with_path(plain))
+    fresh = cast(LatePhaseState, tx.init(cast(Any, split)))
 
-    def adopt(path: Any, fresh: jax.Array) -> jax.Array:
+    def adopt(new: Collection[Any], path: Any, leaf: Any) -> Any:
+        # A nowcast looks for its parameters by some of their tensors, which are others now.
+        if isinstance(leaf, Landmark) or any(path[: len(place)] == place for place in new):
+            return leaf
         if path not in of_path:
             raise ValueError(
                 f"plain has nothing at {jax.tree_util.keystr(path)}, which the state of tx has; base_tx and member_tx "
                 "must be optimizers of the same kind as the one before."
             )
-        return jnp.broadcast_to(of_path[path], fresh.shape).astype(fresh.dtype)
+        return jnp.broadcast_to(of_path[path], leaf.shape).astype(leaf.dtype)
 
-    fresh = cast(LatePhaseState, tx.init(cast(Any, split)))
-    base, members = (jax.tree_util.tree_map_with_path(adopt, tree) for tree in (fresh.base, fresh.members))
-    return fresh._replace(base=base, members=members)
+    def migrate(tree: Any, new: Collection[Any]) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            functools.partial(adopt, new), tree, is_leaf=lambda node: isinstance(node, Landmark)
+        )
 
-
-def _split_like(gradient: Any, params: SplitParams) -> tuple[Any, Any]:
-    """The shared and the late-phase part of a gradient."""
-    if isinstance(gradient, SplitParams):
-        return gradient.base, gradient.members
-    is_masked = _is_masked(params.base)
-    shared = jax.tree.map(lambda leaf, masked: optax.MaskedNode() if masked else leaf, gradient, is_masked)
-    late = jax.tree.map(lambda leaf, masked: leaf if masked else optax.MaskedNode(), gradient, is_masked)
-    return shared, late
+    of_factors = _states_of_factors(fresh.members, split.members)
+    return fresh._replace(base=migrate(fresh.base, ()), members=migrate(fresh.members, of_factors))
 
 
-def _is_masked(base: Any) -> Any:
-    return jax.tree.map(
-        lambda node: isinstance(node, optax.MaskedNode), base, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
-    )
+def _states_of_factors(state: Any, members: Any) -> set[Any]:
+    """The places in the members' state of what holds something, such as moments or a history, of factors of rank 1."""
+
+    def paths_of(kind: Any, tree: Any) -> dict[Any, Any]:
+        nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, kind))
+        return {path: node for path, node in nodes if isinstance(node, kind)}
+
+    names = paths_of(RankOne, members)
+    moments = {
+        path[: -len(name) - 1] for path in paths_of(RankOne, state) for name in names if path[-len(name) :] == name
+    }
+    return moments | {path for path, node in paths_of(NowcastState, state).items() if paths_of(RankOne, node)}
