@@ -1,4 +1,7 @@
+import gc
+import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -6,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.helpers import COLLECTIVES, assert_dots_are_precise, assert_trees_close, train
 from wnn_jax import averaging
-from wnn_jax.averaging._packing import pack, unpack_one
+from wnn_jax.averaging._packing import pack, unpack
 
 SHAPES = {"kernel": (8, 6), "bias": (6,), "scale": ()}
 FORMS = ("deltas", "orthonormal")
@@ -137,12 +141,25 @@ def test_the_orthonormal_form_projects():
     assert_trees_close(twice, once, rtol=1e-3, atol=1e-4)
 
 
-def test_any_optimizer_trains_the_coefficients(form: Any):
+@pytest.mark.parametrize(
+    "tx",
+    [pytest.param(optax.adamw(0.3, weight_decay=0.0), id="adamw"), pytest.param(optax.sgd(0.1, 0.9), id="sgd")],
+)
+def test_any_optimizer_trains_the_coefficients(form: Any, tx: optax.GradientTransformation):
     subspace = averaging.make_subspace(path(4), form=form)
-    target = random_tree(99)
-    gradient = jax.grad(lambda x: optax.tree.norm(optax.tree.sub(averaging.combine(subspace, x), target), squared=True))
-    steps = train(optax.adamw(0.01), averaging.init_coefficients(subspace), 5, gradient=gradient)
-    assert np.isfinite(flat(steps[-1].params)).all()
+    start, unravel = ravel_pytree(averaging.init_coefficients(subspace))
+    target, _ = ravel_pytree(random_tree(99))
+
+    def distance(x: jax.Array) -> jax.Array:
+        return ravel_pytree(averaging.combine(subspace, unravel(x)))[0] - target
+
+    steps = train(tx, start, 60, gradient=jax.grad(lambda x: jnp.sum(distance(x) ** 2) / 2))
+    begun, ended = (float(jnp.sum(distance(x) ** 2)) for x in (start, steps[-1].params))
+    # The nearest point of the subspace, by least squares.
+    jacobian = np.asarray(jax.jacfwd(distance)(start), np.float64)
+    rest = np.asarray(distance(start), np.float64)
+    nearest = np.sum((rest - jacobian @ np.linalg.lstsq(jacobian, rest, rcond=1e-4)[0]) ** 2)
+    assert ended - nearest < 0.05 * (begun - nearest)
 
 
 # Few bits
@@ -151,21 +168,17 @@ def test_any_optimizer_trains_the_coefficients(form: Any):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(8, 6), (7,), (1,), (), (3, 5)])
 def test_rounding_is_by_half_a_step_at_most(bits: int, shape: tuple[int, ...]):
-    arrays = jnp.asarray(np.random.default_rng(0).normal(size=(3, *shape)), jnp.float32)
-    packed = pack(arrays, bits)
+    array = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    packed = jax.jit(pack, static_argnames="bits")(array, bits)
     last = shape[-1] if shape else 1
     assert packed.codes.dtype == jnp.uint8
     assert packed.codes.shape[-1] == -(-last * bits // 8)
-    for index in range(3):
-        one = jax.tree.map(lambda leaf, index=index: leaf[index], packed)
-        error = np.abs(unpack_one(one, bits, shape) - arrays[index])
-        step = (arrays[index].max() - arrays[index].min()) / (2**bits - 1)
-        assert error.max() <= step / 2 * 1.001 + 1e-6
+    step = (array.max() - array.min()) / (2**bits - 1)
+    assert np.abs(unpack(packed, bits, shape) - array).max() <= step / 2 * 1.001 + 1e-6
 
 
 def test_arrays_without_numbers_are_packed():
-    one = jax.tree.map(lambda leaf: leaf[1], pack(jnp.zeros([2, 3, 0]), 4))
-    assert unpack_one(one, 4, (3, 0)).shape == (3, 0)
+    assert unpack(pack(jnp.zeros([3, 0]), 4), 4, (3, 0)).shape == (3, 0)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -188,7 +201,7 @@ def test_gradients_through_few_bits():
     x = averaging.init_coefficients(packed)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(averaging.combine(packed, x)["kernel"])))(x)
     unit = [
-        np.sum(unpack_one(jax.tree.map(lambda leaf, i=i: leaf[i], packed.directions["kernel"]), 4, (8, 6)))
+        np.sum(unpack(jax.tree.map(lambda leaf, i=i: leaf[i], packed.directions["kernel"]), 4, (8, 6)))
         for i in range(3)
     ]
     np.testing.assert_allclose(gradient["kernel"], unit, rtol=1e-4, atol=1e-5)
@@ -200,30 +213,109 @@ def test_gradients_through_few_bits():
 
 @pytest.mark.parametrize("bits", [None, 4])
 def test_shards_stay_where_they_are(form: Any, bits: int | None):
+    """Of a training step: all that devices tell each other is a number for each direction and sharded tensor."""
     if form == "orthonormal" and bits:
         pytest.skip("few bits are of the other form")
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    sharding = {"kernel": NamedSharding(mesh, PartitionSpec("x")), "bias": NamedSharding(mesh, PartitionSpec())}
-    checkpoints = [{name: tree[name] for name in sharding} for tree in path(3)]
+    specs = {"kernel": PartitionSpec("x"), "wide": PartitionSpec(None, "x"), "bias": PartitionSpec()}
+    checkpoints = [tree | {"wide": jnp.tile(tree["kernel"].T, (1, 2))} for tree in path(3)]
+    checkpoints = [{name: tree[name] for name in specs} for tree in checkpoints]
+    tx = optax.adamw(0.01)
+
+    def loss(x: Any, subspace: Any) -> Any:
+        return optax.tree.norm(averaging.combine(subspace, x), squared=True)
+
+    def step(x: Any, opt_state: Any, subspace: Any) -> Any:
+        updates, opt_state = tx.update(jax.grad(loss)(x, subspace), opt_state, x)
+        return optax.apply_updates(x, updates), opt_state
+
     with jax.set_mesh(mesh):
-        sharded = [jax.device_put(tree, sharding) for tree in checkpoints]
+        sharded = [
+            {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in tree.items()}
+            for tree in checkpoints
+        ]
         subspace = averaging.make_subspace(sharded, form=form, bits=bits)
+        for name, directions in subspace.directions.items():
+            # All but the first of its arrays are numbers of the quantization.
+            first = jax.tree.leaves(directions)[0]
+            assert first.sharding.shard_shape(first.shape)[1:] == tuple(
+                size // (8 if axis else 1) for size, axis in zip(first.shape[1:], [*specs[name], None], strict=False)
+            )
         x = averaging.init_coefficients(subspace)
         combine = jax.jit(averaging.combine).lower(subspace, x).compile()
         assert combine(subspace, x)["kernel"].sharding.spec[0] == "x"
         assert not [name for name in COLLECTIVES if name in (combine.as_text() or "")]
-
-        def loss(x: Any, subspace: Any) -> Any:
-            return optax.tree.norm(averaging.combine(subspace, x), squared=True)
-
-        text = jax.jit(jax.grad(loss)).lower(x, subspace).compile().as_text() or ""
+        text = jax.jit(step).lower(x, tx.init(x), subspace).compile().as_text() or ""
     assert not [name for name in COLLECTIVES if name in text and name != "all-reduce"]
-    sums = [line for line in text.splitlines() if " all-reduce(" in line]
-    assert len(sums) >= 1
-    assert all("8,6]" not in line.split(" all-reduce(")[0] for line in sums)
+    # Once a step: not in a loop.
+    assert " all-reduce(" not in text.partition("\nENTRY ")[0]
+    reduced = [line.partition(" all-reduce(")[0] for line in text.splitlines() if " all-reduce(" in line]
+    assert re.findall(r"\w+\[[\d,]*\]", " ".join(reduced)) == ["f32[3]"] * 2
     expected = averaging.make_subspace(checkpoints, form=form, bits=bits)
-    on_one_device = averaging.combine(expected, averaging.init_coefficients(expected))
-    assert_trees_close(jax.device_get(combine(subspace, x)), on_one_device)
+    on_one_device = averaging.combine(expected, averaging.init_coefficients(expected, "last"))
+    assert_trees_close(
+        jax.device_get(averaging.combine(subspace, averaging.init_coefficients(subspace, "last"))), on_one_device
+    )
+
+
+# Checkpoints that are loaded one at a time
+
+
+class Loaded:
+    """Checkpoints that are made anew whenever they are asked for; `most` bytes of arrays were there at such a time."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.most = 0
+
+    def load(self, seed: int) -> Any:
+        random = np.random.default_rng(seed)
+        tree = {name: jnp.asarray(random.normal(size=(64, 64)), jnp.float32) for name in ("first", "second")}
+        self.most = max(self.most, sum(array.nbytes for array in jax.live_arrays()))
+        return tree
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from map(self.load, range(self.number))
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_no_more_than_two_checkpoints_are_held_beside_the_result(form: Any, bits: int | None):
+    if form == "orthonormal" and bits:
+        pytest.skip("few bits are of the other form")
+    checkpoints = Loaded(4)
+    of_one = sum(leaf.nbytes for leaf in jax.tree.leaves(checkpoints.load(0)))
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    subspace = averaging.make_subspace(checkpoints, form=form, bits=bits)
+    result = sum(leaf.nbytes for leaf in jax.tree.leaves(subspace))
+    assert subspace.size == 4
+    assert checkpoints.most - before <= result + 2 * of_one
+
+
+def test_a_list_and_what_is_loaded_make_one_subspace(form: Any):
+    checkpoints = Loaded(4)
+    for one, other in zip(
+        *(jax.tree.leaves(averaging.make_subspace(each, form=form)) for each in (checkpoints, list(checkpoints))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_can_be_gone_through_once_is_refused():
+    with pytest.raises(
+        ValueError, match=r"checkpoints=<list_iterator .* can be gone through once, and twice is needed"
+    ):
+        averaging.make_subspace(iter(path(3)))
+
+
+def test_checkpoints_added_in_between_are_noticed():
+    class Growing(Loaded):
+        def __iter__(self) -> Iterator[Any]:
+            self.number += 1
+            yield from super().__iter__()
+
+    with pytest.raises(ValueError, match=r"checkpoints had 4 of them, and other ones when gone through again"):
+        averaging.make_subspace(Growing(3))
 
 
 # What is refused, and what is warned of

@@ -1,6 +1,5 @@
 """Arrays in few bits."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -10,12 +9,12 @@ BITS = (1, 2, 4, 8)
 
 
 class Packed(NamedTuple):
-    """Arrays `[n, ...]` in `bits` bits a number.
+    """An array in `bits` bits a number, or `n` of them, each attribute with one more axis in front.
 
     Attributes:
-      codes: uint8, several codes a byte along the last axis. Sharded like the arrays where that axis divides.
-      low: `[n]`, what code 0 stands for.
-      step: `[n]`, the distance of two neighbouring codes.
+      codes: uint8, several codes a byte along the last axis. Sharded like the array where that axis divides.
+      low: what code 0 stands for.
+      step: the distance of two neighbouring codes.
     """
 
     codes: jax.Array
@@ -23,31 +22,24 @@ class Packed(NamedTuple):
     step: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="bits")
-def pack(arrays: jax.Array, bits: int) -> Packed:
-    """Rounds each of `n` arrays to evenly spaced values from its least to its greatest.
+def pack(array: jax.Array, bits: int) -> Packed:
+    """Rounds an array to evenly spaced values from its least to its greatest.
 
     A number is off by at most half a step: (greatest - least) / (2^bits - 1) / 2.
 
     Args:
-      arrays: `[n, ...]`.
+      array: of any shape.
       bits: 1, 2, 4 or 8 a number.
 
     References:
       Li et al., Trainable Weight Averaging, 2025
     """
-    axes = tuple(range(1, arrays.ndim))
-    if arrays.size == 0:
-        low = high = jnp.zeros(len(arrays), arrays.dtype)
-    else:
-        low, high = arrays.min(axis=axes), arrays.max(axis=axes)
+    low, high = (array.min(), array.max()) if array.size else (jnp.zeros([], array.dtype),) * 2
     step = (high - low) / (2**bits - 1)
-    shape = (-1, *(1 for _ in axes))
-    safe = jnp.where(step > 0, step, 1.0)
-    codes = jnp.round((arrays - low.reshape(shape)) / safe.reshape(shape)).astype(jnp.uint8)
+    codes = jnp.round((array - low) / jnp.where(step > 0, step, 1.0)).astype(jnp.uint8)
     per_byte = 8 // bits
     # An axis to pack along, also for scalars.
-    codes = codes.reshape(*codes.shape, 1) if codes.ndim == 1 else codes
+    codes = jnp.atleast_1d(codes)
     codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % per_byte)])
     codes = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
     shifts = bits * jnp.arange(per_byte, dtype=jnp.uint8)
@@ -55,11 +47,11 @@ def pack(arrays: jax.Array, bits: int) -> Packed:
     return Packed(packed, low, step)
 
 
-def unpack_one(packed: Packed, bits: int, shape: tuple[int, ...]) -> jax.Array:
-    """One of the arrays again.
+def unpack(packed: Packed, bits: int, shape: tuple[int, ...]) -> jax.Array:
+    """The array again.
 
     Args:
-      packed: that array, without the leading axis.
+      packed: a single array.
       bits: of a number.
       shape: of the array.
     """

@@ -75,6 +75,24 @@ def test_coefficients_begin_at_the_average_and_get_better() -> None:
     assert jax.tree.map(np.shape, fitted.state.params) == {"dense": {"bias": (3,), "kernel": (3,)}}
 
 
+def test_coefficients_have_their_own_optimizer_rate_and_beginning() -> None:
+    """Of no rate they stay where they begin; at the arm's rate they go on from there."""
+    task = LinearRegression()
+
+    def sgd_on_coefficients(rate: float, num_steps: int) -> optax.GradientTransformation:
+        assert num_steps == 8
+        return optax.sgd(rate, momentum=0.9)
+
+    def score(rate: float | None) -> float:
+        stage = TrainCoefficients(share=0.5, learning_rate=rate, optimizer=sgd_on_coefficients, begin="last")
+        fitted = trainer(task, dataclasses.replace(TWA, stages=(stage,))).fit(0, test=False)
+        return fitted.evaluations[-1].scores["TWA"]["mse"]
+
+    last = Program(task, lambda: optax.sgd(0.0)).evaluate(base_run(task, 8)[-1], {}, "validation")["mse"]
+    assert score(0.0) == pytest.approx(last, rel=1e-4)
+    assert score(None) == score(0.02) < last
+
+
 def test_coefficients_are_a_task_like_any_other() -> None:
     task = LinearRegression()
     weights = base_run(task, 6)

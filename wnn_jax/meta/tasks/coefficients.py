@@ -1,17 +1,18 @@
 """Training the coefficients of a combination of checkpoints: trainable weight averaging (TWA)."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from wnn_jax import averaging
-from wnn_jax.meta.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
+from wnn_jax.meta.tasks.reparameterized import Reparameterized
+from wnn_jax.meta.tasks.task import ModelState, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Coefficients:
+class Coefficients(Reparameterized):
     """Another task, whose parameters are confined to a subspace.
 
     Attributes:
@@ -24,15 +25,9 @@ class Coefficients:
       Li et al., `Trainable Weight Averaging <https://arxiv.org/abs/2205.13104>`_, ICLR 2023
     """
 
-    base: Task
     subspace: averaging.Subspace
     model_state: ModelState
     start: Any = "mean"
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Those of the base task."""
-        return self.base.metrics
 
     def describe(self) -> Mapping[str, Any]:
         """The base task, and the form of the subspace. The checkpoints themselves follow from the run."""
@@ -49,20 +44,6 @@ class Coefficients:
         del key
         return averaging.init_coefficients(self.subspace, self.start), self.model_state
 
-    def loss(
-        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]:
-        """The loss of the base task, of the combination."""
-        return self.base.loss(averaging.combine(self.subspace, params), model_state, batch, key)
-
-    def batch(self, seed: int, step: int) -> Batch:
-        """The batch of the base task."""
-        return self.base.batch(seed, step)
-
-    def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
-        """The batches of the base task."""
-        return self.base.evaluation_batches(split)
-
-    def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
-        """What the combination scores."""
-        return self.base.measure(averaging.combine(self.subspace, params), model_state, batch)
+    def network(self, params: Params) -> Params:
+        """The combination."""
+        return averaging.combine(self.subspace, params)
