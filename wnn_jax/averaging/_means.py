@@ -19,10 +19,11 @@ def toward(mean: jax.Array, new: jax.Array, share: Any) -> jax.Array:
     return jnp.clip(moved, jnp.minimum(mean, new), jnp.maximum(mean, new))
 
 
-def mean_of(arrays: Sequence[jax.Array], number: Any) -> jax.Array:
-    """The mean of the first `number` arrays, in float32 or wider; of one at least."""
+def mean_of(arrays: Sequence[jax.Array], number: Any = None) -> jax.Array:
+    """The mean of arrays, in float32 or wider; of the first `number` of them, if it is given and at least 1."""
     first, *others = arrays
     mean = first.astype(wide_dtype(first))
     for index, array in enumerate(others, start=1):
-        mean = toward(mean, array, jnp.where(index < number, 1 / (index + 1), 0.0))
+        share = 1 / (index + 1)
+        mean = toward(mean, array, share if number is None else jnp.where(index < number, share, 0.0))
     return mean
