@@ -12,7 +12,13 @@ from tests.campaign.part import Part, Verdict
 _SEED = 9
 
 
-@pytest.mark.parametrize("name", campaign.PARTS)
+# Those that start no process.
+QUICK = {"averages", "damage", "windows"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in campaign.PARTS]
+)
 def test_a_piece_of_the_campaign(name: str):
     part = campaign.load_part(name)
     verdicts = [campaign.run_case(part, _SEED, number) for number in range(part.num_tested)]
@@ -20,6 +26,7 @@ def test_a_piece_of_the_campaign(name: str):
     assert any(verdict.tally for verdict in verdicts)
 
 
+@pytest.mark.slow
 def test_a_campaign_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -287,6 +287,7 @@ def test_with_the_same_settings_a_restored_run_goes_on(num_before: int):
 # Dtypes.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nowcaster", [HalfMemory(), *DRIFTS])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_means_are_of_float32_at_least(nowcaster: Any, dtype: str):

@@ -150,6 +150,7 @@ def test_on_the_host_and_compact(nowcaster: Any):
     assert_trees_equal(on_host[-1].params, on_device[-1].params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nowcaster", NOWCASTERS)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("options", [{"history_dtype": "bfloat16"}, {"history_memory_kind": "pinned_host"}], ids=str)

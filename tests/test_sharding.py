@@ -143,6 +143,7 @@ def test_no_matrix_of_the_spectral_drift_leaves_its_device(layout: str, axis_typ
     assert {shape for line in sums for shape in re.findall(r"\w+\[[\d,]*\]", line)} == {"pred[]", "f32[]"}
 
 
+@pytest.mark.slow
 def test_restored_onto_another_mesh(tmp_path: Path, nowcaster: str, on_one_device: Any):
     """Saved by 8 devices in the middle of a window or a drift, and gone on with on 2."""
     before, after = make_mesh(AxisType.Auto), make_mesh(AxisType.Auto, {"data": 2})

@@ -30,7 +30,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "transformer": ({"num_steps": 40, **SLOW}, {"num_nowcasts": 3}),
 }
 SWEEP = "rate_sweep"
-LONG = ("orbax_resume", "seeds", "sharded", "transformer")
+# The others are run by `make test-all`.
+QUICK = ("scan_loop",)
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def test_every_recipe_is_listed_and_tested():
 
 
 @pytest.mark.parametrize(
-    "name", [name if name not in LONG else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_a_recipe_trains_and_jumps(name: str):
     options, expected = CASES[name]

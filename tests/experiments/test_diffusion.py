@@ -20,6 +20,7 @@ class Convolution(nn.Module):
         return nn.Conv(1, (3, 3))(images) + 0 * times[:, None, None, None]
 
 
+@pytest.mark.slow
 def test_arms_draw_what_they_learned_of_the_same_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Denoising(dataset=synthetic_images("mnist-14"), model=Convolution(), batch_size=8)
     monkeypatch.setattr(diffusion, "load_task", lambda name, data_dir: task)

@@ -23,6 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_the_stages_in_sequence(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     make_quick(monkeypatch)

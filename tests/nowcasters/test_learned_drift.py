@@ -80,9 +80,8 @@ def with_outputs(names: Any, *outputs: float, **rule: Any) -> LearnedDrift:
 # As the rule
 
 
-@pytest.mark.parametrize(
-    ("num_means", "rule"), [pytest.param(3, {}, marks=pytest.mark.slow), (2, {"spectral": False, "gain": 0.02})]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_means", "rule"), [(3, {}), (2, {"spectral": False, "gain": 0.02})])
 def test_it_begins_as_the_rule_bit_for_bit(num_means: int, rule: dict[str, Any]):
     steps = train_with(LearnedDrift.init(jax.random.key(0), num_means=num_means, **rule))
     expected = train_with(Drift(**rule))

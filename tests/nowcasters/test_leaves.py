@@ -159,6 +159,7 @@ def sharded_leaves(mesh: Any) -> list[tuple[jax.Array, ...]]:
     return [jax.device_put(leaf, NamedSharding(mesh, spec)) for leaf, spec in zip(leaves, SPECS, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize("transform", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
 def test_sharded_leaves(axis_type: AxisType, transform: Any):

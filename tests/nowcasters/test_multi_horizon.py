@@ -130,6 +130,7 @@ def test_what_is_beyond_the_dtype_stays(cls: Any, params: Any):
     assert np.isfinite(predict(cls, params, half).astype(np.float32)).all()
 
 
+@pytest.mark.slow
 def test_each_leaf_is_forecast_by_its_role(cls: Any, params: Any, random_nowcaster: MultiHorizonNowcaster):
     leaf = random_history((4,))
     predicted = random_nowcaster([dict.fromkeys(ROLES, snapshot) for snapshot in leaf], {r: r for r in ROLES})
@@ -193,6 +194,7 @@ def test_vmap(cls: Any, params: Any):
         assert_close(member, predict(cls, params, history, horizon=horizon), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize(
     ("spec", "chunk_size"), [(PartitionSpec("x"), 16), (PartitionSpec(None, "x"), 16), (PartitionSpec("x"), 4096)]
@@ -207,6 +209,7 @@ def test_sharded_leaves(cls: Any, params: Any, axis_type: AxisType, spec: Partit
     assert_close(predicted, predict(cls, params, history))
 
 
+@pytest.mark.slow
 def test_a_decaying_horizon_on_sharded_parameters(random_nowcaster: MultiHorizonNowcaster):
     horizon = wnn_jax.decaying_horizon(3, first=40, last=1)
     tx = optax.chain(optax.sgd(1e-3), wnn_jax.nowcast(random_nowcaster, snapshot_every=1, scale=0.1, horizon=horizon))
@@ -223,6 +226,7 @@ def test_a_decaying_horizon_on_sharded_parameters(random_nowcaster: MultiHorizon
     assert single[-1].state[1].num_nowcasts == 3
 
 
+@pytest.mark.slow
 def test_a_decaying_horizon_is_forecast(random_nowcaster: MultiHorizonNowcaster):
     horizon = wnn_jax.decaying_horizon(2, first=40, last=1)
     tx = optax.chain(optax.sgd(1e-3), wnn_jax.nowcast(random_nowcaster, snapshot_every=1, horizon=horizon))
@@ -297,6 +301,7 @@ def test_init_draws_from_its_key(cls: Any):
     assert not jnp.allclose(kernels[0], kernels[2])
 
 
+@pytest.mark.slow
 def test_an_untrained_network_stays_near_the_last_value(cls: Any):
     history = random_history((100,))
     moved = np.abs(cls.init(jax.random.key(0))(history, "dense") - history[-1])

@@ -24,9 +24,8 @@ def temporary_bytes(name: str, shapes: dict[str, tuple[int, ...]]) -> int:
     return analysis.temp_size_in_bytes
 
 
-@pytest.mark.parametrize(
-    "name", ["wnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wnn-plus", "adaptive-linear"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wnn", "wnn-plus", "adaptive-linear"])
 def test_working_memory_is_bounded(name: str):
     small = temporary_bytes(name, {"Dense_0": (1000, 1000)})
     assert temporary_bytes(name, {"Dense_0": (10_000, 10_000)}) <= small + 2**16
@@ -35,6 +34,7 @@ def test_working_memory_is_bounded(name: str):
     assert many <= small + 2**25 + 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_network_is_compiled_once_for_all_leaves_of_a_role(name: str):
     def num_instances(num_blocks: int) -> int:

@@ -48,6 +48,7 @@ def test_outliers_are_told_as_well_as_scikit_learn_says():
     assert outlier_auroc(jnp.asarray(ordinary), jnp.asarray(outliers)) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_measured_by_its_mean_probabilities():
     task = make_task()
     params, model_state = task.init(jax.random.key(0))

@@ -100,6 +100,7 @@ def test_an_arm_can_have_rates_of_its_own(tmp_path: Path) -> None:
     assert not rows["linear"]["is_at_edge"]
 
 
+@pytest.mark.slow
 def test_a_retrained_nowcaster_does_not_get_the_old_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowcaster: Any = wnn_jax.load("adaptive-linear")
     path = tmp_path / "nowcaster.npz"

@@ -48,6 +48,7 @@ def times(output: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in output.glob("*/runs/*.json")}
 
 
+@pytest.mark.slow
 def test_the_tasks_are_trained_one_after_another_and_shown_in_one_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

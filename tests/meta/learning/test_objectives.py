@@ -28,9 +28,8 @@ def draw(collection: Path, objective: Objective) -> WindowBatch:
     return sampler.batch(0, 0, windows_per_role=2)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("adaptive-linear", marks=pytest.mark.slow), "wnn", "wnn-plus", "introspection"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adaptive-linear", "wnn", "wnn-plus", "introspection"])
 def test_errors_are_those_of_the_nowcaster(collection: Path, kind: str):
     objective = OBJECTIVES[kind]
     batch = draw(collection, objective)

@@ -32,6 +32,7 @@ def make_task(**changes: Any) -> Segmentation:
     return Segmentation(**(arguments | changes))
 
 
+@pytest.mark.slow
 def test_segmentation_conforms():
     check_conformance(make_task)
 

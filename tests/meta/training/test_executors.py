@@ -362,7 +362,7 @@ def test_a_killed_process(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import dataclasses, os, sys, time
+import dataclasses, os, signal, sys, time
 from pathlib import Path
 from wnn_jax.meta.training.executors import run_all
 
@@ -378,6 +378,8 @@ def run(job):
     return Answer(job.folder, -job.index)
 
 if __name__ == "__main__":
+    # A shell starts what runs in the background with interrupts ignored, such as these tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for job, answer in run_all(run, [Answer(Path.cwd(), index) for index in range(2)], num_processes=2):
         assert isinstance(answer, Answer)
         Path("answered").touch()
@@ -412,12 +414,7 @@ def test_a_script_that_ends_leaves_no_process(end: _End, tmp_path: Path) -> None
         assert all(map(is_alive, processes))
         assert all(map(ignores_interrupts, processes))  # They would fill the terminal with tracebacks.
         end.send(script.pid)
-        try:
-            _, errors = script.communicate(timeout=SECONDS / 2)
-        except subprocess.TimeoutExpired:
-            # Python drops an interrupt that comes while it finalises an object. Whoever waits presses the keys again.
-            end.send(script.pid)
-            _, errors = script.communicate(timeout=SECONDS / 2)
+        _, errors = script.communicate(timeout=SECONDS)
         assert script.returncode == end.code
         assert b"Process" not in errors  # Neither a broken pool, nor what multiprocessing says of its processes.
         wait_until(lambda: not any(map(is_alive, processes)))

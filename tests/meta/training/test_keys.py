@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+import pytest
 
 import wnn_jax
 from tests.meta.toys import LinearRegression, NormalizedRegression
@@ -80,6 +81,7 @@ def test_a_key_is_of_the_content_and_not_of_its_order() -> None:
     assert run_key({"a": 1}) != run_key({"a": 2})
 
 
+@pytest.mark.slow
 def test_fingerprints_are_the_same_in_every_process() -> None:
     program = (
         "from tests.meta.training.test_keys import *\n"

@@ -117,6 +117,7 @@ def test_an_interrupted_collection_goes_on(collection: Path, tmp_path: Path, mon
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_make_the_same_collection(collection: Path, tmp_path: Path):
     collect(tiny(tmp_path, num_runs=4, num_processes=2))
     assert_close(tmp_path, collection, num_runs=4)

@@ -53,9 +53,9 @@ POSES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("name", "held_out", "task"),
     [
-        ("cifar100", 12, "cifar100-three-conv-32"),
+        pytest.param("cifar100", 12, "cifar100-three-conv-32", marks=pytest.mark.slow),
         ("fashion-mnist", 12, "fashion-mnist-three-conv"),
-        ("imagenet-64", 2, "imagenet-64-resnet"),
+        pytest.param("imagenet-64", 2, "imagenet-64-resnet", marks=pytest.mark.slow),
     ],
 )
 def test_images_that_are_prepared_can_be_trained_on(name: str, held_out: int, task: str, tmp_path: Path):

@@ -65,7 +65,13 @@ def test_images_of_any_size_become_logits(name: str, shape: tuple[int, ...]):
     assert logits.shape == (2, NUM_CLASSES)
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+# One of each kind, of few layers.
+QUICK = {"mlp-64", "cnn-8-16", "three-conv-8-16-16", "resnet", "transformer-1x32"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(ARCHITECTURES)]
+)
 def test_every_parameter_is_trained(name: str):
     model, inputs = ARCHITECTURES[name](NUM_CLASSES), example(name)
 
