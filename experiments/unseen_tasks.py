@@ -6,8 +6,8 @@ Jang et al. (ICML 2023) report how much faster networks of kinds that WNN never 
 et al. (ICLR 2025) do so for language models. Here every arm is at the best of its learning rates, by one seed (10) that
 is not among the three reported (0, 1, 2), and is read from the weights or their moving averages, whichever is best; the
 drift is `wnn_jax.nowcast()` as it is. Reinforcement learning has a record of its own, `experiments/pendulum.py`, and so
-has the paper's CNN, `experiments/wnn_paper.py`; diffusion on MNIST is in `experiments/acceleration.py`, with its samples
-in `experiments/diffusion.py`. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8. The results are in
+has the paper's CNN, `experiments/wnn_paper.py`; diffusion on MNIST is in `experiments/acceleration.py`, with its
+samples in `experiments/diffusion.py`. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8. The results are in
 `results/unseen-tasks/`.
 
 | task | network | optimizer | steps | WNN's paper |
@@ -22,13 +22,32 @@ in `experiments/diffusion.py`. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.
 
 % of steps saved to the best score of `plain` with the same seed, with 95 % intervals:
 
-@TABLE@
+| arm | segmentation | language model | fine-tuning |
+|---|---|---|---|
+| plain | 0 (0 to 0) | 2 (0 to 6) | 0 (0 to 0) |
+| ademamix-6 | 10 (3 to 21) | 50 (46 to 53) | |
+| drift | 25 (21 to 30) | 51 (44 to 60) | 14 (8 to 25) |
 
-Final scores, and those on the test split:
+Final scores, mean ± standard deviation on the validation split, with the mean on the test split behind them:
 
-@SCORES@
+| arm | segmentation, mean IoU % | language model, perplexity | fine-tuning, perplexity |
+|---|---|---|---|
+| plain | 41.40 ± 0.30, 42.20 | 5.296 ± 0.056, 6.131 | 5.368 ± 0.015, 6.324 |
+| ademamix-6 | 42.91 ± 0.95, 44.06 | 5.156 ± 0.042, 6.163 | |
+| drift | 44.92 ± 0.37, 45.97 | 5.127 ± 0.041, 6.155 | 5.334 ± 0.003, 6.340 |
 
-@SAYS@
+The best rates are 6e-3, 3e-3 and 3e-3 (segmentation and language model), 3e-3 and, at the edge of its grid, 7.5e-4
+(plain and drift of the fine-tuning). Those of the language model were chosen between two, which were the best of four
+after 6,000 steps. With one seed, `wnn-plus~40-1` saved 16 % of the language model's steps.
+
+**Not run**: diffusion on CIFAR-10, LoRA, AdEMAMix on the fine-tuning, and decayed rates and WNN's own networks on all
+of these. ImageNet and COCO could not be had: their tasks are tested on data of the same shapes, written by TensorFlow
+Datasets, and run on any folder that it has prepared.
+
+What this says. On the language model the drift needs half of 10,000 steps, as AdEMAMix does; of 6,000 steps it saved 35
+% (`experiments/acceleration.py`). On the segmentation it saves a quarter, 1.33 times as fast, beside 1.20 of WNN in its
+paper on other images, and is ahead of AdEMAMix, whose interval touches its own. On the fine-tuning, which is short, it
+gains little. On the test text no arm of the two language tasks is better than plain training by more than the noise.
 """
 
 from pathlib import Path
@@ -38,7 +57,6 @@ from wnn_jax.meta.evaluation.survey import Survey, main
 
 ARMS = ("plain", "ademamix-6", "drift")
 
-LOWEST = (3.75e-4, 7.5e-4, 1.5e-3, 3e-3)
 LOWER = (7.5e-4, 1.5e-3, 3e-3, 6e-3)
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 HIGHER = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
@@ -80,7 +98,7 @@ COMPARISONS = (
         arms=ARMS,
         optimizer="adamw",
         learning_rates=RATES,
-        own_rates=dict.fromkeys(("ademamix-6", "drift"), LOWEST),
+        own_rates=dict.fromkeys(("ademamix-6", "drift"), LOWER),
         search_seeds=SEARCH_SEEDS,
         num_steps=1_500,
         evaluate_every=50,
