@@ -15,13 +15,15 @@ The paper (von Oswald et al., ICLR 2021) has factors of rank 1 for a recurrent n
 | this configuration | not run yet |
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
 from experiments.averaging import annealed, sgd
-from experiments.late_phase import EPOCH, annealed_in_cycles, late_phase_arm, make_task
+from experiments.late_phase import CONFIG as LATE_PHASE
+from experiments.late_phase import annealed_in_cycles, late_phase_arm, make_task
 from wnn_jax.late_phase import rank_one_mask
-from wnn_jax.meta.evaluation.comparison import Compare, main
+from wnn_jax.meta.evaluation.comparison import main
 from wnn_jax.meta.tasks.models import ThreeConv
 from wnn_jax.meta.training.arm import Arm
 
@@ -35,15 +37,8 @@ ARMS = {
     )
 }
 
-CONFIG = Compare(
-    task="cifar10-16-three-conv",
-    arms=tuple(ARMS),
-    learning_rates=(0.05, 0.1, 0.2),
-    search_seeds=(10,),
-    seeds=(0, 1, 2, 3, 4),
-    num_steps=30 * EPOCH,
-    evaluate_every=6 * EPOCH,
-    output=Path("runs/late-phase-rank-one"),
+CONFIG = dataclasses.replace(
+    LATE_PHASE, task="cifar10-16-three-conv", arms=tuple(ARMS), output=Path("runs/late-phase-rank-one")
 )
 
 if __name__ == "__main__":

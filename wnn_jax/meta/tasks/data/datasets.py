@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wnn_jax.meta.errors import UsageError, look_up
 from wnn_jax.meta.tasks.data.images import (
@@ -22,6 +22,7 @@ from wnn_jax.meta.tasks.data.prepared import is_prepared
 from wnn_jax.meta.tasks.data.text import TextDataset, load_tiny_shakespeare
 
 Dataset = ImageDataset | TextDataset | PoseDataset
+_Kind = TypeVar("_Kind", ImageDataset, TextDataset, PoseDataset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +146,7 @@ def load_images(name: str, data_dir: Path) -> ImageDataset:
     Raises:
       UsageError: if the data set is another kind of data, or as `load_dataset` does.
     """
-    dataset = load_dataset(name, data_dir)
-    if not isinstance(dataset, ImageDataset):
-        raise UsageError(f"the data set {name!r} does not consist of images; choose one that does, such as 'digits'.")
-    return dataset
+    return _load(name, data_dir, ImageDataset, "does not consist of images; choose one that does, such as 'digits'")
 
 
 def load_text(name: str, data_dir: Path) -> TextDataset:
@@ -157,10 +155,7 @@ def load_text(name: str, data_dir: Path) -> TextDataset:
     Raises:
       UsageError: if the data set is another kind of data, or as `load_dataset` does.
     """
-    dataset = load_dataset(name, data_dir)
-    if not isinstance(dataset, TextDataset):
-        raise UsageError(f"the data set {name!r} is not a text; choose one that is, such as 'tiny_shakespeare'.")
-    return dataset
+    return _load(name, data_dir, TextDataset, "is not a text; choose one that is, such as 'tiny_shakespeare'")
 
 
 def load_poses(name: str, data_dir: Path) -> PoseDataset:
@@ -169,7 +164,11 @@ def load_poses(name: str, data_dir: Path) -> PoseDataset:
     Raises:
       UsageError: if the data set is another kind of data, or as `load_dataset` does.
     """
+    return _load(name, data_dir, PoseDataset, "has no keypoints; choose one that has, such as 'coco-pose'")
+
+
+def _load(name: str, data_dir: Path, kind: type[_Kind], otherwise: str) -> _Kind:
     dataset = load_dataset(name, data_dir)
-    if not isinstance(dataset, PoseDataset):
-        raise UsageError(f"the data set {name!r} has no keypoints; choose one that has, such as 'coco-pose'.")
+    if not isinstance(dataset, kind):
+        raise UsageError(f"the data set {name!r} {otherwise}.")
     return dataset
