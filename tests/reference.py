@@ -104,6 +104,46 @@ def introspection(history: Sequence[np.ndarray], network: Network) -> np.ndarray
     return np.apply_along_axis(forecast, -1, np.stack(history, axis=-1))
 
 
+def nino(
+    features: np.ndarray,
+    kinds: np.ndarray,
+    sources: np.ndarray,
+    targets: np.ndarray,
+    nodes: np.ndarray,
+    params: Network,
+) -> np.ndarray:
+    """How far every edge of a graph expects its weights to move (NiNo of Knyazev et al., ICLR 2025).
+
+    Args:
+      features: `[edges, 45]`, normalised histories of the elements of a window, one behind the other.
+      kinds: `[edges]`, what they are.
+      sources: `[edges]`, the nodes where they begin.
+      targets: `[edges]`, the nodes where they end.
+      nodes: `[nodes, 8]`, the places of nodes.
+      params: the parameters of a `NiNo`.
+
+    Returns:
+      `[edges, 40, 9]`.
+    """
+    v = _dense(nodes, params["position"])
+    e = _dense(features, params["weights"]) + np.asarray(params["kind"]["embedding"], v.dtype)[kinds]
+    for level in range(len(params["rounds"])):
+        layers = params["rounds"][str(level)]
+        gain, offset = np.split(_dense(e, layers["modulation"]), 2, axis=1)
+        message = gain * _dense(np.concatenate([v[targets], v[sources]], axis=1), layers["message"]) + offset
+        mean = np.stack([message[targets == node].mean(axis=0) for node in range(len(v))])
+        v = _silu(_dense(_dense(np.concatenate([v, mean], axis=1), layers["node"]), layers["mix"]))
+        update = layers["edge"]
+        ends = _dense(v[sources], update["source"]) + _dense(v[targets], update["target"])
+        e = _dense(_silu(_dense(e, update["edge"]) + ends), update["output"])
+    kernel, bias = (np.asarray(params["output"][name], v.dtype) for name in ("kernel", "bias"))
+    return np.tensordot(_silu(_dense(e, params["hidden"])), kernel, 1) + bias
+
+
+def _silu(values: np.ndarray) -> np.ndarray:
+    return values / (1 + np.exp(-values))
+
+
 def _dense(inputs: np.ndarray, layer: Layer) -> np.ndarray:
     kernel, bias = (np.asarray(layer[name], inputs.dtype) for name in ("kernel", "bias"))
     return inputs @ kernel + bias

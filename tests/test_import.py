@@ -39,10 +39,13 @@ PUBLIC = (
     "nowcasters.WNN",
     "nowcasters.WNNPlus",
     "nowcasters.AdaptiveLinear",
+    "nowcasters.NiNo",
+    "nowcasters.neural_graph",
     "nowcasters.CurveFit",
     "nowcasters.Drift",
     "convert",
     "convert.keras_wnn",
+    "convert.nino",
     "convert.nino_mlp",
     "averaging",
     "late_phase",
@@ -103,7 +106,7 @@ def test_public_names_are_documented(name: str):
     assert not documented.startswith(f"{name.split('.')[-1]}("), "made by dataclass or NamedTuple"
 
 
-@pytest.mark.parametrize("cls", ["WNN", "WNNPlus", "AdaptiveLinear"])
+@pytest.mark.parametrize("cls", ["WNN", "WNNPlus", "AdaptiveLinear", "NiNo"])
 @pytest.mark.parametrize("method", ["init", "__call__"])
 def test_public_methods_are_documented(cls: str, method: str):
     assert inspect.getdoc(getattr(public(f"nowcasters.{cls}"), method))

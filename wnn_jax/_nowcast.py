@@ -248,7 +248,9 @@ def nowcast(
 
     def init_fn(params: Any) -> NowcastState:
         _check_params(params)
-        resolve_roles(roles, params)
+        resolved = resolve_roles(roles, params)
+        if (check_nowcaster_params := getattr(nowcaster, "check_params", None)) is not None:
+            check_nowcaster_params(params, resolved)
         if history_memory_kind is not None:
             _check_memory_kind(history_memory_kind)
         # One by one, for each is to have a buffer of its own.

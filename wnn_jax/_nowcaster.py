@@ -27,7 +27,7 @@ class Nowcaster(Protocol):
     """Forecasts parameters from their own recent history.
 
     Any object with these two members is a nowcaster; nothing needs to inherit.
-    `nowcast` also reads three attributes if they are there:
+    `nowcast` also reads four attributes if they are there:
 
     - `takes_horizon` (default `True`): whether `horizon` means anything to it.
       Where it is `False`, `nowcast(horizon=...)` is refused.
@@ -37,6 +37,8 @@ class Nowcaster(Protocol):
     - `offsets` (default `range(context)`): which visits of a window leave its
       snapshots, as `context` increasing ints from 0 on. With `(0, 4, 7, 10)` the
       snapshots are 4, 3 and 3 times `snapshot_every` apart, and only they are kept.
+    - `check_params(params, roles)`: raises a `ValueError` if it cannot forecast such parameters. It is called when the
+      state is initialised, and may prepare what it needs of their shapes.
 
     Attributes:
       context: how many snapshots a prediction is made from.

@@ -136,16 +136,16 @@ def resolve_roles(roles: RolesLike, params: Any) -> Any:
 
 def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...]]]:
     return [
-        (_names(params, path), tuple[int, ...](getattr(leaf, "shape", ())))
+        (names_along(params, path), tuple[int, ...](getattr(leaf, "shape", ())))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     ]
 
 
-def _names(root: Any, path: tuple[Any, ...]) -> _Names:
+def names_along(root: Any, path: tuple[Any, ...], *, with_classes: bool = True) -> _Names:
     """The names along a path, outermost first, in lower case.
 
     Equinox keeps its modules in the parameter tree and names every operation `weight`: the class of each
-    module passed is therefore one more name, put before the leaf's own.
+    module passed is therefore one more name, put before the leaf's own, unless `with_classes` is `False`.
     """
     names: list[str] = []
     node: Any = root
@@ -154,7 +154,7 @@ def _names(root: Any, path: tuple[Any, ...]) -> _Names:
             if hasattr(node, "get_raw_value"):  # An `nnx.Variable` puts what it holds one key deeper, under no name.
                 node = node.get_raw_value()
             else:
-                names += [type(node).__name__, key.name]
+                names += [type(node).__name__, key.name] if with_classes else [key.name]
                 node = getattr(node, key.name, None)
         elif isinstance(key, jax.tree_util.SequenceKey):
             names.append(str(key.idx))

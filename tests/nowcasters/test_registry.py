@@ -25,6 +25,8 @@ def make(name: str) -> Any:
     cls: Any = CLASSES[name]
     if name in ("WNN", "LearnedDrift", "Introspection"):
         return cls.init(jax.random.key(0))
+    if name == "NiNo":
+        return cls.init(jax.random.key(0), width=8)
     return cls.init(jax.random.key(0), width=8, num_hidden=2)
 
 

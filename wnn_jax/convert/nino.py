@@ -1,4 +1,4 @@
-"""The WNN+ weight files that the authors of NiNo published (PyTorch)."""
+"""The weight files that the authors of NiNo published (PyTorch): of NiNo itself, and of WNN+."""
 
 import os
 from typing import Any
@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._roles import ROLES
+from wnn_jax.nowcasters._graph import MAX_WINDOW
+from wnn_jax.nowcasters._multi_horizon import NUM_HORIZONS
+from wnn_jax.nowcasters.nino import NiNo
 from wnn_jax.nowcasters.wnn_plus import WNNPlus
 
 # The rows of the published embedding that are our roles.
@@ -54,12 +57,79 @@ def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
         raise ValueError(f"path={os.fspath(path)!r} is not a weight file of the published WNN+: {error!r}.") from error
 
 
+def nino(path: str | os.PathLike[str]) -> NiNo:
+    """Reads a weight file of the published NiNo.
+
+    Args:
+      path: path of the `.pt` file (published as `nino_no_posw.pt`), with any number of layers and features.
+
+    Returns:
+      A `NiNo` that predicts what the published PyTorch code does, to 1e-5 relative in fp32, given its graph. The signs
+      of the eigenvectors by which the published code tells nodes apart are random there and fixed here; and of the
+      manifold eigenvalue that most graphs have it takes whatever eigenvectors the solver finds.
+
+    Raises:
+      ImportError: if PyTorch, of the `convert` extra, is not installed.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if the file is not such a weight file; that of a WNN+ is one for `nino_mlp`.
+
+    References:
+      Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
+      <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
+    """
+    name = os.fspath(path)
+    state = _read_state(name)
+    if any(key.startswith("edge_mlp.") for key in state):
+        raise ValueError(f"path={name!r} is a weight file of the published WNN+, not of NiNo: read it with nino_mlp.")
+    if "wte_pos_enc_layer.weight" in state:
+        raise ValueError(
+            f"path={name!r} is of a NiNo with an embedding for every token of a vocabulary, which cannot be read; give "
+            "the file that was published as nino_no_posw.pt."
+        )
+
+    def dense(theirs: str) -> dict[str, Any]:
+        return {"kernel": jnp.asarray(state[f"{theirs}.weight"].T), "bias": jnp.asarray(state[f"{theirs}.bias"])}
+
+    def one_round(level: int) -> dict[str, Any]:
+        node, edge = f"gnn.convs.{level}", f"gnn.edge_update.{level}"
+        return {
+            "modulation": dense(f"{node}.edge_encoder"),
+            "message": dense(f"{node}.pre_nns.0.0"),
+            "node": dense(f"{node}.post_nns.0.0"),
+            "mix": dense(f"{node}.lin"),
+            "edge": {
+                ours: dense(f"{edge}.{theirs}")
+                for ours, theirs in {"edge": "lin_e", "source": "lin_s", "target": "lin_t", "output": "lin1"}.items()
+            },
+        }
+
+    try:
+        output = dense("edge_out.fc.2")
+        # There, horizons come after the elements of a window.
+        output = {
+            ours: jnp.moveaxis(array.reshape(*array.shape[:-1], MAX_WINDOW, NUM_HORIZONS), -1, -2)
+            for ours, array in output.items()
+        }
+        num_rounds = len({key.split(".")[2] for key in state if key.startswith("gnn.edge_update.")})
+        params = {
+            "kind": {"embedding": jnp.asarray(state["layer_embed.weight"])},
+            "position": dense("node_proj.fc.0"),
+            "weights": dense("edge_proj.fc.0"),
+            "rounds": {str(level): one_round(level) for level in range(num_rounds)},
+            "hidden": dense("edge_out.fc.0"),
+            "output": output,
+        }
+        return NiNo(params, record={"source": "the published weights of Knyazev et al., ICLR 2025"})
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise ValueError(f"path={name!r} is not a weight file of the published NiNo: {error!r}.") from error
+
+
 def _read_state(path: str) -> dict[str, np.ndarray]:
     try:
         # pyright: ignore is for environments without it: the type check needs no PyTorch.
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("nino_mlp needs PyTorch; install it with: pip install 'wnn-jax[convert]'") from error
+        raise ImportError("nino and nino_mlp need PyTorch; install it with: pip install 'wnn-jax[convert]'") from error
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -103,7 +103,7 @@ class LeafMap:
                 alike.setdefault((leaf[0].dtype, mesh_axes[index]), []).append(index)
         for (_, axes), indices in alike.items():
             flat = [tuple(array.reshape(-1) for array in leaves[index]) for index in indices]
-            for stream, positions in streams_of(flat, self.chunk_size or _default_chunk_size()):
+            for stream, positions in streams_of(flat, self.chunk_size or default_chunk_size()):
                 map_stream = functools.partial(_map_stream, self, stream, operands, axes)
                 if len(positions) == 1:
                     results = map_stream()
@@ -153,5 +153,5 @@ def check_chunk_size(chunk_size: Any) -> int | None:
     return check_int("chunk_size", chunk_size, meaning, minimum=1)
 
 
-def _default_chunk_size() -> int:
+def default_chunk_size() -> int:
     return _CHUNK_SIZE_ON_CPU if jax.default_backend() == "cpu" else _CHUNK_SIZE_ELSEWHERE

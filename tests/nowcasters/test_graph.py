@@ -1,0 +1,441 @@
+"""The neural graph of a model: what is read from names and shapes, and what follows from it."""
+
+import itertools
+import json
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import wnn_jax
+from wnn_jax.meta.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
+from wnn_jax.nowcasters import neural_graph
+from wnn_jax.nowcasters._graph import KINDS, Graph, Tensor, build_graph, laplacian_eigenvectors, layout_of
+from wnn_jax.nowcasters.nino import _tensors_of
+
+IMAGES = jnp.zeros((1, 16, 16, 3))
+TOKENS = jnp.zeros((1, 8), jnp.int32)
+
+
+def init(model: nn.Module, *inputs: Any) -> Any:
+    train: dict[str, Any] = {"train": True} if takes_train(model) else {}
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, **train))["params"]
+
+
+def graph_of(params: Any, description: Any = None) -> Graph:
+    description = neural_graph(params) if description is None else description
+    return build_graph(description, _tensors_of(params, wnn_jax.default_roles(params)))
+
+
+def edges_of(graph: Graph, params: Any) -> list[tuple[int, int, int]]:
+    """Source, target and kind of every edge, sorted."""
+    edges = list(zip(graph.sources.tolist(), graph.targets.tolist(), graph.kinds.tolist(), strict=True))
+    for leaf, block in zip(jax.tree.leaves(params), graph.blocks, strict=True):
+        _, rows, columns = block.layout.sizes(leaf.shape)
+        ends = block.ends.at(np.arange(rows * columns), np)
+        edges += [(int(source), int(target), block.kind) for source, target in zip(*ends, strict=True)]
+    return sorted(edges)
+
+
+def dense_laplacian(graph: Graph, params: Any) -> np.ndarray:
+    adjacency = np.zeros([graph.num_nodes] * 2)
+    for source, target, _ in edges_of(graph, params):
+        adjacency[source, target] = adjacency[target, source] = source != target
+    inverse = 1 / np.sqrt(adjacency.sum(axis=0))
+    return np.eye(graph.num_nodes) - inverse[:, None] * adjacency * inverse[None]
+
+
+class Nested(nn.Module):
+    """A residual network as Flax's example has it: blocks with names, projections where widths change."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=True, name="bn_init")(nn.Conv(4, (3, 3), name="conv_init")(x))
+        for features in (4, 6):
+            x = ResNetBlock(features)(x)
+        return nn.Dense(10)(x.mean(axis=(1, 2)))
+
+
+class ResNetBlock(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        branch = nn.BatchNorm(use_running_average=True)(nn.Conv(self.features, (3, 3), use_bias=False)(x))
+        branch = nn.BatchNorm(use_running_average=True)(nn.Conv(self.features, (3, 3), use_bias=False)(branch))
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), name="conv_proj")(x)
+            x = nn.BatchNorm(use_running_average=True, name="norm_proj")(x)
+        return x + branch
+
+
+class Transformer(nn.Module):
+    """Blocks with names of their own, with the dense layers in a module."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(11, 8, name="wte")(tokens) + nn.Embed(8, 8, name="wpe")(jnp.arange(8))[None]
+        for _ in range(2):
+            x = TransformerBlock()(x)
+        return nn.Dense(11, name="lm_head")(nn.LayerNorm(name="ln_f")(x))
+
+
+class TransformerBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + nn.MultiHeadDotProductAttention(2, name="attn")(nn.LayerNorm(name="ln_1")(x))
+        return x + Hidden(name="mlp")(nn.LayerNorm(name="ln_2")(x))
+
+
+class Hidden(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(8, name="c_proj")(nn.gelu(nn.Dense(32, name="c_fc")(x)))
+
+
+def model_of(name: str) -> Any:
+    inputs = TOKENS if "transformer" in name else IMAGES
+    return init(ARCHITECTURES[name](10), inputs)
+
+
+MODELS = {
+    **{name: (lambda name=name: model_of(name)) for name in ("mlp-128-64", "cnn-8-16-32", "vgg", "transformer-2x24")},
+    "resnet": lambda: init(Nested(), IMAGES),
+    "transformer": lambda: init(Transformer(), TOKENS),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def params(request: pytest.FixtureRequest) -> Any:
+    return MODELS[request.param]()
+
+
+# Reading
+
+
+def test_a_chain():
+    edges = neural_graph(model_of("cnn-8-16-32"))["edges"]
+    kernels = {path: names for path, names in edges.items() if path.endswith("kernel")}
+    # The classifier is made before the hidden layer that comes before it.
+    assert kernels == {
+        "Conv_0/kernel": ["input", "conv_0"],
+        "Conv_1/kernel": ["conv_0", "conv_1"],
+        "Conv_2/kernel": ["conv_1", "conv_2"],
+        "Dense_0/kernel": ["conv_2", "dense_0"],
+        "Dense_1/kernel": ["dense_0", "dense_1"],
+    }
+    assert edges["Dense_0/bias"] == ["dense_0"]
+
+
+def test_dense_layers_whose_numbers_go_backwards():
+    edges = neural_graph(model_of("vgg"))["edges"]
+    assert edges["Dense_1/kernel"] == ["convnorm_3/conv_0", "dense_1"]
+    assert edges["Dense_0/kernel"] == ["dense_1", "dense_0"]
+    assert edges["ConvNorm_2/BatchNorm_0/scale"] == ["convnorm_2/conv_0"]
+
+
+@pytest.mark.parametrize("name", ["transformer", "transformer-2x24"])
+def test_a_transformer(name: str):
+    description = neural_graph(MODELS[name]())
+    edges, kinds = description["edges"], description["kinds"]
+    prefix = "TransformerBlock_1/attn" if name == "transformer" else "MultiHeadDotProductAttention_1"
+    before = edges[f"{prefix}/query/kernel"][0]
+    queries, values = f"{prefix.lower()} queries", f"{prefix.lower()} values"
+    assert edges[f"{prefix}/query/kernel"] == [before, queries]
+    assert edges[f"{prefix}/key/kernel"] == [queries, before]
+    assert edges[f"{prefix}/value/kernel"] == [before, values]
+    assert edges[f"{prefix}/out/kernel"] == [values, prefix.lower()]
+    assert {kinds[f"{prefix}/{part}/kernel"] for part in ("query", "key", "value")} == {"query", "key", "value"}
+    assert kinds["wpe/embedding"] == "position"
+    assert edges["wpe/embedding"][1] == edges["wte/embedding"][1] == "wte"
+    heads = 2 if name == "transformer" else 4
+    assert description["heads"][queries] == description["heads"][values] == heads
+    # Around attention and around the dense layers of each block.
+    assert len(description["residual"]) == 4
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(description["residual"]))
+    norm = "TransformerBlock_1/ln_1" if name == "transformer" else "LayerNorm_2"
+    assert edges[f"{norm}/scale"] == [before]
+    last = "ln_f" if name == "transformer" else "LayerNorm_4"
+    assert edges[f"{last}/scale"] == [description["residual"][-1][1]]
+
+
+def test_residual_blocks():
+    description = neural_graph(MODELS["resnet"]())
+    edges = description["edges"]
+    assert description["residual"] == [["conv_init", "resnetblock_0/conv_1"]]
+    assert edges["ResNetBlock_1/conv_proj/kernel"] == ["resnetblock_0/conv_1", "resnetblock_1/conv_1"]
+    assert edges["ResNetBlock_1/norm_proj/scale"] == ["resnetblock_1/conv_1"]
+    assert edges["ResNetBlock_1/BatchNorm_0/scale"] == ["resnetblock_1/conv_0"]
+    assert edges["bn_init/scale"] == ["conv_init"]
+    assert edges["Dense_0/kernel"] == ["resnetblock_1/conv_1", "dense_0"]
+
+
+class NnxModel(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.linear1 = nnx.Linear(64, 6, rngs=rngs)
+        self.linear2 = nnx.Linear(6, 10, rngs=rngs)
+
+
+class EquinoxModel(eqx.Module):
+    conv: eqx.nn.Conv2d
+    layers: list[eqx.nn.Linear]
+
+    def __init__(self, key: jax.Array):
+        keys = jax.random.split(key, 3)
+        self.conv = eqx.nn.Conv2d(3, 4, 3, key=keys[0])
+        self.layers = [eqx.nn.Linear(64, 6, key=keys[1]), eqx.nn.Linear(6, 10, key=keys[2])]
+
+
+def haiku_model() -> Any:
+    network = hk.transform(
+        lambda x: hk.nets.MLP([6, 10])(hk.Flatten()(hk.Conv2D(4, 3, padding="VALID")(x)))  # pyright: ignore[reportArgumentType]
+    )
+    return network.init(jax.random.key(0), jnp.zeros((1, 6, 6, 3)))
+
+
+FRAMEWORKS = {
+    "nnx": lambda: nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param),
+    "equinox": lambda: eqx.filter(EquinoxModel(jax.random.key(0)), eqx.is_inexact_array),
+    "haiku": haiku_model,
+}
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_names_of_every_framework(name: str):
+    params = FRAMEWORKS[name]()
+    edges = neural_graph(params)["edges"]
+    matrices = [names for names in edges.values() if len(names) == 2]
+    assert [names[0] for names in matrices[1:]] == [names[1] for names in matrices[:-1]]
+    assert len(matrices) == 3
+    graph = graph_of(params)
+    # 16 flattened positions of 4 channels: each channel has an edge from each position to each of 6 neurons.
+    pairs = [edge for edge in edges_of(graph, params) if edge[2] == KINDS["dense"]]
+    assert len(pairs) == 64 * 6 + 6 * 10
+    assert len(set(pairs)) == 4 * 6 + 6 * 10
+
+
+def test_flattened_channels_come_last_or_first():
+    """Rows of the same channel belong to the same neuron: every fourth as Flax has it, 16 in a row in Equinox."""
+    flax, equinox = FRAMEWORKS["nnx"](), FRAMEWORKS["equinox"]()
+    for params, leaf, expected in ((flax, "linear1", np.arange(64) % 4), (equinox, "layers", np.arange(64) // 16)):
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        index = next(i for i, path in enumerate(paths) if leaf in path and ("kernel" in path or "weight" in path))
+        ends = graph_of(params).blocks[index].ends
+        sources, targets = ends.at(np.arange(64 * 6), np)
+        np.testing.assert_array_equal(sources.reshape(64, 6)[:, 0] - ends.first_row, expected)
+        np.testing.assert_array_equal(targets.reshape(64, 6)[0] - ends.first_column, np.arange(6))
+
+
+def test_a_description_is_json(params: Any):
+    description = neural_graph(params)
+    assert json.loads(json.dumps(description)) == description
+
+
+# What cannot be read
+
+
+def pair(one: tuple[int, int], other: tuple[int, int], names: tuple[str, str] = ("encoder", "decoder")) -> Any:
+    return {name: {"kernel": jnp.zeros(shape)} for name, shape in zip(names, (one, other), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("make", "leaf", "reason"),
+    [
+        (lambda: init(ARCHITECTURES["resnet"](10), IMAGES), "Conv_5/kernel", "its inputs are the outputs of no layer"),
+        (lambda: init(ARCHITECTURES["densenet"](10), IMAGES), "ConvNorm_2/Conv_0/kernel", "outputs of no layer"),
+        (lambda: init(LSTM(5), TOKENS), "OptimizedLSTMCell_0/", "could come before"),
+        (lambda: init(UNet(), IMAGES, jnp.zeros(1)), "ResidualBlock_1/", "its inputs are the outputs of no layer"),
+        (lambda: pair((8, 4), (4, 8)), "decoder/kernel", "its module could come before 'encoder'"),
+        (lambda: pair((8, 4), (5, 7)), "encoder/kernel", "its inputs are the outputs of no layer before it"),
+        (lambda: {**pair((8, 4), (4, 3)), "cls": jnp.zeros([1, 8])}, "cls", "it lies beside other modules"),
+        (
+            lambda: {**pair((8, 4), (4, 4)), "norm": {"scale": jnp.zeros(4)}},
+            "norm/scale",
+            "there are 2 layers of its size, and 1 such norms",
+        ),
+        (lambda: {"attention": pair((4, 4), (4, 4), ("query", "key"))}, "attention/", "could come before"),
+    ],
+    ids=["residual", "dense", "recurrent", "unet", "both orders", "no order", "parameter", "norms", "attention"],
+)
+def test_what_cannot_be_read_is_refused_by_a_leaf(make: Any, leaf: str, reason: str):
+    with pytest.raises(ValueError, match=rf"the leaf '{leaf}.*{reason}.*NiNo\(graph=\.\.\.\)"):
+        neural_graph(make())
+
+
+def test_attention_without_a_projection_back():
+    params = MODELS["transformer"]()
+    del params["TransformerBlock_0"]["attn"]["out"]
+    with pytest.raises(ValueError, match=r"'TransformerBlock_0/attn/.*its attention has no projection back"):
+        neural_graph(params)
+
+
+def test_a_window_that_is_too_large():
+    params = model_of("lenet")
+    with pytest.raises(ValueError, match=r"'Conv_0/kernel' of shape \(5, 5, 3, 6\) has windows of 25 elements"):
+        graph_of(params)
+
+
+# Graphs that are given
+
+
+def test_a_graph_of_another_model_is_refused_by_the_first_leaf_that_differs():
+    params, description = model_of("mlp-64"), neural_graph(model_of("mlp-64"))
+    smaller = {name: layer for name, layer in params.items() if name != "Dense_1"}
+    with pytest.raises(ValueError, match="graph is of another model: the parameters have no leaf 'Dense_1/"):
+        graph_of(smaller, description)
+    with pytest.raises(ValueError, match="graph is of another model: it has no edges for the leaf 'Dense_1/bias'"):
+        graph_of(params, neural_graph(smaller))
+    wider = init(MLP(10, (65,)), IMAGES)
+    narrow = {**wider, "Dense_1": params["Dense_1"]}
+    with pytest.raises(ValueError, match=r"the leaf 'Dense_1/kernel' of shape \(64, 10\) has 64 inputs, but 'dense_0'"):
+        graph_of(narrow, description)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"edges": []}, "must be a mapping with 'edges'"),
+        ({"nodes": {}}, "graph has the unknown part 'nodes'"),
+        (
+            {"kinds": {"Dense_0/bias": "queries"}},
+            "graph\\['kinds'\\] has the unknown kind 'queries' for 'Dense_0/bias'",
+        ),
+        ({"residual": [["input", "elsewhere"]]}, "graph\\['residual'\\] names 'elsewhere'"),
+        ({"residual": [["input", "dense_0"]]}, "'input' with 'dense_0', but these are 768 and 64 neurons"),
+        ({"heads": {"dense_0": 7}}, "graph\\['heads'\\] has 7 heads for the 64 neurons 'dense_0'"),
+        ({"heads": {"elsewhere": 2}}, "graph\\['heads'\\] names 'elsewhere'"),
+        ({"positions": np.zeros([3, 8])}, "graph\\['positions'\\] has the shape \\(3, 8\\)"),
+    ],
+)
+def test_a_description_that_makes_no_graph(change: Any, message: str):
+    params = model_of("mlp-64")
+    with pytest.raises(ValueError, match=message):
+        graph_of(params, {**neural_graph(params), **change})
+
+
+def test_a_description_of_another_form():
+    with pytest.raises(ValueError, match="graph='chain' must be a mapping with 'edges'"):
+        graph_of(model_of("mlp-64"), "chain")
+
+
+@pytest.mark.parametrize(
+    ("path", "names", "message"),
+    [
+        ("Dense_0/bias", ["input", "dense_0"], "must be one name of neurons, for the leaf has the shape \\(64,\\)"),
+        ("Dense_0/kernel", ["dense_0"], "must be two names of neurons"),
+        ("Dense_1/bias", ["dense_0"], "the leaf 'Dense_1/bias' has 10 of the neurons 'dense_0', of which there are 64"),
+    ],
+)
+def test_edges_that_do_not_fit_a_leaf(path: str, names: list[str], message: str):
+    params = model_of("mlp-64")
+    description = neural_graph(params)
+    description["edges"][path] = names
+    with pytest.raises(ValueError, match=message):
+        graph_of(params, description)
+
+
+def test_a_model_that_cannot_be_read_can_be_described():
+    """An autoencoder, whose order nothing tells, with a connection from its input to its output."""
+    params = pair((8, 4), (4, 8))
+    edges = {"encoder/kernel": ["input", "code"], "decoder/kernel": ["code", "output"]}
+    graph = graph_of(params, {"edges": edges, "residual": [["input", "output"]]})
+    residual = [edge[:2] for edge in edges_of(graph, params) if edge[2] == KINDS["residual"]]
+    assert residual == [(node, node + 12) for node in range(8)]
+    # The leaf of the decoder comes first.
+    assert [block.ends.first_row for block in graph.blocks] == [8, 0]
+
+
+# Nodes and edges
+
+
+def test_every_node_has_a_loop_and_its_degree(params: Any):
+    graph = graph_of(params)
+    edges = edges_of(graph, params)
+    degrees = np.bincount([target for _, target, _ in edges], minlength=graph.num_nodes)
+    np.testing.assert_array_equal(graph.degrees, degrees)
+    assert {(node, node, KINDS["self"]) for node in range(graph.num_nodes)} <= set(edges)
+    assert {node for edge in edges if edge[0] != edge[1] for node in edge[:2]} == set(range(graph.num_nodes))
+
+
+def test_a_depthwise_convolution_connects_each_channel_with_itself():
+    params = {"Conv_0": {"kernel": jnp.zeros((1, 1, 3, 5))}, "Conv_1": {"kernel": jnp.zeros((3, 3, 1, 5))}}
+    edges = edges_of(graph_of(params), params)
+    assert [edge[:2] for edge in edges if edge[0] in range(3, 8) and edge[0] != edge[1]] == [
+        (i, i + 5) for i in range(3, 8)
+    ]
+
+
+def test_layouts_are_read_and_written_back():
+    rng = np.random.default_rng(0)
+    for names, shape, role, sizes in (
+        (("conv", "kernel"), (3, 2, 4, 5), "conv", (6, 4, 5)),
+        (("conv", "weight"), (5, 4, 3, 2), "conv", (6, 4, 5)),
+        (("linear", "weight"), (5, 4), "dense", (1, 4, 5)),
+        (("query", "kernel"), (4, 2, 3), "dense", (1, 4, 6)),
+        (("out", "kernel"), (2, 3, 4), "dense", (1, 6, 4)),
+        (("query", "bias"), (2, 3), "bias", (1, 1, 6)),
+        (("wte", "weight"), (7, 4), "embedding", (1, 7, 4)),
+    ):
+        layout = layout_of(names, shape, role)
+        leaf = jnp.asarray(rng.normal(size=shape))
+        matrix = layout.to_matrix(leaf)
+        assert layout.sizes(shape) == sizes
+        assert matrix.shape == (sizes[0], sizes[1] * sizes[2])
+        np.testing.assert_array_equal(layout.from_matrix(matrix, shape), leaf)
+    kernel = jnp.arange(6.0).reshape(2, 3)
+    flax = layout_of(("dense", "kernel"), (2, 3), "dense").to_matrix(kernel)
+    equinox = layout_of(("linear", "weight"), (3, 2), "dense").to_matrix(kernel.T)
+    np.testing.assert_array_equal(flax, equinox)
+
+
+# Places of nodes
+
+
+def test_places_are_eigenvectors_of_the_laplacian(params: Any):
+    if sum(leaf.size for leaf in jax.tree.leaves(params)) > 60_000:
+        params = init(MLP(10, (12, 7)), jnp.zeros((1, 2, 2, 1)))
+    graph = graph_of(params)
+    vectors = laplacian_eigenvectors(graph, 8).astype(np.float64)
+    laplacian = dense_laplacian(graph, params)
+    values = np.linalg.eigvalsh(laplacian)[1:9]
+    np.testing.assert_allclose(laplacian @ vectors, vectors * values[None], atol=1e-6)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(8), atol=1e-5)
+    largest = np.abs(vectors).max(axis=0)
+    assert all(vectors[np.abs(vectors[:, i]) > 0.9999 * largest[i], i].max() > 0 for i in range(8))
+
+
+def test_places_are_always_the_same(params: Any):
+    one, other = (laplacian_eigenvectors(graph_of(params), 8) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_graph_of_few_nodes_has_fewer_places():
+    params = {"Dense_0": {"kernel": jnp.zeros((1, 2))}}
+    vectors = laplacian_eigenvectors(graph_of(params), 8)
+    assert vectors.shape == (3, 8)
+    assert np.abs(vectors[:, :2]).min(axis=0).max() > 0
+    np.testing.assert_array_equal(vectors[:, 2:], 0)
+
+
+def test_neurons_that_are_connected_among_themselves():
+    """Edges from some neurons to the same ones, as in a recurrent layer, but from none to itself."""
+    params = {"recurrent": {"kernel": jnp.zeros((5, 5))}, "input": {"kernel": jnp.zeros((3, 5))}}
+    description = {"edges": {"input/kernel": ["input", "state"], "recurrent/kernel": ["state", "state"]}}
+    graph = graph_of(params, description)
+    laplacian = dense_laplacian(graph, params)
+    vectors = laplacian_eigenvectors(graph, 7).astype(np.float64)
+    np.testing.assert_allclose(laplacian @ vectors, vectors * np.linalg.eigvalsh(laplacian)[None, 1:], atol=1e-6)
+
+
+def test_tensors_say_where_they_are():
+    params = {"Dense_0": {"kernel": jnp.zeros((2, 3))}}
+    (tensor,) = _tensors_of(params, {"Dense_0": {"kernel": "dense"}})
+    assert tensor == Tensor("Dense_0/kernel", ("dense_0", "kernel"), (2, 3), "dense")

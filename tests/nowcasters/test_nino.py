@@ -1,0 +1,383 @@
+"""NiNo against its equations and against the published code, and what it does with any tree of parameters."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import wnn_jax
+from tests import reference
+from tests.helpers import (
+    assert_close,
+    assert_dots_are_precise,
+    assert_trees_close,
+    published_file,
+    pull_to_one,
+    random_leaves,
+    train,
+)
+from wnn_jax.nowcasters import NiNo, neural_graph
+from wnn_jax.nowcasters._graph import KINDS, build_graph
+from wnn_jax.nowcasters.nino import _tensors_of
+
+WIDTH = 8
+SHAPES = {
+    "Conv_0": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+    "Conv_1": {"kernel": (1, 1, 4, 5), "bias": (5,)},
+    "BatchNorm_1": {"scale": (5,), "bias": (5,)},
+    "BatchNorm_0": {"scale": (4,), "bias": (4,)},
+    "Dense_0": {"kernel": (20, 3), "bias": (3,)},
+}
+
+
+def is_shape(node: Any) -> bool:
+    return isinstance(node, tuple)
+
+
+def walk(shapes: Any = None, seed: int = 0, dtype: Any = jnp.float32) -> list[Any]:
+    """Five snapshots of a model: a random walk, of a length of its own in every tensor."""
+    rng = np.random.default_rng(seed)
+    tree = jax.tree.map(
+        lambda shape: rng.normal(size=shape) + np.cumsum(rng.normal(size=(5, *shape)) * rng.uniform(0.01, 1), axis=0),
+        SHAPES if shapes is None else shapes,
+        is_leaf=is_shape,
+    )
+    return [jax.tree.map(lambda leaf: jnp.asarray(leaf[time], dtype), tree) for time in range(5)]  # noqa: B023
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    template = jax.eval_shape(lambda key: NiNo.init(key, width=WIDTH).params, jax.random.key(0))
+    return random_leaves(template, seed=0)
+
+
+@functools.partial(jax.jit, static_argnames=("chunk_size",))
+def predict(params: Any, history: Any, horizon: Any = 5, chunk_size: int | None = None) -> Any:
+    return NiNo(params, chunk_size=chunk_size)(history, wnn_jax.default_roles(history[0]), horizon)
+
+
+def by_reference(params: Any, history: list[Any], horizon: int, description: Any = None) -> Any:
+    """The forecast by the paper's equations, edge by edge."""
+    roles = wnn_jax.default_roles(history[0])
+    tensors = _tensors_of(history[0], roles)
+    graph = build_graph(neural_graph(history[0]) if description is None else description, tensors)
+    leaves = list(zip(*map(jax.tree.leaves, history), strict=True))
+    features, ends, kinds, scales = [], [], [], []
+    for leaf, block in zip(leaves, graph.blocks, strict=True):
+        exact = np.stack([np.asarray(snapshot, np.float64) for snapshot in leaf])
+        mean, std = exact.mean(), exact.std(ddof=1)
+        scales.append((mean, std))
+        matrices = np.stack([np.asarray(block.layout.to_matrix(jnp.asarray(snapshot))) for snapshot in exact], axis=-1)
+        window, size = matrices.shape[:2]
+        padded = np.zeros([size, 9, 5])
+        padded[:, :window] = np.moveaxis((matrices - mean) / (std + 1e-6), 1, 0)
+        features.append(padded.reshape(size, 45))
+        ends.append(np.stack(block.ends.at(np.arange(size), np)))
+        kinds.append(np.full(size, block.kind))
+    others = np.zeros([len(graph.kinds), 9, 5])
+    others[:, 0] = np.where(graph.kinds == KINDS["self"], 2, 1)[:, None]
+    sources, targets = np.concatenate([*ends, np.stack([graph.sources, graph.targets])], axis=1)
+    outputs = reference.nino(
+        np.concatenate([*features, others.reshape(-1, 45)]),
+        np.concatenate([*kinds, graph.kinds]),
+        sources,
+        targets,
+        graph.positions.astype(np.float64),
+        params,
+    )[:, horizon - 1]
+    forecast, start = [], 0
+    for leaf, block, feature, (mean, std) in zip(leaves, graph.blocks, features, scales, strict=True):
+        window = block.layout.sizes(leaf[0].shape)[0]
+        change = outputs[start : start + len(feature), :window]
+        values = (feature.reshape(-1, 9, 5)[:, :window, -1] + change) * std + mean
+        forecast.append(np.asarray(block.layout.from_matrix(jnp.asarray(values.T), leaf[0].shape)))
+        start += len(feature)
+    return jax.tree.unflatten(jax.tree.structure(history[0]), forecast)
+
+
+# Against the equations
+
+
+@pytest.mark.parametrize("horizon", [1, 40])
+def test_agrees_with_the_reference(params: Any, horizon: int):
+    with jax.enable_x64(True):
+        expected = by_reference(params, walk(dtype=jnp.float64), horizon)
+    predicted = predict(params, walk(), horizon)
+    jax.tree.map(assert_close, predicted, expected)
+    moved = jax.tree.map(lambda new, last: np.abs(new - last).max() > 1e-3, predicted, walk()[-1])
+    assert all(jax.tree.leaves(moved))
+
+
+def test_agrees_with_the_reference_on_attention(params: Any):
+    """Edges that lead back, heads, residual connections, and vectors of queries with two axes."""
+    shapes = {
+        "wte": {"embedding": (7, 4)},
+        "wpe": {"embedding": (6, 4)},
+        "attention": {
+            **{name: {"kernel": (4, 2, 2), "bias": (2, 2)} for name in ("query", "key", "value")},
+            "out": {"kernel": (2, 2, 4), "bias": (4,)},
+        },
+        **{f"LayerNorm_{i}": {"scale": (4,), "bias": (4,)} for i in range(3)},
+        "Dense_0": {"kernel": (4, 8)},
+        "Dense_1": {"kernel": (8, 4)},
+        "Dense_2": {"kernel": (4, 7)},
+    }
+    with jax.enable_x64(True):
+        expected = by_reference(params, walk(shapes, dtype=jnp.float64), 5)
+    jax.tree.map(assert_close, predict(params, walk(shapes)), expected)
+
+
+def test_any_number_of_rounds_and_features():
+    params = random_leaves(NiNo.init(jax.random.key(0), width=6, num_rounds=3).params, seed=1)
+    with jax.enable_x64(True):
+        expected = by_reference(params, walk(dtype=jnp.float64), 5)
+    jax.tree.map(assert_close, predict(params, walk()), expected)
+
+
+def test_messages_go_from_inputs_to_outputs(params: Any):
+    """The weights of a layer are told of those two layers before, and not of those after."""
+
+    def changed_by(changed: str, leaf: str) -> float:
+        history = walk()
+        for time, snapshot in enumerate(history):
+            snapshot[changed]["kernel"] = snapshot[changed]["kernel"] + 10.0 * (-1) ** time
+        return float(np.abs(predict(params, history)[leaf]["kernel"] - predict(params, walk())[leaf]["kernel"]).max())
+
+    assert changed_by("Conv_0", "Dense_0") > 1e-4
+    assert changed_by("Dense_0", "Conv_0") == 0
+
+
+# Against the published code
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(published_file("nino_golden.npz")) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def published() -> NiNo:
+    pytest.importorskip("torch")
+    return wnn_jax.convert.nino(published_file("nino_no_posw.pt"))
+
+
+PUBLISHED_NAMES = {"Conv_0": "fc.0", "Conv_1": "fc.2", "Conv_2": "fc.4", "Dense_0": "fc.8"}
+
+
+def golden_tree(golden: dict[str, np.ndarray], prefix: str, time: int | None = None) -> Any:
+    """Weights of the golden file, whose layout is PyTorch's, as Flax has them."""
+
+    def read(name: str) -> jax.Array:
+        array = golden[f"{prefix}/{name}"]
+        array = array if time is None else array[..., time]
+        return jnp.asarray(array.transpose(*range(2, array.ndim), 1, 0) if array.ndim > 1 else array)
+
+    return {
+        ours: {"kernel": read(f"{theirs}.weight"), "bias": read(f"{theirs}.bias")}
+        for ours, theirs in PUBLISHED_NAMES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def golden_history(golden: dict[str, np.ndarray]) -> list[Any]:
+    return [golden_tree(golden, "history", time) for time in range(5)]
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 40])
+def test_predictions_of_the_published_code(
+    golden: dict[str, np.ndarray], golden_history: list[Any], published: NiNo, horizon: int
+):
+    given = {**neural_graph(golden_history[0]), "positions": golden["nino/lpe"]}
+    nowcaster, roles = NiNo(published.params, graph=given), wnn_jax.default_roles(golden_history[0])
+    predicted = jax.jit(lambda history: nowcaster(history, roles, horizon))(golden_history)
+    jax.tree.map(assert_close, predicted, golden_tree(golden, f"nino_no_posw/k{horizon}"))
+
+
+def test_the_graph_of_the_published_code(golden: dict[str, np.ndarray], golden_history: list[Any]):
+    """It is the same, numbers and all, and so are the eigenvectors of simple eigenvalues, but for signs."""
+    tensors = _tensors_of(golden_history[0], wnn_jax.default_roles(golden_history[0]))
+    graph = build_graph(neural_graph(golden_history[0]), tensors)
+    edges = [(graph.sources, graph.targets, graph.kinds)]
+    for tensor, block in zip(tensors, graph.blocks, strict=True):
+        _, rows, columns = block.layout.sizes(tensor.shape)
+        edges.append((*block.ends.at(np.arange(rows * columns), np), np.full(rows * columns, block.kind)))
+    ours = np.concatenate([np.stack(part) for part in edges], axis=1)
+    theirs = np.stack([*golden["nino/edge_index"], golden["nino/edge_type"]])
+    np.testing.assert_array_equal(ours[:, np.lexsort(ours)], theirs[:, np.lexsort(theirs)])
+    simple = golden["nino/lpe"][:, :3]
+    signs = np.sign(np.sum(simple * graph.positions[:, :3], axis=0, keepdims=True))
+    np.testing.assert_allclose(graph.positions[:, :3] * signs, simple, atol=1e-6)
+
+
+def test_the_published_size(published: NiNo):
+    # Less the third round, which reaches no forecast.
+    third_round = 128 * 256 + 256 + 2 * (256 * 128 + 128) + 128 * 128 + 128
+    assert sum(leaf.size for leaf in jax.tree.leaves(published.params)) == 549_992 - third_round
+    shapes = jax.eval_shape(lambda key: NiNo.init(key).params, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, dict(published.params))
+
+
+# What shapes, sizes and precision change: nothing
+
+
+@pytest.mark.parametrize("chunk_size", [7, pytest.param(1, marks=pytest.mark.slow), 40])
+def test_chunks_change_nothing(params: Any, chunk_size: int):
+    # Sums come in another order.
+    assert_trees_close(predict(params, walk(), 5, chunk_size), predict(params, walk()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
+def test_low_precision_leaves_are_forecast_in_float32(params: Any, dtype: Any):
+    history = walk(dtype=dtype)
+    predicted = predict(params, history)
+    wide = predict(params, [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in history])
+    assert_trees_close(predicted, jax.tree.map(lambda leaf: leaf.astype(dtype), wide), rtol=1e-2, atol=1e-2)
+
+
+def test_leaves_of_several_dtypes(params: Any):
+    history = walk()
+    for snapshot in history:
+        snapshot["Dense_0"]["kernel"] = snapshot["Dense_0"]["kernel"].astype(jnp.bfloat16)
+    predicted = predict(params, history)
+    assert jax.tree.map(jnp.result_type, predicted) == jax.tree.map(jnp.result_type, history[-1])
+    assert_trees_close(predicted["Conv_0"], predict(params, walk())["Conv_0"], rtol=1e-2, atol=1e-2)
+
+
+def test_a_model_that_never_moved_stays(params: Any):
+    snapshot = jax.tree.map(lambda shape: jnp.full(shape, 0.1), SHAPES, is_leaf=is_shape)
+    jax.tree.map(functools.partial(assert_close, rtol=1e-5), predict(params, [snapshot] * 5), snapshot)
+
+
+def test_what_is_not_finite_comes_back_as_it_was(params: Any):
+    history = walk()
+    history[-1]["Dense_0"]["bias"] = history[-1]["Dense_0"]["bias"].at[0].set(jnp.inf)
+    predicted = predict(params, history)
+    assert np.isinf(predicted["Dense_0"]["bias"][0])
+
+
+def test_no_parameters(params: Any):
+    assert NiNo(params)([{}] * 5, {}) == {}
+
+
+def test_a_batch_of_models(params: Any):
+    histories = [walk(seed=seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *histories)
+    batched = jax.vmap(lambda history: predict(params, history))(stacked)
+    for index, history in enumerate(histories):
+        one = jax.tree.map(lambda leaf: leaf[index], batched)  # noqa: B023
+        assert_trees_close(one, predict(params, history), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_parameters(params: Any, axis_type: AxisType):
+    shapes = {"Dense_0": {"kernel": (8, 16), "bias": (16,)}, "Dense_1": {"kernel": (16, 4), "bias": (4,)}}
+    history = walk(shapes)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
+    specs = jax.tree.map(lambda shape: PartitionSpec("data", "model")[: len(shape)], shapes, is_leaf=is_shape)
+    specs = jax.tree.map(lambda spec: PartitionSpec(*spec), specs, is_leaf=lambda node: isinstance(node, tuple))
+    with jax.set_mesh(mesh):
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        sharded = [jax.device_put(snapshot, shardings) for snapshot in history]
+        predicted = jax.jit(predict, out_shardings=shardings if axis_type == AxisType.Auto else None)(params, sharded)
+        jax.tree.map(lambda leaf, sharding: assert_sharded(leaf, sharding), predicted, shardings)
+    assert_trees_close(predicted, predict(params, history), rtol=1e-5, atol=1e-5)
+
+
+def assert_sharded(leaf: jax.Array, sharding: NamedSharding) -> None:
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def test_matrix_products_are_precise(params: Any):
+    nowcaster, roles = NiNo(params), wnn_jax.default_roles(walk()[0])
+    assert_dots_are_precise(lambda history: nowcaster(history, roles), walk())
+
+
+def test_working_memory_is_bounded_by_the_chunk(params: Any):
+    """Four times as many weights between as many neurons, in the same chunks."""
+
+    def temporaries(width: int) -> int:
+        shape = jax.ShapeDtypeStruct((width, width), jnp.float32)
+        history = [{"Dense_0": {"kernel": shape}}] * 5
+        roles = {"Dense_0": {"kernel": "dense"}}
+        compiled = jax.jit(lambda history: NiNo(params, chunk_size=256)(history, roles)).lower(history).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes - 4 * width**2
+
+    assert temporaries(400) - temporaries(200) < 2_000 * 400
+
+
+# As a nowcaster
+
+
+def test_it_jumps_in_a_training(params: Any):
+    nowcaster = NiNo(params)
+    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1))
+    before = walk()[0]
+    steps = train(tx, before, 5)
+    plain = train(optax.sgd(0.1), before, 5)
+    assert_trees_close(steps[3].params, plain[3].params)
+    predicted = predict(params, [step.params for step in plain])
+
+    def bound(new: jax.Array, *window: jax.Array) -> jax.Array:
+        reach = 5 * np.ptp(np.stack(window), axis=0)
+        return jnp.clip(new, window[-1] - reach, window[-1] + reach)
+
+    expected = jax.tree.map(bound, predicted, *[step.params for step in plain])
+    assert_trees_close(steps[4].params, expected, rtol=1e-4, atol=1e-4)
+    assert int(optax.tree.get(steps[4].state, "num_nowcasts")) == 1
+
+
+def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: Any):
+    tx = wnn_jax.nowcast(NiNo(params), snapshot_every=1)
+    model = {"decoder": {"kernel": jnp.zeros((4, 8))}, "encoder": {"kernel": jnp.zeros((8, 4))}}
+    with pytest.raises(ValueError, match=r"the leaf 'decoder/kernel' of shape \(4, 8\).*could come before"):
+        tx.init(model)
+    edges = {"encoder/kernel": ["input", "code"], "decoder/kernel": ["code", "output"]}
+    given = NiNo(params, graph={"edges": edges})
+    wnn_jax.nowcast(given, snapshot_every=1).init(model)
+    with pytest.raises(ValueError, match="graph is of another model: it has no edges for the leaf 'BatchNorm_0/bias'"):
+        wnn_jax.nowcast(given, snapshot_every=1).init(walk()[0])
+
+
+def test_a_graph_is_saved_with_it(params: Any, tmp_path: Path):
+    nowcaster = NiNo(params, graph=neural_graph(walk()[0]), default_horizon=7)
+    wnn_jax.save(nowcaster, tmp_path / "nino.npz")
+    loaded = wnn_jax.load(tmp_path / "nino.npz")
+    assert isinstance(loaded, NiNo)
+    assert (loaded.graph, loaded.default_horizon) == (nowcaster.graph, 7)
+    jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), dict(nowcaster.params))
+
+
+def test_masked_parameters(params: Any):
+    """It forecasts the part of a model that it is shown."""
+    mask = {name: name.startswith("Dense") for name in SHAPES}
+    tx = optax.masked(wnn_jax.nowcast(NiNo(params), snapshot_every=1), mask)
+    steps = train(optax.chain(optax.sgd(0.1), tx), walk()[0], 5, gradient=pull_to_one)
+    plain = train(optax.sgd(0.1), walk()[0], 5)
+    assert_trees_close(steps[-1].params["Conv_0"], plain[-1].params["Conv_0"])
+    assert np.abs(steps[-1].params["Dense_0"]["kernel"] - plain[-1].params["Dense_0"]["kernel"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("horizon", [0, 41, 2.5])
+def test_a_horizon_that_is_not_forecast(params: Any, horizon: Any):
+    with pytest.raises(ValueError, match=f"horizon={horizon}"):
+        NiNo(params)(walk(), wnn_jax.default_roles(walk()[0]), horizon)
+
+
+def test_a_history_of_another_length(params: Any):
+    with pytest.raises(ValueError, match="history has 4 snapshots but this nowcaster has context=5"):
+        NiNo(params)(walk()[:4], wnn_jax.default_roles(walk()[0]))
+
+
+@pytest.mark.parametrize("change", [{"hidden": {}}, {"rounds": {}}, {"more": {"kernel": np.zeros(3)}}])
+def test_parameters_of_another_network(params: Any, change: Any):
+    with pytest.raises(ValueError, match="params are not the parameters of a NiNo"):
+        NiNo({**params, **change})
