@@ -16,7 +16,8 @@ from flax import nnx
 import wnn_jax
 from wnn_jax.meta.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
 from wnn_jax.nowcasters import neural_graph
-from wnn_jax.nowcasters._graph import KINDS, Graph, Tensor, build_graph, laplacian_eigenvectors, layout_of
+from wnn_jax.nowcasters._neural_graph.graph import KINDS, Graph, Tensor, build_graph, layout_of
+from wnn_jax.nowcasters._neural_graph.laplacian import laplacian_eigenvectors
 from wnn_jax.nowcasters.nino import _tensors_of
 
 IMAGES = jnp.zeros((1, 16, 16, 3))
@@ -41,6 +42,10 @@ def edges_of(graph: Graph, params: Any) -> list[tuple[int, int, int]]:
         ends = block.ends.at(np.arange(rows * columns), np)
         edges += [(int(source), int(target), block.kind) for source, target in zip(*ends, strict=True)]
     return sorted(edges)
+
+
+def eigenvectors(graph: Graph, number: int) -> np.ndarray:
+    return laplacian_eigenvectors(graph.links, graph.num_nodes, number)
 
 
 def dense_laplacian(graph: Graph, params: Any) -> np.ndarray:
@@ -403,7 +408,7 @@ def test_places_are_eigenvectors_of_the_laplacian(params: Any):
     if sum(leaf.size for leaf in jax.tree.leaves(params)) > 60_000:
         params = init(MLP(10, (12, 7)), jnp.zeros((1, 2, 2, 1)))
     graph = graph_of(params)
-    vectors = laplacian_eigenvectors(graph, 8).astype(np.float64)
+    vectors = eigenvectors(graph, 8).astype(np.float64)
     laplacian = dense_laplacian(graph, params)
     values = np.linalg.eigvalsh(laplacian)[1:9]
     np.testing.assert_allclose(laplacian @ vectors, vectors * values[None], atol=1e-6)
@@ -413,13 +418,13 @@ def test_places_are_eigenvectors_of_the_laplacian(params: Any):
 
 
 def test_places_are_always_the_same(params: Any):
-    one, other = (laplacian_eigenvectors(graph_of(params), 8) for _ in range(2))
+    one, other = (eigenvectors(graph_of(params), 8) for _ in range(2))
     np.testing.assert_array_equal(one, other)
 
 
 def test_a_graph_of_few_nodes_has_fewer_places():
     params = {"Dense_0": {"kernel": jnp.zeros((1, 2))}}
-    vectors = laplacian_eigenvectors(graph_of(params), 8)
+    vectors = eigenvectors(graph_of(params), 8)
     assert vectors.shape == (3, 8)
     assert np.abs(vectors[:, :2]).min(axis=0).max() > 0
     np.testing.assert_array_equal(vectors[:, 2:], 0)
@@ -431,7 +436,7 @@ def test_neurons_that_are_connected_among_themselves():
     description = {"edges": {"input/kernel": ["input", "state"], "recurrent/kernel": ["state", "state"]}}
     graph = graph_of(params, description)
     laplacian = dense_laplacian(graph, params)
-    vectors = laplacian_eigenvectors(graph, 7).astype(np.float64)
+    vectors = eigenvectors(graph, 7).astype(np.float64)
     np.testing.assert_allclose(laplacian @ vectors, vectors * np.linalg.eigvalsh(laplacian)[None, 1:], atol=1e-6)
 
 

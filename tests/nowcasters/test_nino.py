@@ -23,7 +23,7 @@ from tests.helpers import (
     train,
 )
 from wnn_jax.nowcasters import NiNo, neural_graph
-from wnn_jax.nowcasters._graph import KINDS, build_graph
+from wnn_jax.nowcasters._neural_graph.graph import KINDS, build_graph
 from wnn_jax.nowcasters.nino import _tensors_of
 
 WIDTH = 8

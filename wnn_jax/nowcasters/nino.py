@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -14,7 +15,9 @@ from wnn_jax._history import wide_dtype
 from wnn_jax._horizon import clip_horizon
 from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES, default_roles, names_along
-from wnn_jax.nowcasters._graph import (
+from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size, finite_or_last
+from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, Scale, check_horizon, scale_of
+from wnn_jax.nowcasters._neural_graph.graph import (
     KINDS,
     MAX_WINDOW,
     NUM_KINDS,
@@ -26,14 +29,9 @@ from wnn_jax.nowcasters._graph import (
     build_graph,
     check_description,
 )
-from wnn_jax.nowcasters._graph_reader import read_graph
-from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size, finite_or_last
-from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, Scale, check_horizon, scale_of
+from wnn_jax.nowcasters._neural_graph.messages import Edges, Layer, Messages, WholeEdges, dense, for_each_chunk
+from wnn_jax.nowcasters._neural_graph.reading import read_graph
 from wnn_jax.nowcasters._stream import Chunk, Stream, streams_of
-
-_Layer = Mapping[str, Any]
-# `_dot(one, other)`: on accelerators the default rounds the factors to fewer bits than the published outputs agree in.
-_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def neural_graph(params: Any, roles: Any = None) -> dict[str, Any]:
@@ -196,15 +194,18 @@ class NiNo:
         params = jax.tree.map(jnp.asarray, dict(self.params))
         chosen = clip_horizon(horizon, NUM_HORIZONS) - 1
         output = {name: jnp.take(array, chosen, axis=-2) for name, array in params["output"].items()}
-        sweep = Sweep(graph, leaves, params, self.chunk_size)
-        forecast = sweep.map_weights(functools.partial(_forecast, output=output))
-        forecast = [_like(new, leaf) for new, leaf in zip(forecast, snapshots[-1], strict=True)]
+        parts = list(_parts_of(graph, leaves, self.chunk_size or default_chunk_size()))
+        others = WholeEdges(edges_of_no_tensor(graph))
+        degrees = jnp.asarray(graph.degrees, jnp.float32)
+        messages = Messages(params, jnp.asarray(graph.positions), degrees, [others, *parts])
+        made = {leaf: new for part in parts for leaf, new in part.forecast(messages, output).items()}
+        forecast = [_like(made.get(index, leaf), leaf) for index, leaf in enumerate(snapshots[-1])]
         return jax.tree.unflatten(structure, forecast)
 
     def _graph_of(self, params: Any, roles: Any) -> Graph:
         tensors = _tensors_of(params, roles)
         if self.graph is None:
-            return _graph_as_read(
+            return read_tensors(
                 tensors,
                 tuple(
                     tuple(name for name in names_along(params, path, with_classes=False) if name != "~")
@@ -228,116 +229,57 @@ class Weights(NamedTuple):
     scale: Scale
 
 
-def _forecast(weights: Weights, hidden: jax.Array, output: _Layer) -> jax.Array:
-    """The forecast at one horizon: `[n, window]`."""
-    window = weights.history[0].shape[-1]
-    change = _dense(hidden, output)[:, :window]
-    wide = weights.history[-1].dtype
-    values = weights.values[..., -1] + change.astype(wide)
-    return finite_or_last(values * weights.scale.std + weights.scale.mean, weights.history)
-
-
-class _Edges(NamedTuple):
-    """A chunk of edges: where they begin and end, what they are, their features, and which of them are new."""
-
-    sources: jax.Array
-    targets: jax.Array
-    kinds: jax.Array
-    features: jax.Array
-    is_new: jax.Array
-
-
-class _Part(NamedTuple):
-    """Tensors with windows of one size and of one dtype, in chunks: which leaves they are, and their edges."""
-
-    stream: Stream
-    leaves: list[int]
-    window: int
-
-
-class Sweep:
-    """The network on one model: passes over all edges, a chunk at a time.
-
-    Nothing is kept of an edge between passes. It is cheaper to make it again than to store it: what is linear in it is
-    applied to the sums of edges, and linear layers that follow one another are one.
+class _Part:
+    """Tensors with windows of one size and of one dtype, in chunks, and their edges.
 
     Args:
       graph: of the model.
-      leaves: its tensors, 5 snapshots of each.
-      params: of the network.
-      chunk_size: the largest number of edges in a chunk.
+      leaves: all its tensors, 5 snapshots of each.
+      scales: of all of them.
+      stream: the chunks of those that are meant.
+      chosen: their numbers, in the order of the stream.
+      window: how many elements their windows have.
     """
 
-    def __init__(self, graph: Graph, leaves: Sequence[LeafHistory], params: Any, chunk_size: int | None) -> None:
+    def __init__(
+        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Stream, chosen: list[int], window: int
+    ) -> None:
         self._graph = graph
         self._leaves = leaves
-        self._params = params
-        size = chunk_size or default_chunk_size()
-        self._scales = _scales(leaves, size)
-        self._parts = list(self._make_parts(size))
-        degrees = jnp.maximum(jnp.asarray(graph.degrees, jnp.float32), 1)[:, None]
-        nodes = _dense(jnp.asarray(graph.positions), params["position"])
-        self._ends: list[tuple[jax.Array, jax.Array]] = []
-        self._rounds = [params["rounds"][str(level)] for level in range(len(params["rounds"]))]
-        for level, layers in enumerate(self._rounds):
-            nodes = jax.nn.silu(self._pass_messages(level, layers, nodes, degrees))
-            update = layers["edge"]
-            self._ends.append((_dense(nodes, update["source"]), _dense(nodes, update["target"])))
+        self._scales = scales
+        self._stream = stream
+        self._chosen = chosen
+        self._window = window
+        self.num_chunks = stream.num_chunks
 
-    def map_weights(self, fn: Callable[[Weights, jax.Array], jax.Array]) -> list[jax.Array]:
-        """Applies a function to the weights of every edge, and what the network knows of it.
+    def edges(self, index: Any) -> Edges:
+        """See `EdgeSource.edges`."""
+        return self._read(self._stream.read(index))[0]
 
-        Args:
-          fn: `(weights, hidden [n, width]) -> [n, window, ...]`.
+    def forecast(self, messages: Messages, output: Layer) -> dict[int, jax.Array]:
+        """The forecasts of the tensors by their numbers, from a linear layer of one horizon."""
 
-        Returns:
-          For every leaf an array of its shape, with what else `fn` returns in the axes after.
-        """
-        mapped: dict[int, jax.Array] = {}
-        for part in self._parts:
+        def write(index: Any, out: jax.Array) -> jax.Array:
+            chunk = self._stream.read(index)
+            edges, weights = self._read(chunk)
+            change = dense(messages.last_hidden(edges), output)[:, : self._window]
+            values = weights.values[..., -1] + change.astype(weights.values.dtype)
+            forecast = finite_or_last(values * weights.scale.std + weights.scale.mean, weights.history)
+            return jax.lax.dynamic_update_slice_in_dim(out, forecast.T, chunk.start, axis=1)
 
-            def make(index: Any, part: _Part = part) -> tuple[jax.Array, jax.Array]:
-                chunk = part.stream.read(index)
-                edges, weights = self._read(part, chunk)
-                return chunk.start, jnp.moveaxis(fn(weights, self._last(edges)), 1, 0)
+        sizes = self._stream.sizes
+        out = jnp.zeros([self._window, sum(sizes)], self._leaves[self._chosen[0]][0].dtype)
+        out = for_each_chunk(self.num_chunks, write, out)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        return {
+            leaf: self._graph.blocks[leaf].layout.from_matrix(out[:, start:stop], self._leaves[leaf][0].shape)
+            for leaf, (start, stop) in zip(self._chosen, itertools.pairwise(starts), strict=True)
+        }
 
-            def write(index: Any, out: jax.Array, make: Any = make) -> jax.Array:
-                start, made = make(index)
-                return jax.lax.dynamic_update_slice_in_dim(out, made, start, axis=1)
-
-            _, made = jax.eval_shape(make, 0)
-            out = jnp.zeros([part.window, sum(part.stream.sizes), *made.shape[2:]], made.dtype)
-            out = _for_each_chunk(part.stream, write, out)
-            start = 0
-            for leaf, size in zip(part.leaves, part.stream.sizes, strict=True):
-                layout, shape = self._graph.blocks[leaf].layout, self._leaves[leaf][0].shape
-                matrix = out[:, start : start + size]
-                rest = matrix.shape[2:]
-                flat = [layout.from_matrix(x, shape) for x in jnp.moveaxis(matrix.reshape(*matrix.shape[:2], -1), 2, 0)]
-                mapped[leaf] = jnp.stack(flat, axis=-1).reshape(*shape, *rest) if rest else flat[0]
-                start += size
-        return [mapped.get(leaf, history[-1]) for leaf, history in enumerate(self._leaves)]
-
-    def _make_parts(self, chunk_size: int) -> Any:
-        alike: dict[Any, list[int]] = {}
-        for index, (leaf, block) in enumerate(zip(self._leaves, self._graph.blocks, strict=True)):
-            if leaf[0].size:
-                alike.setdefault((block.layout.sizes(leaf[0].shape)[0], leaf[0].dtype), []).append(index)
-        for (window, _), indices in alike.items():
-            # Snapshots of the first element of the windows, then those of the second, and so on.
-            flat = [self._elements(index, window) for index in indices]
-            for stream, positions in streams_of(flat, chunk_size):
-                yield _Part(stream, [indices[position] for position in positions], window)
-
-    def _elements(self, index: int, window: int) -> LeafHistory:
-        layout = self._graph.blocks[index].layout
-        matrices = [layout.to_matrix(snapshot) for snapshot in self._leaves[index]]
-        return tuple(matrix[element] for element in range(window) for matrix in matrices)
-
-    def _read(self, part: _Part, chunk: Chunk) -> tuple[_Edges, Weights]:
+    def _read(self, chunk: Chunk) -> tuple[Edges, Weights]:
         number = chunk.history[0].shape[0]
-        before = np.concatenate([[0], np.cumsum(part.stream.sizes)[:-1]]).astype(np.int32)
-        blocks = [self._graph.blocks[leaf] for leaf in part.leaves]
+        before = np.concatenate([[0], np.cumsum(self._stream.sizes)[:-1]]).astype(np.int32)
+        blocks = [self._graph.blocks[leaf] for leaf in self._chosen]
         leaf = jnp.broadcast_to(chunk.leaf, (number,))
 
         def of_edges(of_leaves: Any) -> jax.Array:
@@ -345,106 +287,42 @@ class Sweep:
 
         ends = Ends(*map(of_edges, zip(*(block.ends for block in blocks), strict=True)))
         sources, targets = ends.at(chunk.start + jnp.arange(number) - of_edges(before))
-        chosen = of_edges(part.leaves)
-        history = jnp.stack(chunk.history, axis=-1).reshape(number, part.window, CONTEXT)
+        history = jnp.stack(chunk.history, axis=-1).reshape(number, self._window, CONTEXT)
         wide = history.astype(wide_dtype(history))
+        chosen = of_edges(self._chosen)
         mean, std = (value.astype(wide.dtype)[chosen][:, None] for value in self._scales)
-        # The constant is that of the published code.
-        values = (wide - mean[..., None]) / (std[..., None] + 1e-6)
+        values = normalize(wide, Scale(mean[..., None], std[..., None]))
         features = values.astype(jnp.float32).reshape(number, -1)
         weights = Weights(values, tuple(jnp.unstack(history, axis=-1)), Scale(mean, std))
-        return _Edges(sources, targets, of_edges([block.kind for block in blocks]), features, chunk.is_new), weights
-
-    def _of_no_tensor(self) -> _Edges:
-        """Edges with features of their own: 2 of loops, 1 of all others."""
-        graph = self._graph
-        kinds = jnp.asarray(graph.kinds)
-        features = jnp.broadcast_to(jnp.where(kinds == KINDS["self"], 2.0, 1.0)[:, None], (len(graph.kinds), CONTEXT))
-        ends = (jnp.asarray(graph.sources), jnp.asarray(graph.targets))
-        return _Edges(*ends, kinds, features, jnp.ones(len(graph.kinds), bool))
-
-    def _pass_messages(self, level: int, layers: _Layer, nodes: jax.Array, degrees: jax.Array) -> jax.Array:
-        r"""The nodes after a round.
-
-        A message along an edge is :math:`s \odot (A v_i + B v_j + b) + t`, with :math:`s` and :math:`t` linear in the
-        edge. Of its mean over the edges to node :math:`i` only :math:`\sum s \odot B v_j` and the sum of the edges need
-        to be made edge by edge.
-        """
-        width = nodes.shape[1]
-        kernel = layers["message"]["kernel"]
-        of_targets = _dense(nodes, {**layers["message"], "kernel": kernel[:width]})
-        of_sources = _dot(nodes, kernel[width:])
-        gain = {name: array[..., :width] for name, array in layers["modulation"].items()}
-        gain_of_edge = self._after_edge(level, gain)
-
-        def add(edges: _Edges, sums: jax.Array) -> jax.Array:
-            hidden = self._hidden(level, edges)
-            # Before any round linear in few features, rather than in what was made of them.
-            message = self._linear_in_features(edges, gain) if level == 0 else _dense(hidden, gain_of_edge)
-            terms = jnp.concatenate([hidden, message * of_sources[edges.sources]], axis=1)
-            return sums.at[edges.targets].add(jnp.where(edges.is_new[:, None], terms, 0))
-
-        sums = add(self._of_no_tensor(), jnp.zeros([len(degrees), 2 * width]))
-        for part in self._parts:
-
-            def add_chunk(index: Any, sums: jax.Array, part: _Part = part) -> jax.Array:
-                return add(self._read(part, part.stream.read(index))[0], sums)
-
-            sums = _for_each_chunk(part.stream, add_chunk, sums)
-        hidden, of_sources = sums[:, :width] / degrees, sums[:, width:] / degrees
-        modulation = _dense(hidden, self._after_edge(level, layers["modulation"]))
-        mean = of_targets * modulation[:, :width] + of_sources + modulation[:, width:]
-        return _dense(_dense(jnp.concatenate([nodes, mean], axis=1), layers["node"]), layers["mix"])
-
-    def _hidden(self, level: int, edges: _Edges) -> jax.Array:
-        """What an edge is made of after some rounds: the edge itself before them, its hidden layer after them."""
-        if level == 0:
-            return self._linear_in_features(edges, None)
-        hidden = None
-        for before in range(level):
-            update = self._rounds[before]["edge"]["edge"]
-            if hidden is None:
-                linear = self._linear_in_features(edges, update)
-            else:
-                linear = _dense(hidden, self._after_edge(before, update))
-            of_sources, of_targets = self._ends[before]
-            hidden = jax.nn.silu(linear + of_sources[edges.sources] + of_targets[edges.targets])
-        assert hidden is not None
-        return hidden
-
-    def _last(self, edges: _Edges) -> jax.Array:
-        """The hidden layer of the forecast, `[n, width]`."""
-        level = len(self._rounds)
-        return jax.nn.silu(_dense(self._hidden(level, edges), self._after_edge(level, self._params["hidden"])))
-
-    def _after_edge(self, level: int, layer: _Layer) -> _Layer:
-        """A linear layer of edges, as one of what they are made of."""
-        if level == 0:
-            return layer
-        return _compose(self._rounds[level - 1]["edge"]["output"], layer)
-
-    def _linear_in_features(self, edges: _Edges, layer: _Layer | None) -> jax.Array:
-        """The edges as they are before any round, or a linear layer of these."""
-        first = {**self._params["weights"], "kind": self._params["kind"]["embedding"]}
-        kernel = first["kernel"][: edges.features.shape[1]]
-        by_kind = first["kind"] + first["bias"][None]
-        if layer is not None:
-            kernel, by_kind = _dot(kernel, layer["kernel"]), _dense(by_kind, layer)
-        return _dot(edges.features, kernel) + by_kind[edges.kinds]
+        return Edges(sources, targets, of_edges([block.kind for block in blocks]), features, chunk.is_new), weights
 
 
-def _for_each_chunk(stream: Stream, fn: Callable[[Any, jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    return fn(0, value) if stream.num_chunks == 1 else jax.lax.fori_loop(0, stream.num_chunks, fn, value)
+def _parts_of(graph: Graph, leaves: Sequence[LeafHistory], chunk_size: int) -> Iterator[_Part]:
+    scales = _scales(leaves, chunk_size)
+    alike: dict[Any, list[int]] = {}
+    for index, (leaf, block) in enumerate(zip(leaves, graph.blocks, strict=True)):
+        if leaf[0].size:
+            alike.setdefault((block.layout.sizes(leaf[0].shape)[0], leaf[0].dtype), []).append(index)
+    for (window, _), indices in alike.items():
+        # Snapshots of the first element of the windows, then those of the second, and so on.
+        matrices = [[graph.blocks[index].layout.to_matrix(snapshot) for snapshot in leaves[index]] for index in indices]
+        flat = [tuple(matrix[element] for element in range(window) for matrix in of_leaf) for of_leaf in matrices]
+        for stream, positions in streams_of(flat, chunk_size):
+            yield _Part(graph, leaves, scales, stream, [indices[position] for position in positions], window)
 
 
-def _dense(inputs: jax.Array, layer: _Layer) -> jax.Array:
-    outputs = _dot(inputs, layer["kernel"])
-    return outputs + layer["bias"].reshape((1,) * (outputs.ndim - layer["bias"].ndim) + layer["bias"].shape)
+def edges_of_no_tensor(graph: Graph) -> Edges:
+    """Edges with features of their own: 2 of loops, 1 of residual connections and heads."""
+    features = np.where(graph.kinds == KINDS["self"], 2.0, 1.0).astype(np.float32)
+    features = np.broadcast_to(features[:, None], (len(graph.kinds), CONTEXT))
+    is_new = np.ones(len(graph.kinds), bool)
+    return Edges(*map(jnp.asarray, (graph.sources, graph.targets, graph.kinds, features, is_new)))
 
 
-def _compose(first: _Layer, second: _Layer) -> _Layer:
-    """Two linear layers as one."""
-    return {"kernel": _dot(first["kernel"], second["kernel"]), "bias": _dense(first["bias"], second)}
+def normalize(values: Any, scale: Scale) -> Any:
+    """Values in units of their tensors' standard deviations from the means, NumPy or JAX arrays."""
+    # The constant is that of the published code.
+    return (values - scale.mean) / (scale.std + 1e-6)
 
 
 def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
@@ -471,7 +349,7 @@ def _whole(leaf: Any) -> jax.Array:
     return leaf
 
 
-def _like(new: jax.Array, leaf: Any) -> jax.Array:
+def _like(new: Any, leaf: Any) -> jax.Array:
     """An array of the sharding and the dtype of another."""
     new = new.astype(leaf.dtype)
     spec = jax.typeof(leaf).sharding.spec
@@ -492,7 +370,8 @@ def _tensors_of(params: Any, roles: Any) -> tuple[Tensor, ...]:
 
 
 @functools.lru_cache(maxsize=16)
-def _graph_as_read(tensors: tuple[Tensor, ...], paths: tuple[tuple[str, ...], ...]) -> Graph:
+def read_tensors(tensors: tuple[Tensor, ...], paths: tuple[tuple[str, ...], ...]) -> Graph:
+    """The graph of a model, from its tensors and the names along their paths: always the same object."""
     return build_graph(read_graph(tensors, paths), tensors)
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import wnn_jax
-from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.learning.objectives import OBJECTIVES, Objective, known_changes, objective_of
+from wnn_jax.meta.learning.objectives import OBJECTIVES, Objective, known_changes
 from wnn_jax.meta.trajectories.collection import Collection
 from wnn_jax.meta.trajectories.windows import WindowBatch, WindowSampler
 
@@ -53,7 +52,7 @@ def test_errors_are_those_of_the_nowcaster(collection: Path, kind: str):
 
 @pytest.mark.parametrize("kind", sorted(OBJECTIVES))
 def test_a_nowcaster_of_every_kind_can_be_saved(tmp_path: Path, kind: str):
-    objective = objective_of(kind)
+    objective = OBJECTIVES[kind]
     nowcaster: Any = objective.nowcaster(objective.init(jax.random.key(0), ("bias", "dense")), {"kind": kind})
     wnn_jax.save(nowcaster, tmp_path / "nowcaster.npz")
     loaded: Any = wnn_jax.load(tmp_path / "nowcaster.npz")
@@ -66,8 +65,3 @@ def test_an_objective_says_what_it_is(kind: str):
     objective: Any = OBJECTIVES[kind]
     assert dataclasses.is_dataclass(objective)
     assert " at 0x" not in repr(objective)
-
-
-def test_an_unknown_kind_is_named():
-    with pytest.raises(UsageError, match=r"--kind 'nino' is not known; choose from wnn, .*, introspection\."):
-        objective_of("nino")

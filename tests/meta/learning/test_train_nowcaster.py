@@ -264,7 +264,7 @@ def test_a_missing_split_is_named(collection: Path, tmp_path: Path, tiny_train: 
         ({"num_steps": 0}, "--num-steps 0 must be positive"),
         ({"learning_rate": -1.0}, r"--learning-rate -1\.0 must be positive"),
         ({"min_stride": 5, "max_stride": 4}, "--min-stride 5 must not exceed --max-stride 4"),
-        ({"kind": "nino"}, "--kind 'nino' is not known; choose from wnn, wnn-plus, adaptive-linear"),
+        ({"kind": "other"}, "--kind 'other' is not known; choose from wnn, wnn-plus, adaptive-linear"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, tiny_train: Options, options: dict[str, Any], message: str):

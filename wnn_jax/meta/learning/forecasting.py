@@ -106,7 +106,7 @@ class Forecasting:
             "min_stride": self.min_stride,
             "max_stride": self.max_stride,
             "evaluation": {"seed": _EVALUATION_SEED, "windows_per_role": _EVALUATION_WINDOWS_PER_ROLE},
-            "runs": {split: _describe_runs(self.trajectories[split]) for split in SPLITS},
+            "runs": {split: describe_runs(self.trajectories[split]) for split in SPLITS},
         }
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
@@ -202,6 +202,7 @@ def _roles(trajectories: Sequence[Trajectory]) -> tuple[str, ...]:
     return tuple(sorted({leaf.role for trajectory in trajectories for leaf in trajectory.leaves}))
 
 
-def _describe_runs(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+def describe_runs(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Tells whether two collections have the same runs."""
     content = [(trajectory.family, trajectory.index, trajectory.sha256) for trajectory in trajectories]
     return {"number": len(content), "sha256": hashlib.sha256(json.dumps(sorted(content)).encode()).hexdigest()}

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from wnn_jax._nowcaster import Nowcaster
-from wnn_jax.meta.errors import look_up
 from wnn_jax.meta.trajectories.windows import NUM_HORIZONS, OFFSETS, Window, WindowBatch
 from wnn_jax.nowcasters import WNN, AdaptiveLinear, Introspection, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
@@ -107,9 +106,8 @@ class MultiHorizonObjective:
         return _relative_errors(jax.vmap(changes)(batch.windows), batch.windows)
 
     def optimizer(self, learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-        """As Knyazev et al. train theirs."""
-        schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=min(1e-6 / learning_rate, 1.0))
-        return optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-2))
+        """See `multi_horizon_optimizer`."""
+        return multi_horizon_optimizer(learning_rate, num_steps)
 
     def nowcaster(self, params: Any, record: Mapping[str, Any]) -> Nowcaster:
         """The nowcaster with these parameters."""
@@ -219,6 +217,12 @@ class IntrospectionObjective:
         return Introspection(params).changes(tuple(jnp.moveaxis(windows.history, 1, 0)))
 
 
+def multi_horizon_optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """What Knyazev et al. (ICLR 2025) train WNN+ and NiNo with."""
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=min(1e-6 / learning_rate, 1.0))
+    return optax.chain(optax.clip_by_global_norm(5.0), optax.adamw(schedule, weight_decay=1e-2))
+
+
 def _regularization(network: Any) -> jax.Array:
     wide = [
         layer for stream in ("values", "differences") for name, layer in network[stream].items() if name != "squeeze"
@@ -251,19 +255,10 @@ def _errors_at(horizon: int, changes: jax.Array, windows: Window) -> jax.Array:
     return jnp.where(jnp.arange(NUM_HORIZONS)[None] == horizon - 1, errors, jnp.nan)
 
 
-# Every kind of nowcaster that can be trained. This is the only place where a kind is registered for training.
+# Every kind of nowcaster that is trained on windows of single tensors, and the only place where one is registered.
 OBJECTIVES: Mapping[str, Objective] = {
     "wnn": WNNObjective(),
     "wnn-plus": MultiHorizonObjective(WNNPlus, {"width": 128}),
     "adaptive-linear": MultiHorizonObjective(AdaptiveLinear, {"width": 64, "num_hidden": 2}),
     "introspection": IntrospectionObjective(),
 }
-
-
-def objective_of(kind: str) -> Objective:
-    """The objective of a kind of nowcaster.
-
-    Raises:
-      UsageError: if there is none.
-    """
-    return look_up(OBJECTIVES, kind, "--kind")

@@ -14,10 +14,11 @@ import tyro
 
 import wnn_jax
 from wnn_jax._files import replace_on_success
-from wnn_jax.meta.errors import UsageError, check_options
+from wnn_jax.meta.errors import UsageError, check_options, look_up
 from wnn_jax.meta.learning.forecast_error import forecast_errors, plot_forecast_errors
 from wnn_jax.meta.learning.forecasting import EVALUATED_SPLITS, FORECAST_ERROR, Forecasting, by_split
-from wnn_jax.meta.learning.objectives import OBJECTIVES, Objective, objective_of
+from wnn_jax.meta.learning.graph_forecasting import GraphForecasting, NiNoObjective
+from wnn_jax.meta.learning.objectives import OBJECTIVES, Objective
 from wnn_jax.meta.output import save_rows
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks.families import SplitName
@@ -30,6 +31,9 @@ from wnn_jax.meta.training.step import TrainState
 from wnn_jax.meta.training.trainer import Evaluation, Trainer
 from wnn_jax.meta.trajectories.collection import Collection, Trajectory, verified_trajectories
 from wnn_jax.nowcasters import CurveFit
+
+# Every kind of nowcaster that can be trained, with what it is trained to do.
+KINDS: Mapping[str, Objective | NiNoObjective] = {**OBJECTIVES, "nino": NiNoObjective()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,17 +48,15 @@ class Train:
     """Folders that `collect` filled."""
     output: Path
     """Folder for the nowcaster, its metrics, a plot of its errors and the checkpoints."""
-    kind: Annotated[str, tyro.conf.arg(help=f"What to train: {', '.join(OBJECTIVES)}.", metavar="KIND")] = (
-        "adaptive-linear"
-    )
+    kind: Annotated[str, tyro.conf.arg(help=f"What to train: {', '.join(KINDS)}.", metavar="KIND")] = "adaptive-linear"
     num_steps: int = 4_000
     """Training steps."""
     learning_rate: float = 3e-3
     """Initial learning rate, which decays to zero."""
     windows_per_role: int = 32
-    """Windows of each role in a batch."""
+    """Windows of each role in a batch. Those of `nino` are of whole models, as many as there is room for."""
     num_weights: int = 128
-    """Weights of one tensor in a window."""
+    """Weights of one tensor in a window; of `nino`, those whose forecasts count."""
     min_stride: int = 4
     """Smallest spacing of the snapshots in a window, in snapshots of the run."""
     max_stride: int = 16
@@ -92,16 +94,9 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     check_options(options, positive=_POSITIVE)
     if options.min_stride > options.max_stride:
         raise UsageError(f"--min-stride {options.min_stride} must not exceed --max-stride {options.max_stride}.")
-    objective = objective_of(options.kind)
+    objective = look_up(KINDS, options.kind, "--kind")
     splits = by_split(verified_trajectories(options.collection))
-    task = Forecasting(
-        objective=objective,
-        trajectories=splits,
-        windows_per_role=options.windows_per_role,
-        num_weights=options.num_weights,
-        min_stride=options.min_stride,
-        max_stride=options.max_stride,
-    )
+    task = _make_task(options, objective, splits)
     description = _describe(options, task)
     record = {
         "kind": options.kind,
@@ -111,7 +106,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         "training": run_key(description),
     }
     with claimed_folder(options.output, description):
-        selection = _Selection(objective, options.output, record, options.patience)
+        selection = _Selection(task.objective, options.output, record, options.patience)
         evaluations = _fit(options, task, selection)
         _save_metrics(evaluations, options.output)
         nowcaster = selection.selected(evaluations)
@@ -122,6 +117,15 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})
         wnn_jax.save(nowcaster, selection.file)
     return nowcaster
+
+
+def _make_task(
+    options: Train, objective: Objective | NiNoObjective, splits: Mapping[SplitName, Sequence[Trajectory]]
+) -> Forecasting | GraphForecasting:
+    settings = {name: getattr(options, name) for name in ("num_weights", "min_stride", "max_stride")}
+    if isinstance(objective, NiNoObjective):
+        return GraphForecasting(objective=objective, trajectories=splits, **settings)
+    return Forecasting(objective=objective, trajectories=splits, windows_per_role=options.windows_per_role, **settings)
 
 
 def describe_data(collections: Sequence[Path], splits: Mapping[SplitName, Sequence[Trajectory]]) -> dict[str, Any]:
@@ -147,7 +151,9 @@ class _Selection:
     evaluations that a checkpoint knows, or that of a later evaluation, which the resumed training repeats bit for bit.
     """
 
-    def __init__(self, objective: Objective, folder: Path, record: Mapping[str, Any], patience: int) -> None:
+    def __init__(
+        self, objective: Objective | NiNoObjective, folder: Path, record: Mapping[str, Any], patience: int
+    ) -> None:
         self.file = folder / "nowcaster.npz"
         self._objective = objective
         self._record = record
@@ -189,7 +195,7 @@ class _Selection:
         return nowcaster
 
 
-def _fit(options: Train, task: Forecasting, selection: _Selection) -> list[Evaluation]:
+def _fit(options: Train, task: Forecasting | GraphForecasting, selection: _Selection) -> list[Evaluation]:
     """Trains, or goes on, until the selection says that nothing improves any more."""
     trainer = Trainer(
         task,
@@ -228,7 +234,7 @@ def _settings(options: Train) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(options).items() if name not in ("collection", "output")}
 
 
-def _describe(options: Train, task: Forecasting) -> dict[str, Any]:
+def _describe(options: Train, task: Forecasting | GraphForecasting) -> dict[str, Any]:
     """All that the nowcaster depends on, of what JSON has."""
     described = describe_task(task)
     return {

@@ -108,10 +108,7 @@ class WindowSampler:
         candidates = self._candidates[role]
         trajectory, leaves = candidates[rng.integers(len(candidates))]
         leaf = leaves[rng.integers(len(leaves))]
-        longest = (trajectory.num_snapshots - 1) // self._reach
-        low, high = min(self.min_stride, longest), min(self.max_stride, longest)
-        stride = int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
-        start = int(rng.integers(trajectory.num_snapshots - self._reach * stride))
+        start, stride = draw_place(rng, trajectory, self._reach, self.min_stride, self.max_stride)
         history, targets = read_window(trajectory, leaf, start, stride, self.offsets)
         size = history.shape[-1]
         chosen = rng.choice(size, self.num_weights, replace=size < self.num_weights)
@@ -149,6 +146,27 @@ class WindowSampler:
             role: [(t, leaves) for t in self.trajectories if (leaves := [x for x in t.leaves if x.role == role])]
             for role in self.roles
         }
+
+
+def draw_place(
+    rng: np.random.Generator, trajectory: Trajectory, reach: int, min_stride: int, max_stride: int
+) -> tuple[int, int]:
+    """Draws where a window lies in a run.
+
+    Args:
+      rng: draws.
+      trajectory: the run.
+      reach: from the first snapshot of the shortest window to its end, in spacings.
+      min_stride: the smallest spacing, in snapshots of the run.
+      max_stride: the largest one. Both give way where the run is too short for them.
+
+    Returns:
+      The first snapshot, and the spacing.
+    """
+    longest = (trajectory.num_snapshots - 1) // reach
+    low, high = min(min_stride, longest), min(max_stride, longest)
+    stride = int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
+    return int(rng.integers(trajectory.num_snapshots - reach * stride)), stride
 
 
 def read_window(

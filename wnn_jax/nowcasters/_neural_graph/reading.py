@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from wnn_jax.nowcasters._graph import KEY, OUT, QUERY, VALUE, Tensor, layout_of
+from wnn_jax.nowcasters._neural_graph.graph import KEY, OUT, QUERY, VALUE, Tensor, layout_of
 
 # A module's name and the number that tells it from others of its kind.
 _NUMBERED = re.compile(r"(.*?)_?(\d*)")

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from wnn_jax.nowcasters._neural_graph.laplacian import Link, Span, laplacian_eigenvectors
 
 # What an edge is, as rows of the published embedding.
 KINDS: Mapping[str, int] = {
@@ -62,12 +62,12 @@ class Layout(NamedTuple):
         window, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in self)
         return window, rows, columns
 
-    def to_matrix(self, leaf: jax.Array) -> jax.Array:
-        """`[window, rows * columns]`."""
+    def to_matrix(self, leaf: Any) -> Any:
+        """`[window, rows * columns]`, of a NumPy or a JAX array."""
         window, rows, columns = self.sizes(leaf.shape)
         return leaf.transpose(*self.window, *self.rows, *self.columns).reshape(window, rows * columns)
 
-    def from_matrix(self, matrix: jax.Array, shape: Sequence[int]) -> jax.Array:
+    def from_matrix(self, matrix: Any, shape: Sequence[int]) -> Any:
         """The tensor, from what `to_matrix` made of it."""
         order = (*self.window, *self.rows, *self.columns)
         return matrix.reshape([shape[axis] for axis in order]).transpose(*np.argsort(order))
@@ -146,21 +146,6 @@ class Block(NamedTuple):
     ends: Ends
 
 
-class Span(NamedTuple):
-    """Nodes that follow one another."""
-
-    start: int
-    size: int
-
-
-class Link(NamedTuple):
-    """Which nodes are connected: all of one span with all of another, or each with the one in the same place."""
-
-    source: Span
-    target: Span
-    is_diagonal: bool
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
     """A neural graph.
@@ -187,8 +172,10 @@ class Graph:
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
-        """`[num_nodes, 8]` in float32, the place of each node: as given, or `laplacian_eigenvectors`."""
-        return laplacian_eigenvectors(self, NUM_POSITIONS) if self.given_positions is None else self.given_positions
+        """`[num_nodes, 8]` in float32, the place of each node: as given, or eigenvectors of the Laplacian."""
+        if self.given_positions is not None:
+            return self.given_positions
+        return laplacian_eigenvectors(self.links, self.num_nodes, NUM_POSITIONS)
 
 
 class Tensor(NamedTuple):
@@ -423,127 +410,3 @@ def _expand(links: Sequence[tuple[Link, int]]) -> tuple[np.ndarray, np.ndarray, 
         parts.append((sources, targets, np.full_like(targets, kind)))
     sources, targets, kinds = (np.concatenate(part).astype(np.int32) for part in zip(*parts, strict=True))
     return sources, targets, kinds
-
-
-def laplacian_eigenvectors(graph: Graph, number: int) -> np.ndarray:
-    """Eigenvectors of the normalised Laplacian of the undirected graph: of the smallest eigenvalues but the first.
-
-    Neurons of a layer are alike but for their residual connections. So an eigenvector is either the same for all
-    neurons of a layer, and is one of a small matrix with a row for each layer, or it adds up to zero in every layer,
-    and is one of the residual connections alone. Nothing of the size of the edges is made. Eigenvalues of the second
-    kind are manifold: of their eigenvectors some at random are taken, always the same. The sign of an eigenvector is
-    such that its largest element is positive.
-
-    Args:
-      graph: the graph.
-      number: of eigenvectors.
-
-    Returns:
-      `[num_nodes, number]` in float32; columns beyond the number of nodes are 0.
-    """
-    atoms = _atoms(graph)
-    sizes = np.array([atom.size for atom in atoms], float)
-    full, diagonal = _adjacency(graph, atoms)
-    degrees = full @ sizes + diagonal.sum(axis=1)
-    inverse = np.where(degrees > 0, 1 / np.sqrt(np.maximum(degrees, 1)), 0)
-    alike = inverse[:, None] * (full * np.sqrt(np.outer(sizes, sizes)) + diagonal) * inverse[None]
-    apart = inverse[:, None] * diagonal * inverse[None]
-    # Eigenvalues of the Laplacian, and for each the values of its eigenvector by atom, and whether these are the same
-    # in all of an atom.
-    values, vectors = np.linalg.eigh(alike)
-    spectrum = [(1 - value, vector, True) for value, vector in zip(values, vectors.T, strict=True)]
-    for component in _components(diagonal):
-        if sizes[component[0]] > 1:
-            values, vectors = np.linalg.eigh(apart[np.ix_(component, component)])
-            for value, vector in zip(values, vectors.T, strict=True):
-                whole = np.zeros(len(atoms))
-                whole[component] = vector
-                spectrum.append((1 - value, whole, False))
-    spectrum.sort(key=lambda entry: entry[0])
-    columns = _eigenvectors(spectrum, atoms, graph.num_nodes, number + 1)[:, 1:]
-    largest = np.argmax(np.abs(columns) > 0.999 * np.abs(columns).max(axis=0, initial=0), axis=0)
-    columns = columns * np.where(columns[largest, np.arange(columns.shape[1])] < 0, -1, 1)
-    padding = np.zeros([graph.num_nodes, number - columns.shape[1]])
-    return np.concatenate([columns, padding], axis=1).astype(np.float32)
-
-
-def _eigenvectors(
-    spectrum: Sequence[tuple[float, np.ndarray, bool]], atoms: Sequence[Span], num_nodes: int, number: int
-) -> np.ndarray:
-    """Orthonormal eigenvectors `[num_nodes, up to number]`, from those by atom."""
-    rng = np.random.default_rng(0)
-    columns: list[np.ndarray] = []
-    first = 0
-    while first < len(spectrum) and len(columns) < number:
-        last = first
-        while last < len(spectrum) and spectrum[last][0] - spectrum[first][0] < 1e-9:
-            last += 1
-        space = spectrum[first:last]
-        dimension = sum(1 if same else _multiplicity(vector, atoms) for _, vector, same in space)
-        wanted = min(dimension, number - len(columns))
-        drawn = np.zeros([num_nodes, wanted])
-        for _, vector, same in space:
-            involved = [atom for atom, value in enumerate(vector) if value != 0]
-            if same:
-                noise = np.ones([1, wanted]) if dimension == 1 else rng.normal(size=[1, wanted])
-                for atom in involved:
-                    span = atoms[atom]
-                    drawn[span.start : span.start + span.size] += vector[atom] / math.sqrt(span.size) * noise
-            else:
-                noise = rng.normal(size=[atoms[involved[0]].size, wanted])
-                noise -= noise.mean(axis=0)
-                for atom in involved:
-                    span = atoms[atom]
-                    drawn[span.start : span.start + span.size] += vector[atom] * noise
-        columns += list(np.linalg.qr(drawn)[0].T)
-        first = last
-    return np.stack(columns, axis=1)
-
-
-def _multiplicity(vector: np.ndarray, atoms: Sequence[Span]) -> int:
-    return atoms[int(np.argmax(vector != 0))].size - 1
-
-
-def _atoms(graph: Graph) -> list[Span]:
-    """The nodes in the largest spans of which no link begins or ends within one."""
-    cuts = {0, graph.num_nodes}
-    for link in graph.links:
-        for span in (link.source, link.target):
-            cuts |= {span.start, span.start + span.size}
-    diagonal = [link for link in graph.links if link.is_diagonal]
-    before = -1
-    while len(cuts) != before:
-        before = len(cuts)
-        for link in diagonal:
-            for one, other in ((link.source, link.target), (link.target, link.source)):
-                cuts |= {other.start + cut - one.start for cut in cuts if one.start <= cut <= one.start + one.size}
-    ordered = sorted(cuts)
-    return [Span(start, stop - start) for start, stop in itertools.pairwise(ordered)]
-
-
-def _adjacency(graph: Graph, atoms: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
-    """Between which atoms all nodes are connected, and between which each with the one in the same place."""
-    starts = np.array([atom.start for atom in atoms])
-
-    def within(span: Span) -> np.ndarray:
-        return np.flatnonzero((starts >= span.start) & (starts < span.start + span.size))
-
-    full, diagonal = np.zeros([2, len(atoms), len(atoms)])
-    for link in graph.links:
-        sources, targets = within(link.source), within(link.target)
-        if link.is_diagonal:
-            diagonal[sources, targets] = diagonal[targets, sources] = 1
-        else:
-            full[np.ix_(sources, targets)] = full[np.ix_(targets, sources)] = 1
-    diagonal[full == 1] = 0
-    # A node is not connected with itself.
-    diagonal[np.diag_indices(len(atoms))] = -np.diag(full)
-    return full, diagonal
-
-
-def _components(adjacency: np.ndarray) -> list[list[int]]:
-    """The connected parts of a graph, from its matrix."""
-    from scipy.sparse.csgraph import connected_components
-
-    number, labels = connected_components(adjacency, directed=False)
-    return [np.flatnonzero(labels == label).tolist() for label in range(number)]

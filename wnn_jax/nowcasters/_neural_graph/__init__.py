@@ -1,0 +1,1 @@
+"""The neural graph of a model: read, built, and passed messages along."""
