@@ -39,8 +39,9 @@ def make_task(collection: Path) -> Callable[..., GraphForecasting]:
     splits = by_split(verified_trajectories([collection]))
 
     def make(**changes: Any) -> GraphForecasting:
-        settings: dict[str, Any] = {"objective": NiNoObjective(8), "trajectories": splits, "num_weights": 16}
-        return GraphForecasting(**(settings | {"min_stride": 1, "max_stride": 2} | SIZES | changes))
+        settings: dict[str, Any] = {"num_weights": 16, "min_stride": 1, "max_stride": 2}
+        merged: Any = {"objective": NiNoObjective(8), "trajectories": splits} | settings | SIZES | changes
+        return GraphForecasting(**merged)
 
     return make
 
