@@ -38,7 +38,7 @@ def sampler(trajectories: list[Trajectory], **changes: Any) -> WindowSampler:
     settings: dict[str, Any] = {
         "trajectories": trajectories,
         "roles": ("bias", "dense", "embedding"),
-        "statistics": lambda history: np.mean(history),
+        "statistics": lambda history, chosen: np.mean(history),
         "num_weights": 6,
         "min_stride": 1,
         "max_stride": 16,
