@@ -151,8 +151,8 @@ class Pooled(MultiHorizonNowcaster):
 
         def of_weights(pool: Any) -> Any:
             # Axes of one element are those that were pooled.
-            indices = (place if size > 1 else np.zeros_like(place) for place, size in zip(places, pool.shape[:-1], strict=True))
-            return pool[tuple(indices)]
+            sizes = zip(places, pool.shape[:-1], strict=True)
+            return pool[tuple(place if size > 1 else np.zeros_like(place) for place, size in sizes)]
 
         return Pools(*map(of_weights, cls.statistics(history)))
 

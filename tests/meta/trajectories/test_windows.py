@@ -101,6 +101,18 @@ def test_statistics_are_of_the_whole_tensor(trajectories: list[Trajectory]):
     assert window.statistics == pytest.approx(expected, rel=1e-6)
 
 
+def test_statistics_may_be_of_the_drawn_weights(trajectories: list[Trajectory]):
+    shapes: list[tuple[int, ...]] = []
+
+    def statistics(history: Any, chosen: np.ndarray) -> Any:
+        shapes.append(history.shape)
+        return history.reshape(len(history), -1)[:, chosen]
+
+    window = sampler(trajectories, roles=("dense",), statistics=statistics).window(0, 0)
+    assert set(shapes) == {(CONTEXT, *leaf.shape) for leaf in trajectories[0].leaves if leaf.role == "dense"}
+    np.testing.assert_array_equal(window.statistics, window.history)
+
+
 def test_the_window_of_an_index_is_fixed(trajectories: list[Trajectory]):
     first, again = sampler(trajectories).window(0, 5), sampler(trajectories).window(0, 5)
     np.testing.assert_array_equal(first.history, again.history)
