@@ -60,10 +60,11 @@ def test_what_is_trained_is_what_forecasts(nowcaster: Pooled, shape: tuple[int, 
 
 
 def test_rows_and_columns_are_told_apart(nowcaster: Pooled):
-    """A change of how one row moves changes forecasts elsewhere, but nowhere as in that row."""
-    history = random_history((4, 6))
+    """What is known of rows changes everywhere with how one of them moves, but nowhere as in that one."""
+    history = [np.asarray(snapshot) for snapshot in random_history((4, 6))]
+    factor = np.array([[1], [1], [0.1], [1]], np.float32)
     pools = nowcaster.statistics(history)
-    quieter = nowcaster.statistics([history[-1] + (snapshot - history[-1]).at[2].multiply(0.1) for snapshot in history])
+    quieter = nowcaster.statistics([history[-1] + factor * (snapshot - history[-1]) for snapshot in history])
     moved = np.abs(quieter.row - pools.row).max(axis=(1, 2))
     assert moved.argmax() == 2
     assert moved[2] > 5 * np.delete(moved, 2).max()

@@ -88,13 +88,15 @@ class Pooled(MultiHorizonNowcaster):
     tensor, whether they grow or fade, the correlations of changes that are 1, 2 or 3 snapshots apart, how much of them
     the pool has in common, and how large it is; and from the role.
 
-    A network for single weights sees four numbers, most of which are noise. A row and a column have as much of it as a
-    tensor's statistics average out, and still tell one neuron from another. Columns are the outputs of a matrix, the
-    last axis; rows are its inputs, the axis before, pooled over the window of a convolution. A vector is a single row,
-    and each of its weights a column of its own.
+    The four changes of a single weight are mostly noise, which averages out over a row or a column, and these still
+    tell one neuron from another. Columns are the outputs of a matrix, the last axis; rows are its inputs, the axis
+    before, pooled over the window of a convolution. A vector is a single row, and each of its weights a column of its
+    own.
 
-    The networks work on rows and columns; of a weight it takes a dozen multiply-adds, and no more temporary memory than
-    a few copies of the largest leaf. Where leaves are sharded, sums of rows and columns are all that devices exchange.
+    The networks work on rows and columns; a weight takes some fifty multiply-adds, most of them for the sums, and the
+    temporary memory is at most that of the largest leaf. Where leaves are sharded, sums of rows and columns are all
+    that devices exchange. A pool ends with its leaf: that the columns of one are the rows of the next is not to be read
+    from names and shapes alone, where flattened convolutions, heads and residual sums come between.
 
     Nothing that the networks are given depends on the scale of the weights or of their changes; a weight that did not
     move stays; and far from anything that was trained on the forecast is still a combination of recent changes.
@@ -112,16 +114,11 @@ class Pooled(MultiHorizonNowcaster):
 
     def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
         """See `MultiHorizonNowcaster.forecast_leaves`."""
-        nowcaster = type(self)(jax.tree.map(jnp.asarray, dict(self.params)))
-
-        def forecast(history: LeafHistory) -> jax.Array:
-            if history[0].size == 0:
-                return history[-1]
-            wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
-            change = nowcaster.changes(wide, nowcaster.statistics(history), role, horizon)
-            return finite_or_last(wide[-1] + change, history)
-
-        return [forecast(history) for history in leaves]
+        params = jax.tree.map(jnp.asarray, dict(self.params))
+        return [
+            history[-1] if history[-1].size == 0 else _forecast(type(self), params, history, role, horizon)
+            for history in leaves
+        ]
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Pools:
@@ -169,6 +166,16 @@ class Pooled(MultiHorizonNowcaster):
         return sum(terms)
 
 
+# Compiled on its own, so that it is traced once for all leaves of one shape.
+@functools.partial(jax.jit, static_argnames="cls")
+def _forecast(cls: type[Pooled], params: Any, history: LeafHistory, role: jax.Array, horizon: Any) -> jax.Array:
+    """Forecasts a leaf that is not empty."""
+    nowcaster = cls(params)
+    wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
+    change = nowcaster.changes(wide, nowcaster.statistics(history), role, horizon)
+    return finite_or_last(wide[-1] + change, history)
+
+
 class _Scales(NamedTuple):
     """The inverses of units, powers of two: `value` for values, and `change` for changes of values in such units.
 
@@ -214,7 +221,7 @@ def _scales(history: Sequence[Any]) -> tuple[_Scales, Any]:
 
 
 def _means(history: Sequence[Any], scales: _Scales) -> Iterator[Pools]:
-    """The means over pools: of every change, of every square, and of the sums of products at every lag.
+    """The means over pools: of every change, of every square, and of the products at every lag.
 
     What reductions read is written first on some devices, and so they are made one after the other.
     """
@@ -222,7 +229,8 @@ def _means(history: Sequence[Any], scales: _Scales) -> Iterator[Pools]:
     changes, known = scales.changes(history), scales.value
 
     def lagged(lag: int) -> Any:
-        return sum(one * other for one, other in zip(changes, changes[lag:], strict=False))
+        products = [one * other for one, other in zip(changes, changes[lag:], strict=False)]
+        return functools.reduce(operator.add, products) / len(products)
 
     terms: list[Callable[[], Any]] = [
         *(lambda index=index: changes[index] for index in range(_NUM_CHANGES)),
@@ -244,29 +252,32 @@ def _features(means: Sequence[Any], count: int, reference: Any) -> Any:
     """What the networks are told of pools: `[..., features]`, of the order of 1.
 
     Args:
-      means: over each pool, of every change, of every square, and of the sums of products at every lag.
+      means: over each pool, as `_means` makes them.
       count: weights in a pool.
       reference: what the size of changes is compared with.
     """
     xp = namespace(means)
-    changes, squares = means[:_NUM_CHANGES], means[_NUM_CHANGES : 2 * _NUM_CHANGES]
-    lagged = means[2 * _NUM_CHANGES :]
-    rms = _rms(means)
-    in_common = [ratio(change, rms) for change in changes]
+    # Together, since every operation of its own takes time to compile, for every leaf.
+    changes, squares, lagged = (
+        xp.stack(of, axis=-1)
+        for of in (means[:_NUM_CHANGES], means[_NUM_CHANGES : 2 * _NUM_CHANGES], means[2 * _NUM_CHANGES :])
+    )
+    rms = _rms(means)[..., None]
+    in_common = ratio(changes, rms)
+    lagged_in_common = [
+        (in_common[..., lag:] * in_common[..., :-lag]).mean(axis=-1, keepdims=True) for lag in range(1, _NUM_LAGS + 1)
+    ]
     features = [
-        log_ratio(rms, reference),
-        *(log_ratio(square**0.5, rms) for square in squares),
-        *(ratio(total, rms**2) / (_NUM_CHANGES - lag) for lag, total in enumerate(lagged, start=1)),
-        (sum(mean**2 for mean in in_common) / _NUM_CHANGES) ** 0.5,
-        *(
-            sum(one * other for one, other in zip(in_common, in_common[lag:], strict=False)) / (_NUM_CHANGES - lag)
-            for lag in range(1, _NUM_LAGS + 1)
-        ),
+        log_ratio(rms, reference[..., None]),
+        log_ratio(squares**0.5, rms),
+        ratio(lagged, rms**2),
+        (in_common**2).mean(axis=-1, keepdims=True) ** 0.5,
+        *lagged_in_common,
         xp.full_like(rms, math.log(count) / 8),
     ]
-    return xp.stack(features, axis=-1)
+    return xp.concatenate(features, axis=-1)
 
 
 def _rms(means: Sequence[Any]) -> Any:
-    """The root mean square of all changes of pools, from the means of `_features`."""
+    """The root mean square of all changes of pools, from what `_means` makes of them."""
     return (sum(means[_NUM_CHANGES : 2 * _NUM_CHANGES]) / _NUM_CHANGES) ** 0.5

@@ -264,7 +264,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "wnn": WNNObjective(),
     "wnn-plus": MultiHorizonObjective(WNNPlus, {"width": 128}),
     "adaptive-linear": MultiHorizonObjective(AdaptiveLinear, {"width": 64, "num_hidden": 2}),
-    "pooled": MultiHorizonObjective(Pooled, {"width": 32, "num_hidden": 2}),
+    "pooled": MultiHorizonObjective(Pooled, {"width": 64, "num_hidden": 2}),
     "introspection": IntrospectionObjective(),
 }
 
