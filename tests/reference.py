@@ -215,3 +215,57 @@ def orthogonalize(matrix: np.ndarray, coefficients: Sequence[Sequence[float]]) -
     for a, b, c in coefficients:
         mapped = a * mapped + b * mapped**3 + c * mapped**5
     return left * (mapped * np.linalg.norm(values) / np.linalg.norm(mapped)) @ right
+
+
+def pooled(history: Sequence[np.ndarray], networks: Network, role: int, horizon: int) -> np.ndarray:
+    """Forecasts every weight of one leaf from the pooled histories of its row, its column and its tensor.
+
+    Args:
+      history: five arrays of one shape of two or more axes, oldest first.
+      networks: the parameters of a `PooledNetwork`.
+      role: the row of its role's embedding.
+      horizon: how many snapshots ahead.
+
+    Returns:
+      An array of that shape, of the precision of `history`.
+    """
+    h = np.stack(history)
+    changes = np.diff(h, axis=0)
+    rms = np.sqrt(np.mean(changes**2))
+    tensor = pool_features(changes, rms_to_compare=h.std(ddof=1))
+    forecast = h[-1].copy()
+    for index in np.ndindex(h[-1].shape):
+        pools = {"row": changes[..., index[-2], :], "column": changes[..., index[-1]], "tensor": changes}
+        for name, network in networks.items():
+            features = tensor if name == "tensor" else pool_features(pools[name], rms_to_compare=rms)
+            coefficients = _pool_outputs(features, tensor, network, role)[horizon - 1]
+            forecast[index] += coefficients @ changes[(slice(None), *index)]
+    return forecast
+
+
+def pool_features(changes: np.ndarray, rms_to_compare: np.floating[Any]) -> np.ndarray:
+    """What is known of a pool of weights, from its changes: four of each weight, in the first axis."""
+    changes = changes.reshape(4, -1)
+    rms = np.sqrt(np.mean(changes**2))
+    mean = changes.mean(axis=1) / rms
+    lags = (1, 2, 3)
+    return np.array(
+        [
+            np.log(rms / rms_to_compare) / 2,
+            *(np.log(np.sqrt(np.mean(change**2)) / rms) / 2 for change in changes),
+            *(np.mean([np.mean(changes[t] * changes[t + lag]) for t in range(4 - lag)]) / rms**2 for lag in lags),
+            np.sqrt(np.mean(mean**2)),
+            *(np.mean([mean[t] * mean[t + lag] for t in range(4 - lag)]) for lag in lags),
+            np.log(changes.shape[1]) / 8,
+        ]
+    )
+
+
+def _pool_outputs(features: np.ndarray, tensor: np.ndarray, network: Network, role: int) -> np.ndarray:
+    x = _dense(features, network["expand"]) + tensor @ np.asarray(network["tensor"]["kernel"], tensor.dtype)
+    x = x + np.asarray(network["role"]["embedding"], x.dtype)[role]
+    for index in range(sum(name.startswith("hidden_") for name in network)):
+        a = _dense(x, network[f"hidden_{index}"])
+        x = a / (1 + np.exp(-a))
+    kernel, bias = (np.asarray(network["output"][name], x.dtype) for name in ("kernel", "bias"))
+    return np.tensordot(x, kernel, axes=1) + bias

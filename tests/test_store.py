@@ -21,7 +21,7 @@ from tests.helpers import assert_trees_equal
 from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
 from wnn_jax._store import DEFAULT_NOWCASTER, _write, fingerprint
-from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, Introspection, WNNPlus
+from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, Introspection, Pooled, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 
 
@@ -80,20 +80,22 @@ def test_bfloat16_networks_are_saved_without_loss(small_wnn: WNN, path: Path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
-@pytest.mark.parametrize("cls", [WNNPlus, AdaptiveLinear])
+@pytest.mark.parametrize("cls", [WNNPlus, AdaptiveLinear, Pooled])
 def test_multi_horizon_networks_come_back_as_they_were(cls: type[MultiHorizonNowcaster], path: Path):
     params = cls.init(jax.random.key(0), width=8, num_hidden=2).params
     horizon: Any = np.int64(7)
-    saved = cls(params, default_horizon=horizon, chunk_size=77, record={"steps": 20_000})
+    settings = {"default_horizon": 7} | ({} if cls is Pooled else {"chunk_size": 77})
+    saved = cls(params, **(settings | {"default_horizon": horizon}), record={"steps": 20_000})
     wnn_jax.save(saved, path)
     loaded = wnn_jax.load(path)
     assert isinstance(loaded, cls)
-    assert (loaded.default_horizon, loaded.chunk_size, loaded.record) == (7, 77, {"steps": 20_000})
+    assert {name: getattr(loaded, name) for name in settings} == settings
+    assert loaded.record == {"steps": 20_000}
     assert_trees_equal(loaded.params, params)
     history = [jnp.arange(3.0) * t**2 for t in range(5)]
     np.testing.assert_array_equal(loaded(history, "norm", 40), saved(history, "norm", 40))
     metadata, arrays = read(path)
-    assert "params/hidden_1/kernel" in arrays
+    assert ("params/column/" if cls is Pooled else "params/") + "hidden_1/kernel" in arrays
     assert (metadata["class"], metadata["context"], metadata["roles"]) == (cls.__name__, 5, list(ROLES))
 
 

@@ -8,6 +8,7 @@ from wnn_jax.nowcasters.introspection import Introspection as Introspection
 from wnn_jax.nowcasters.learned_drift import LearnedDrift as LearnedDrift
 from wnn_jax.nowcasters.nino import NiNo as NiNo
 from wnn_jax.nowcasters.nino import neural_graph as neural_graph
+from wnn_jax.nowcasters.pooled import Pooled as Pooled
 from wnn_jax.nowcasters.wnn import WNN as WNN
 from wnn_jax.nowcasters.wnn_plus import WNNPlus as WNNPlus
 
@@ -15,7 +16,8 @@ from wnn_jax.nowcasters.wnn_plus import WNNPlus as WNNPlus
 # nowcaster: `params`, if there is one, is a tree of weights, and all others are of types that JSON has. Its attribute
 # `roles` has the roles that it forecasts.
 CLASSES = {
-    cls.__name__: cls for cls in (WNN, WNNPlus, NiNo, AdaptiveLinear, Introspection, CurveFit, Drift, LearnedDrift)
+    cls.__name__: cls
+    for cls in (WNN, WNNPlus, NiNo, AdaptiveLinear, Pooled, Introspection, CurveFit, Drift, LearnedDrift)
 }
 
 # The nowcasters that have a name and need no file.

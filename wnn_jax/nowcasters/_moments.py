@@ -41,7 +41,7 @@ def moments_of_tensor(history: Sequence[Any]) -> Moments:
     Args:
       history: its snapshots, oldest first, NumPy or JAX arrays of one shape, not empty.
     """
-    xp = _namespace(history)
+    xp = namespace(history)
     rows = [snapshot.reshape(1, -1) for snapshot in history]
     anchors = rows[0][:, 0].astype(wide_dtype(rows[0]))
     units = units_of(largest_of(rows))
@@ -52,12 +52,12 @@ def moments_of_tensor(history: Sequence[Any]) -> Moments:
 
 def largest_of(history: Sequence[Any]) -> Any:
     """The largest absolute value of each tensor: `[tensors]`, from snapshots `[tensors, weights]`."""
-    return functools.reduce(_namespace(history).maximum, (abs(snapshot).max(axis=1) for snapshot in history))
+    return functools.reduce(namespace(history).maximum, (abs(snapshot).max(axis=1) for snapshot in history))
 
 
 def units_of(largest: Any) -> Any:
     """The units of tensors, from their largest absolute values, in float32 or wider."""
-    xp = _namespace([largest])
+    xp = namespace([largest])
     limits = jnp.finfo(wide_dtype(largest))
     # Neither a unit nor its reciprocal, by which a compiler may multiply, is denormal.
     exponents = xp.clip(xp.frexp(largest.astype(limits.dtype))[1] - 1, limits.minexp + 1, limits.maxexp - 4)
@@ -111,6 +111,17 @@ def moments_from_sums(sums: Any, anchors: Any, units: Any, count: Any) -> Moment
     return Moments(count, units, anchors + units * offset, squares, changes, lagged)
 
 
+def ratio(value: Any, size: Any) -> Any:
+    """A value in units of a size, or as it is where that is zero."""
+    return value / namespace([size]).where(size == 0, 1, size)
+
+
+def log_ratio(value: Any, size: Any) -> Any:
+    """Half the logarithm of a ratio, from -4.6 to 4.6: of the order of 1 for what is compared here."""
+    xp = namespace([size])
+    return xp.log(xp.clip(ratio(value, size), 1e-4, 1e4)) / 2
+
+
 def _terms(history: Sequence[Any], anchors: Any, units: Any) -> list[Any]:
     """What is summed up, `[tensors, weights]` each."""
     # Sums of half-precision numbers lose everything. To divide by a power of two loses nothing.
@@ -124,6 +135,6 @@ def _terms(history: Sequence[Any], anchors: Any, units: Any) -> list[Any]:
     return [sum(values), sum(value**2 for value in values), *(change**2 for change in changes), *lagged]
 
 
-def _namespace(arrays: Sequence[Any]) -> Any:
+def namespace(arrays: Sequence[Any]) -> Any:
     """NumPy for arrays of NumPy, and else JAX."""
     return np if isinstance(arrays[0], np.ndarray) else jnp

@@ -22,21 +22,20 @@ NUM_HORIZONS = 40
 
 # On accelerators the default rounds the factors to fewer bits than the published outputs agree in.
 _HIGHEST = jax.lax.Precision.HIGHEST
-_Dense = functools.partial(nn.Dense, precision=_HIGHEST)
+Dense = functools.partial(nn.Dense, precision=_HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class MultiHorizonNowcaster:
-    """A network that forecasts every weight from its own history and a few statistics of its tensor.
+    """A network that forecasts every weight from its own history and a few statistics.
 
-    Subclasses name the class of their network and say what it is given: `statistics` and `changes`. Both are used as
-    they are by the forecast and by the training of the network.
+    Subclasses name the class of their network, say what it is given (`statistics` and `changes`), and forecast leaves
+    of one role with these (`forecast_leaves`). Both are used as they are by the training of the network.
     """
 
     params: Mapping[str, Any]
     default_horizon: int = 5
-    chunk_size: int | None = None
-    record: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any], kw_only=True)
 
     # Not annotated, and so no fields.
     context = CONTEXT
@@ -58,7 +57,6 @@ class MultiHorizonNowcaster:
             )
         default_horizon = check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
         object.__setattr__(self, "default_horizon", default_horizon)
-        object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
 
     def __repr__(self) -> str:
         return summarize_nowcaster(self, self.params)
@@ -98,30 +96,50 @@ class MultiHorizonNowcaster:
         if not isinstance(horizon, jax.Array):
             horizon = check_horizon("horizon", horizon, num_horizons)
         clipped = clip_horizon(horizon, num_horizons)
-        leaf_map = LeafMap(_Prediction(type(self)), self.chunk_size, self.summarize)
 
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
-            params = jax.tree.map(jnp.asarray, dict(self.params))
-            return leaf_map(leaves, params, jnp.array(ROLES.index(role)), clipped)
+            return self.forecast_leaves(leaves, jnp.array(ROLES.index(role)), clipped)
 
         return map_by_role(history, roles, predict, context=CONTEXT, handled=ROLES)
+
+    def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
+        """Forecasts leaves of one role.
+
+        Args:
+          leaves: of each leaf its 5 snapshots, oldest first.
+          role: the index in `ROLES` of their role.
+          horizon: a horizon, possibly traced.
+
+        Returns:
+          For each leaf an array of its shape and dtype.
+        """
+        raise NotImplementedError
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Any:
         """What the network is told of a whole tensor.
 
         Args:
-          history: its snapshots, oldest first, NumPy or JAX arrays of one shape.
+          history: its snapshots, oldest first, NumPy or JAX arrays of one shape, not empty.
 
         Returns:
-          A tree of scalars.
+          A tree of arrays, as `changes` takes them for all weights of the tensor.
         """
-        return cls.summarize(moments_of_tensor(history))
-
-    @staticmethod
-    def summarize(moments: Moments) -> Any:
-        """What the network is told of tensors, from their moments."""
         raise NotImplementedError
+
+    @classmethod
+    def statistics_of(cls, history: Sequence[Any], chosen: Any) -> Any:
+        """What the network is told of some weights of a tensor, beside their own history.
+
+        Args:
+          history: the snapshots of the tensor, as for `statistics`.
+          chosen: `[n]` ints, the weights, by their places in the flat tensor.
+
+        Returns:
+          A tree of arrays, as `changes` takes them for these weights.
+        """
+        del chosen
+        return cls.statistics(history)
 
     def changes(
         self, history: tuple[jax.Array, ...], statistics: Any, role: jax.Array, horizon: Any = None
@@ -130,7 +148,7 @@ class MultiHorizonNowcaster:
 
         Args:
           history: 5 arrays `[n]`, oldest first, of float32 or wider.
-          statistics: of the tensor: a tree of scalars, or of arrays `[n]` where these are weights of several tensors.
+          statistics: of the tensor, or of each of the weights: a tree of arrays that broadcast with these.
           role: the index in `ROLES` of its role.
           horizon: a horizon, or `None` for all of them.
 
@@ -140,11 +158,40 @@ class MultiHorizonNowcaster:
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ChunkedNowcaster(MultiHorizonNowcaster):
+    """One whose network is applied to every weight, a chunk of weights at a time.
+
+    Beside a weight's own history it is given numbers of the whole tensor, which `summarize` makes from `Moments`.
+    """
+
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
+
+    def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
+        """See `MultiHorizonNowcaster.forecast_leaves`."""
+        leaf_map = LeafMap(_Prediction(type(self)), self.chunk_size, self.summarize)
+        return leaf_map(leaves, jax.tree.map(jnp.asarray, dict(self.params)), role, horizon)
+
+    @classmethod
+    def statistics(cls, history: Sequence[Any]) -> Any:
+        """See `MultiHorizonNowcaster.statistics`; a tree of scalars."""
+        return cls.summarize(moments_of_tensor(history))
+
+    @staticmethod
+    def summarize(moments: Moments) -> Any:
+        """What the network is told of tensors, from their moments."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
 class _Prediction:
     """The forecast of a chunk. Compares equal for nowcasters of one class."""
 
-    nowcaster_class: type[MultiHorizonNowcaster]
+    nowcaster_class: type[ChunkedNowcaster]
 
     def __call__(
         self, history: LeafHistory, statistics: Any, params: Any, role: jax.Array, horizon: jax.Array
@@ -172,8 +219,8 @@ class HorizonNetwork(nn.Module):
     outputs_per_horizon = ()
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, role: jax.Array, horizon: Any = None) -> jax.Array:
-        """Maps inputs `[n, num_inputs]` to `[n, num_horizons, *outputs_per_horizon]`.
+    def __call__(self, inputs: Any, role: jax.Array, horizon: Any = None) -> Any:
+        """Maps inputs `[*shape, num_inputs]` to `[*shape, num_horizons, *outputs_per_horizon]`.
 
         Args:
           inputs: what is known of each weight.
@@ -182,10 +229,19 @@ class HorizonNetwork(nn.Module):
             horizons; or `None` for all of them.
         """
         embedded = nn.Embed(len(ROLES), self.width, name="role")(role)
-        x = _Dense(self.width, name="expand")(inputs) + embedded[None]
+        x = self.expand(inputs)
+        x = x + _with_rank(embedded, x.ndim)
         for index in range(self.num_hidden):
-            x = nn.silu(_Dense(self.width, name=f"hidden_{index}")(x))
+            x = nn.silu(Dense(self.width, name=f"hidden_{index}")(x))
         return OneOfMany(self.num_horizons, self.outputs_per_horizon, name="output")(x, horizon)
+
+    def expand(self, inputs: Any) -> jax.Array:
+        """The first, linear layer, without the role: `[*shape, width]`. Used in `__call__` only."""
+        return Dense(self.width, name="expand")(inputs)
+
+    def example(self) -> Any:
+        """Inputs of the shapes that it takes."""
+        return jnp.zeros([1, self.num_inputs])
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Self:
@@ -207,14 +263,19 @@ class OneOfMany(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, chosen: Any = None) -> jax.Array:
-        """Maps `[n, f]` to `[n, number, *shape]`, or to `[n, *shape]`, the outputs of a chosen one, counted from 1."""
+        """Maps `[..., f]` to `[..., number, *shape]`, or to `[..., *shape]`, those of a chosen one, counted from 1."""
         shape = (self.number, *self.shape)
         kernel = self.param("kernel", _output_init, (features.shape[-1], *shape))
         bias = self.param("bias", nn.initializers.zeros, shape)
         if chosen is not None:
             # Parameters may be NumPy arrays, which a traced number cannot index.
             kernel, bias = jnp.asarray(kernel)[:, chosen - 1], jnp.asarray(bias)[chosen - 1]
-        return jnp.tensordot(features, kernel, axes=1, precision=_HIGHEST) + bias[None]
+        outputs = jnp.tensordot(features, kernel, axes=1, precision=_HIGHEST)
+        return outputs + _with_rank(bias, outputs.ndim)
+
+
+def _with_rank(array: jax.Array, rank: int) -> jax.Array:
+    return jnp.expand_dims(jnp.asarray(array), tuple(range(rank - array.ndim)))
 
 
 def _output_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -244,7 +305,7 @@ def check_horizon(name: str, horizon: Any, num_horizons: int) -> int:
 
 
 def _init(network: HorizonNetwork, key: jax.Array) -> Any:
-    return network.init(key, jnp.zeros([1, network.num_inputs]), jnp.array(0))["params"]
+    return network.init(key, network.example(), jnp.array(0))["params"]
 
 
 def _init_shapes(network: HorizonNetwork) -> Any:

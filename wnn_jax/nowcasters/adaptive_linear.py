@@ -6,8 +6,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wnn_jax.nowcasters._moments import Moments
-from wnn_jax.nowcasters._multi_horizon import CONTEXT, HorizonNetwork, MultiHorizonNowcaster, scale_of
+from wnn_jax.nowcasters._moments import Moments, log_ratio, ratio
+from wnn_jax.nowcasters._multi_horizon import CONTEXT, ChunkedNowcaster, HorizonNetwork, scale_of
 
 _NUM_CHANGES = CONTEXT - 1
 _NUM_LAGS = _NUM_CHANGES - 1
@@ -38,7 +38,7 @@ class CoefficientNetwork(HorizonNetwork):
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class AdaptiveLinear(MultiHorizonNowcaster):
+class AdaptiveLinear(ChunkedNowcaster):
     r"""A linear extrapolation with coefficients that a network chooses.
 
     Let :math:`c_1, \dots, c_4` be the changes of a weight from each of its last 5 snapshots to the next. Its forecast
@@ -96,13 +96,13 @@ def _inputs(last: jax.Array, changes: jax.Array, statistics: ChangeStatistics) -
     tensor_rms = _root_mean_square(jnp.stack(statistics.rms, axis=-1))
     size = _root_mean_square(changes)
     of_weight = [
-        *jnp.unstack(_ratio(changes, size[:, None]), axis=-1),
-        _log(_ratio(size, tensor_rms)),
-        jnp.clip(_ratio(last - statistics.mean, statistics.std), -5.0, 5.0),
+        *jnp.unstack(ratio(changes, size[:, None]), axis=-1),
+        log_ratio(size, tensor_rms),
+        jnp.clip(ratio(last - statistics.mean, statistics.std), -5.0, 5.0),
     ]
     of_tensor = [
-        _log(_ratio(tensor_rms, statistics.std)),
-        *(_log(_ratio(rms, tensor_rms)) for rms in statistics.rms),
+        log_ratio(tensor_rms, statistics.std),
+        *(log_ratio(rms, tensor_rms) for rms in statistics.rms),
         *statistics.correlations,
     ]
     return jnp.stack([*of_weight, *(jnp.broadcast_to(value, last.shape) for value in of_tensor)], axis=-1)
@@ -111,13 +111,4 @@ def _inputs(last: jax.Array, changes: jax.Array, statistics: ChangeStatistics) -
 def _root_mean_square(values: jax.Array) -> jax.Array:
     """Over the last axis; no square overflows or vanishes."""
     largest = jnp.max(jnp.abs(values), axis=-1)
-    return largest * jnp.sqrt(jnp.mean(_ratio(values, largest[..., None]) ** 2, axis=-1))
-
-
-def _ratio(value: Any, size: Any) -> jax.Array:
-    """A value in units of a size, or as it is where that is zero."""
-    return value / jnp.where(size == 0, 1, size)
-
-
-def _log(ratio: Any) -> jax.Array:
-    return jnp.log(jnp.clip(ratio, 1e-4, 1e4)) / 2
+    return largest * jnp.sqrt(jnp.mean(ratio(values, largest[..., None]) ** 2, axis=-1))

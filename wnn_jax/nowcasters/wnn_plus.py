@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax.nowcasters._moments import Moments
-from wnn_jax.nowcasters._multi_horizon import HorizonNetwork, MultiHorizonNowcaster, Scale, scale_of
+from wnn_jax.nowcasters._multi_horizon import ChunkedNowcaster, HorizonNetwork, Scale, scale_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class WNNPlus(MultiHorizonNowcaster):
+class WNNPlus(ChunkedNowcaster):
     """The multi-horizon nowcaster WNN+, the plain network beside NiNo.
 
     One network forecasts every scalar weight from its own last 5 snapshots, any number of snapshots up to 40 ahead.

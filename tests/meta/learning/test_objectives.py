@@ -28,7 +28,7 @@ def draw(collection: Path, objective: Objective) -> WindowBatch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adaptive-linear", "wnn", "wnn-plus", "introspection"])
+@pytest.mark.parametrize("kind", ["adaptive-linear", "pooled", "wnn", "wnn-plus", "introspection"])
 def test_errors_are_those_of_the_nowcaster(collection: Path, kind: str):
     objective = OBJECTIVES[kind]
     batch = draw(collection, objective)

@@ -63,7 +63,7 @@ def changed_collection(collection: Path, folder: Path, splits: tuple[str, ...]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adaptive-linear", "wnn", "wnn-plus", "introspection"])
+@pytest.mark.parametrize("kind", ["adaptive-linear", "pooled", "wnn", "wnn-plus", "introspection"])
 def test_a_nowcaster_of_every_kind_is_trained(collection: Path, tmp_path: Path, tiny_train: Options, kind: str):
     nowcaster: Any = train(tiny_train(tmp_path, kind=kind))
     assert_trees_equal(params_of(tmp_path), dict(nowcaster.params))

@@ -38,7 +38,7 @@ def sampler(trajectories: list[Trajectory], **changes: Any) -> WindowSampler:
     settings: dict[str, Any] = {
         "trajectories": trajectories,
         "roles": ("bias", "dense", "embedding"),
-        "statistics": lambda history: np.mean(history),
+        "statistics": lambda history, chosen: np.mean(history),
         "num_weights": 6,
         "min_stride": 1,
         "max_stride": 16,
@@ -99,6 +99,18 @@ def test_statistics_are_of_the_whole_tensor(trajectories: list[Trajectory]):
     stride = int(decode(window.history)[2][1, 0]) - time
     expected = run * 1e6 + 1e3 * np.mean(range(3, 18)) + time + stride * (CONTEXT - 1) / 2
     assert window.statistics == pytest.approx(expected, rel=1e-6)
+
+
+def test_statistics_may_be_of_the_drawn_weights(trajectories: list[Trajectory]):
+    shapes: list[tuple[int, ...]] = []
+
+    def statistics(history: Any, chosen: np.ndarray) -> Any:
+        shapes.append(history.shape)
+        return history.reshape(len(history), -1)[:, chosen]
+
+    window = sampler(trajectories, roles=("dense",), statistics=statistics).window(0, 0)
+    assert set(shapes) == {(CONTEXT, *leaf.shape) for leaf in trajectories[0].leaves if leaf.role == "dense"}
+    np.testing.assert_array_equal(window.statistics, window.history)
 
 
 def test_the_window_of_an_index_is_fixed(trajectories: list[Trajectory]):

@@ -10,7 +10,7 @@ import optax
 
 from wnn_jax._nowcaster import Nowcaster
 from wnn_jax.meta.trajectories.windows import NUM_HORIZONS, OFFSETS, Window, WindowBatch
-from wnn_jax.nowcasters import WNN, AdaptiveLinear, Introspection, WNNPlus
+from wnn_jax.nowcasters import WNN, AdaptiveLinear, Introspection, Pooled, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
 
@@ -35,8 +35,16 @@ class Objective(Protocol):
         """Parameters to start from, for weights of these roles."""
         ...
 
-    def statistics(self, history: Any) -> Any:
-        """What the nowcaster is told of a whole tensor."""
+    def statistics(self, history: Any, chosen: Any) -> Any:
+        """What the nowcaster is told of some weights of a tensor, beside their own history.
+
+        Args:
+          history: `[context, *shape]`, the snapshots of the tensor, oldest first.
+          chosen: `[n]` ints, the weights, by their places in the flat tensor.
+
+        Returns:
+          A tree of arrays.
+        """
         ...
 
     def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
@@ -88,9 +96,9 @@ class MultiHorizonObjective:
         del roles
         return self.nowcaster_class.init(key, **self.sizes).params
 
-    def statistics(self, history: Any) -> Any:
-        """What the nowcaster is told of a whole tensor."""
-        return self.nowcaster_class.statistics(history)
+    def statistics(self, history: Any, chosen: Any) -> Any:
+        """What the nowcaster is told of some weights of a tensor, beside their own history."""
+        return self.nowcaster_class.statistics_of(history, chosen)
 
     def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
         """Absolute errors summed over the weights of a window, over those of no change; then the mean."""
@@ -130,9 +138,9 @@ class WNNObjective:
         """Parameters to start from: one network per role."""
         return WNN.init(key, roles).params
 
-    def statistics(self, history: Any) -> Any:
+    def statistics(self, history: Any, chosen: Any) -> Any:
         """Nothing: every weight is normalised by its own history."""
-        del history
+        del history, chosen
         return ()
 
     def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
@@ -188,9 +196,9 @@ class IntrospectionObjective:
         del roles
         return Introspection.init(key).params
 
-    def statistics(self, history: Any) -> Any:
+    def statistics(self, history: Any, chosen: Any) -> Any:
         """Nothing: every weight is normalised by its own history."""
-        del history
+        del history, chosen
         return ()
 
     def loss(self, params: Any, batch: WindowBatch) -> jax.Array:
@@ -260,5 +268,6 @@ OBJECTIVES: Mapping[str, Objective] = {
     "wnn": WNNObjective(),
     "wnn-plus": MultiHorizonObjective(WNNPlus, {"width": 128}),
     "adaptive-linear": MultiHorizonObjective(AdaptiveLinear, {"width": 64, "num_hidden": 2}),
+    "pooled": MultiHorizonObjective(Pooled, {"width": 64, "num_hidden": 2}),
     "introspection": IntrospectionObjective(),
 }

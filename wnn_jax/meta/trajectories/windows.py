@@ -27,7 +27,7 @@ class Window(NamedTuple):
       targets: `[40, n]` float32, the following snapshots; 0 past the end of the run.
       is_known: `[40]` bool, which of these the run has.
       role: the index in `ROLES` of the tensor's role.
-      statistics: what a nowcaster is told of the whole tensor.
+      statistics: what a nowcaster is told of these weights beside their history.
     """
 
     history: Any
@@ -68,7 +68,8 @@ class WindowSampler:
     Attributes:
       trajectories: the runs to draw from.
       roles: the roles to draw.
-      statistics: what the nowcaster is told of a whole tensor, from its snapshots.
+      statistics: `(history, chosen) -> statistics`, what the nowcaster is told of some weights of a tensor: of its
+        snapshots `[context, *shape]` and the places of these weights, `[num_weights]`, in the flat tensor.
       num_weights: weights per window, drawn with replacement where the tensor has fewer.
       min_stride: the smallest spacing, in snapshots of the run.
       max_stride: the largest spacing. Both give way where a run is too short for them.
@@ -81,7 +82,7 @@ class WindowSampler:
 
     trajectories: Sequence[Trajectory]
     roles: tuple[str, ...]
-    statistics: Callable[[Any], Any]
+    statistics: Callable[[Any, Any], Any]
     num_weights: int
     min_stride: int
     max_stride: int
@@ -119,7 +120,7 @@ class WindowSampler:
             targets=padded,
             is_known=np.arange(NUM_HORIZONS) < len(targets),
             role=np.int32(ROLES.index(role)),
-            statistics=jax.tree.map(np.float32, self.statistics(history)),
+            statistics=jax.tree.map(np.float32, self.statistics(history.reshape(-1, *leaf.shape), chosen)),
         )
 
     def batch(self, seed: int, number: int, windows_per_role: int) -> WindowBatch:

@@ -1,0 +1,118 @@
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tests import reference
+from tests.helpers import COLLECTIVES, assert_close, random_history, random_leaves
+from wnn_jax._roles import ROLES
+from wnn_jax.nowcasters import Pooled
+
+SHAPES = ((), (1,), (6,), (3, 4), (1, 5), (2, 3, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def nowcaster() -> Pooled:
+    template = jax.eval_shape(lambda key: Pooled.init(key, width=8, num_hidden=1).params, jax.random.key(0))
+    return Pooled(random_leaves(template, seed=0))
+
+
+@functools.partial(jax.jit, static_argnames=("role", "horizon"))
+def predict(params: Any, history: Any, role: str = "dense", horizon: int | None = None) -> jax.Array:
+    return Pooled(params)(history, role, horizon)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4, 5)])
+@pytest.mark.parametrize(("role", "horizon"), [("conv", 1), ("embedding", 40)])
+def test_agrees_with_the_reference(nowcaster: Pooled, shape: tuple[int, ...], role: str, horizon: int):
+    history = random_history(shape)
+    exact = [np.asarray(snapshot, np.float64) for snapshot in history]
+    expected = reference.pooled(exact, nowcaster.params, ROLES.index(role), horizon)
+    assert_close(predict(nowcaster.params, history, role, horizon), expected)
+    assert np.abs(expected - exact[-1]).max() > 0.1
+
+
+def test_a_vector_is_a_row_and_each_of_its_weights_a_column(nowcaster: Pooled):
+    history = random_history((6,))
+    as_matrix = predict(nowcaster.params, [snapshot[None] for snapshot in history])
+    assert_close(predict(nowcaster.params, history), as_matrix[0], rtol=1e-6)
+    scalar = predict(nowcaster.params, [snapshot[0] for snapshot in history])
+    assert_close(scalar, predict(nowcaster.params, [snapshot[:1] for snapshot in history])[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_trained_is_what_forecasts(nowcaster: Pooled, shape: tuple[int, ...]):
+    """Of some weights, with statistics from NumPy, the same as of the whole leaf."""
+    history = [np.asarray(snapshot) for snapshot in random_history(shape)]
+    chosen = np.random.default_rng(0).integers(history[0].size, size=7)
+    statistics = nowcaster.statistics_of(history, chosen)
+    assert {type(pool) for pool in statistics} == {np.ndarray}
+    weights = tuple(jnp.asarray(snapshot.reshape(-1)[chosen]) for snapshot in history)
+    changes = nowcaster.changes(weights, statistics, jnp.array(1))
+    assert changes.shape == (7, 40)
+    predicted = predict(nowcaster.params, history, horizon=12)
+    assert_close(weights[-1] + changes[:, 11], predicted.reshape(-1)[chosen])
+
+
+def test_rows_and_columns_are_told_apart(nowcaster: Pooled):
+    """What is known of rows changes everywhere with how one of them moves, but nowhere as in that one."""
+    history = [np.asarray(snapshot) for snapshot in random_history((4, 6))]
+    factor = np.array([[1], [1], [0.1], [1]], np.float32)
+    pools = nowcaster.statistics(history)
+    quieter = nowcaster.statistics([history[-1] + factor * (snapshot - history[-1]) for snapshot in history])
+    moved = np.abs(quieter.row - pools.row).max(axis=(1, 2))
+    assert moved.argmax() == 2
+    assert moved[2] > 5 * np.delete(moved, 2).max()
+    # The rms of the row beside that of the tensor, as half a logarithm.
+    assert quieter.row[2, 0, 0] < pools.row[2, 0, 0] - 0.5
+
+
+def test_a_weight_that_did_not_move_stays_whatever_its_row_does(nowcaster: Pooled):
+    history = [snapshot.at[1, 2].set(0.1).at[:, 3].set(-2.0) for snapshot in random_history((4, 6))]
+    predicted = predict(nowcaster.params, history)
+    np.testing.assert_array_equal(predicted[1, 2], history[-1][1, 2])
+    np.testing.assert_array_equal(predicted[:, 3], history[-1][:, 3])
+    assert np.all(predicted[0, :3] != history[-1][0, :3])
+
+
+def test_a_value_that_is_not_finite_leaves_its_tensor(nowcaster: Pooled):
+    history = [{"a": leaf, "b": leaf} for leaf in random_history((3, 4))]
+    history[2]["a"] = history[2]["a"].at[0, 0].set(np.nan)
+    predicted = nowcaster(history, {"a": "dense", "b": "dense"})
+    np.testing.assert_array_equal(predicted["a"], history[-1]["a"])
+    assert np.all(predicted["b"] != history[-1]["b"])
+
+
+def test_working_memory_is_bounded_by_a_leaf(nowcaster: Pooled):
+    leaf = jax.ShapeDtypeStruct((1000, 600), jnp.float32)
+    compiled = jax.jit(lambda history: nowcaster(history, "dense")).lower([leaf] * 5).compile()
+    analysis: Any = compiled.memory_analysis()
+    # Beside it, some numbers of each row and each column.
+    assert analysis.temp_size_in_bytes <= 4 * (leaf.size + 1600 * 200)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize("spec", [PartitionSpec("x", "y"), PartitionSpec(None, ("x", "y"))], ids=str)
+def test_devices_exchange_sums_of_rows_and_columns_only(nowcaster: Pooled, axis_type: AxisType, spec: PartitionSpec):
+    rows, columns = 24, 40
+    history = random_history((rows, columns))
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(history, NamedSharding(mesh, spec))
+        predicted = predict(nowcaster.params, sharded)
+        assert predicted.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+        text = predict.lower(nowcaster.params, sharded).compile().as_text() or ""
+    assert_close(predicted, predict(nowcaster.params, history))
+    assert not [name for name in COLLECTIVES if name in text and name != "all-reduce"]
+    sums = [line.split(" all-reduce(")[0].split(" = ")[1] for line in text.splitlines() if " all-reduce(" in line]
+    sizes = [
+        int(np.prod([int(number) for number in shape.split(",") if number]))
+        for line in sums
+        for shape in re.findall(r"\w+\[([\d,]*)\]", line)
+    ]
+    assert 1 < max(sizes) <= max(rows, columns)
