@@ -63,7 +63,7 @@ def predict(
     chunk_size: int = 4096,
 ) -> jax.Array:
     """A prediction, compiled: most of these tests have many small shapes."""
-    chunks = {"chunk_size": chunk_size} if issubclass(cls, ChunkedNowcaster) else {}
+    chunks: dict[str, Any] = {"chunk_size": chunk_size} if issubclass(cls, ChunkedNowcaster) else {}
     return cls(params, **chunks)(history, role, horizon)
 
 
