@@ -203,12 +203,54 @@ def haiku_model() -> Any:
     network = hk.transform(
         lambda x: hk.nets.MLP([6, 10])(hk.Flatten()(hk.Conv2D(4, 3, padding="VALID")(x)))  # pyright: ignore[reportArgumentType]
     )
-    return network.init(jax.random.key(0), jnp.zeros((1, 6, 6, 3)))
+    return jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 6, 6, 3)))
+
+
+class NnxTransformer(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(7, 8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.linear1, self.linear2 = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)
+        self.norm1, self.norm2, self.norm3 = (nnx.LayerNorm(8, rngs=rngs) for _ in range(3))
+        self.linear3 = nnx.Linear(8, 7, rngs=rngs)
+
+
+class EquinoxTransformer(eqx.Module):
+    embed: eqx.nn.Embedding
+    attention: eqx.nn.MultiheadAttention
+    linears: list[eqx.nn.Linear]
+    norms: list[eqx.nn.LayerNorm]
+
+    def __init__(self, key: jax.Array):
+        keys = jax.random.split(key, 5)
+        self.embed = eqx.nn.Embedding(7, 8, key=keys[0])
+        self.attention = eqx.nn.MultiheadAttention(2, 8, use_query_bias=True, key=keys[1])
+        sizes = zip([(8, 16), (16, 8), (8, 7)], keys[2:], strict=True)
+        self.linears = [eqx.nn.Linear(*size, key=key) for size, key in sizes]
+        self.norms = [eqx.nn.LayerNorm(8) for _ in range(3)]
+
+
+@pytest.mark.parametrize("framework", ["nnx", "equinox"])
+def test_transformers_of_other_frameworks(framework: str):
+    if framework == "nnx":
+        params: Any = nnx.state(nnx.eval_shape(lambda: NnxTransformer(nnx.Rngs(0))), nnx.Param)
+    else:
+        params = jax.eval_shape(lambda: eqx.filter(EquinoxTransformer(jax.random.key(0)), eqx.is_inexact_array))
+    description = neural_graph(params)
+    edges = {tuple(names) for names in description["edges"].values()}
+    queries, values = "attention queries", "attention values"
+    assert {("embed", queries), (queries, "embed"), ("embed", values), (values, "attention")} <= edges
+    # How many heads there are is not to be read from the matrices of Equinox.
+    assert description["heads"][queries] == (2 if framework == "nnx" else 1)
+    assert len(description["residual"]) == 2
+    graph = graph_of(params)
+    assert graph.num_nodes > 0
+    assert np.isfinite(graph.positions).all()
 
 
 FRAMEWORKS = {
-    "nnx": lambda: nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param),
-    "equinox": lambda: eqx.filter(EquinoxModel(jax.random.key(0)), eqx.is_inexact_array),
+    "nnx": lambda: nnx.state(nnx.eval_shape(lambda: NnxModel(nnx.Rngs(0))), nnx.Param),
+    "equinox": lambda: jax.eval_shape(lambda: eqx.filter(EquinoxModel(jax.random.key(0)), eqx.is_inexact_array)),
     "haiku": haiku_model,
 }
 

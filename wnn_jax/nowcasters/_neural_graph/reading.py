@@ -110,8 +110,8 @@ def read_graph(tensors: Sequence[Tensor], paths: Sequence[tuple[str, ...]]) -> d
       ValueError: if it cannot be read, naming a leaf.
     """
     root = _Module()
-    for tensor, names in zip(tensors, paths, strict=True):
-        module = root
+    for tensor, path in zip(tensors, paths, strict=True):
+        module, names = root, _without_lists(path)
         for depth, name in enumerate(names[:-1]):
             module = module.children.setdefault(name, _Module(names[: depth + 1]))
         module.tensors.append(tensor)
@@ -125,6 +125,17 @@ def read_graph(tensors: Sequence[Tensor], paths: Sequence[tuple[str, ...]]) -> d
         if part := getattr(reader, name):
             description[name] = part
     return description
+
+
+def _without_lists(names: Sequence[str]) -> tuple[str, ...]:
+    """Names in which the modules of a list are numbered like those of Flax, and lie where the list does."""
+    flat: list[str] = []
+    for name in names:
+        if name.isdigit() and flat:
+            flat[-1] += f"_{name}"
+        else:
+            flat.append(name)
+    return tuple(flat)
 
 
 @dataclasses.dataclass(frozen=True)
