@@ -26,6 +26,8 @@ from wnn_jax.nowcasters import NiNo, neural_graph
 from wnn_jax.nowcasters._neural_graph.graph import KINDS, build_graph
 from wnn_jax.nowcasters.nino import _tensors_of
 
+pytestmark = pytest.mark.usefixtures("few_optimizations")
+
 WIDTH = 8
 SHAPES = {
     "Conv_0": {"kernel": (3, 3, 2, 4), "bias": (4,)},

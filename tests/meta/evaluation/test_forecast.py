@@ -93,3 +93,23 @@ def test_a_file_is_labeled_by_its_stem(saved: Path, tmp_path: Path):
     shutil.copy(saved, folder / "ours.npz")
     assert load_nowcaster(f"{folder}/ours.npz@0.25")[0::2] == ("ours@0.25", 0.25)
     assert load_nowcaster(f"{folder}/ours.npz")[0::2] == ("ours", 1.0)
+
+
+def test_all_nowcasters_forecast_the_same_runs(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One whose graph is of one network forecasts no other, and neither do those that it is compared with."""
+    runs = [trajectory for trajectory in Collection(collection).trajectories() if trajectory.split == "test"]
+    shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.shape, "float32") for leaf in runs[0].leaves}
+    params = wnn_jax.nowcasters.NiNo.init(jax.random.key(0), width=4).params
+    graph = wnn_jax.nowcasters.neural_graph(shapes)
+    wnn_jax.save(wnn_jax.nowcasters.NiNo(params, graph=graph), tmp_path / "nino.npz")
+    names = (str(tmp_path / "nino.npz"), "linear")
+    forecast(Forecast(nowcasters=names, collection=(collection,), output=tmp_path / "errors"))
+    assert "not all nowcasters can forecast them: cnn-8-16" in capsys.readouterr().out
+    with (tmp_path / "errors" / "forecast-errors.csv").open(newline="") as file:
+        errors = list(csv.DictReader(file))
+    assert {row["nowcaster"] for row in errors} == {"nino", "linear"}
+    assert {row["split"] for row in errors} == {"test"}
+    other = {name.replace("0", "1"): names for name, names in graph["edges"].items()}
+    wnn_jax.save(wnn_jax.nowcasters.NiNo(params, graph={"edges": other}), tmp_path / "nino.npz")
+    with pytest.raises(UsageError, match="--nowcasters nino linear: there is no run that all of them can forecast"):
+        forecast(Forecast(nowcasters=names, collection=(collection,), output=tmp_path / "errors"))

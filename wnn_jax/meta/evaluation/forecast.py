@@ -16,7 +16,13 @@ from wnn_jax._nowcaster import is_drift
 from wnn_jax._store import fingerprint
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation.nowcasters import NOWCASTER_HELP, load_nowcaster
-from wnn_jax.meta.learning.forecast_error import ErrorRow, forecast_errors, plot_forecast_errors, share
+from wnn_jax.meta.learning.forecast_error import (
+    ErrorRow,
+    can_forecast,
+    forecast_errors,
+    plot_forecast_errors,
+    share,
+)
 from wnn_jax.meta.learning.forecasting import EVALUATED_SPLITS, REPORTED_HORIZONS, name_of_horizon
 from wnn_jax.meta.output import save_rows
 from wnn_jax.meta.progress import Progress
@@ -29,7 +35,10 @@ _HORIZON = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Compare nowcasters by the errors of their forecasts, as shares of those of forecasting no change."""
+    """Compare nowcasters by the errors of their forecasts, as shares of those of forecasting no change.
+
+    All on the same runs: those of networks that one of them cannot forecast are left out, and named.
+    """
 
     nowcasters: Annotated[tuple[str, ...], tyro.conf.arg(help=NOWCASTER_HELP, metavar="NOWCASTER [NOWCASTER ...]")]
     collection: tuple[Path, ...]
@@ -62,6 +71,15 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
     if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"--nowcasters {' '.join(labels) or '(none)'} must name at least one, and none twice.")
     trajectories = _trajectories(options)
+    forecast_by_all = [t for t in trajectories if all(can_forecast(nowcaster, t) for _, nowcaster, _ in loaded)]
+    if not forecast_by_all:
+        raise UsageError(f"--nowcasters {' '.join(labels)}: there is no run that all of them can forecast.")
+    if len(forecast_by_all) < len(trajectories):
+        left_out = sorted({t.settings.architecture for t in trajectories if t not in forecast_by_all})
+        Console().print(
+            f"left out, because not all nowcasters can forecast them: {', '.join(left_out)}", soft_wrap=True
+        )
+    trajectories = forecast_by_all
     errors: list[ErrorRow] = []
     rows: list[dict[str, Any]] = []
     with Progress("forecasts", total=len(loaded) * len(trajectories)) as progress:

@@ -58,7 +58,8 @@ def forecast_errors(
         for stage, start, stride in _windows(trajectory, offsets[-1] + max(MIN_HORIZON, horizons[0])):
             windows = {leaf.name: read_window(trajectory, leaf, start, stride, offsets) for leaf in trajectory.leaves}
             history = [
-                {name: jnp.asarray(past[time]) for name, (past, _) in windows.items()} for time in range(len(offsets))
+                {leaf.name: jnp.asarray(windows[leaf.name][0][time].reshape(leaf.shape)) for leaf in trajectory.leaves}
+                for time in range(len(offsets))
             ]
             known = min(len(future) for _, future in windows.values())
             for horizon in (h for h in horizons if h <= known):
@@ -67,7 +68,7 @@ def forecast_errors(
                 for leaf in trajectory.leaves:
                     past, future = windows[leaf.name]
                     last, actual = past[-1], future[horizon - 1]
-                    predicted = last + scale * (forecast[leaf.name] - last)
+                    predicted = last + scale * (forecast[leaf.name].reshape(-1) - last)
                     sums = by_role.setdefault(leaf.role, [0.0, 0.0])
                     sums[0] += float(np.abs(predicted - actual).sum(dtype=np.float64))
                     sums[1] += float(np.abs(last - actual).sum(dtype=np.float64))
@@ -88,6 +89,19 @@ def forecast_errors(
                     for role, (error, no_change) in by_role.items()
                 ]
         yield rows
+
+
+def can_forecast(nowcaster: wnn_jax.Nowcaster, trajectory: Trajectory) -> bool:
+    """Whether a nowcaster forecasts the network of a run: NiNo does not where the graph cannot be read."""
+    check_params = getattr(nowcaster, "check_params", None)
+    if check_params is None:
+        return True
+    shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in trajectory.leaves}
+    try:
+        check_params(shapes, {leaf.name: leaf.role for leaf in trajectory.leaves})
+    except ValueError:
+        return False
+    return True
 
 
 def share(rows: Iterable[ErrorRow], **wanted: Any) -> float:

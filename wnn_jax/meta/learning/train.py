@@ -15,7 +15,7 @@ import tyro
 import wnn_jax
 from wnn_jax._files import replace_on_success
 from wnn_jax.meta.errors import UsageError, check_options, look_up
-from wnn_jax.meta.learning.forecast_error import forecast_errors, plot_forecast_errors
+from wnn_jax.meta.learning.forecast_error import can_forecast, forecast_errors, plot_forecast_errors
 from wnn_jax.meta.learning.forecasting import EVALUATED_SPLITS, FORECAST_ERROR, Forecasting, by_split
 from wnn_jax.meta.learning.graph_forecasting import GraphForecasting, NiNoObjective
 from wnn_jax.meta.learning.objectives import OBJECTIVES, Objective
@@ -111,7 +111,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         _save_metrics(evaluations, options.output)
         nowcaster = selection.selected(evaluations)
         validation_runs = [trajectory for split in EVALUATED_SPLITS["validation"] for trajectory in splits[split]]
-        _plot_errors(options, nowcaster, validation_runs)
+        _plot_errors(options, nowcaster, [run for run in validation_runs if can_forecast(nowcaster, run)])
         # Only now, when nothing is left to decide.
         test = Program(task, optax.identity).evaluate(nowcaster.params, {}, "test")
         nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})
