@@ -148,6 +148,15 @@ def is_drift(nowcaster: Any) -> "TypeIs[DriftNowcaster]":
     return is_int(getattr(nowcaster, "num_means", None)) and hasattr(nowcaster, "memories")
 
 
+def check_length(history: Sequence[Any], context: int) -> None:
+    """Raises a `ValueError` unless there are as many snapshots as a nowcaster predicts from."""
+    if len(history) != context:
+        raise ValueError(
+            f"history has {len(history)} snapshots but this nowcaster has context={context}; "
+            f"pass a sequence of {context} parameter trees, oldest first."
+        )
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Leafwise:
     """A nowcaster that treats every leaf on its own."""
@@ -161,11 +170,7 @@ class _Leafwise:
         return summarize_nowcaster(self, fn=getattr(self.fn, "__qualname__", type(self.fn).__name__))
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
-        if len(history) != self.context:
-            raise ValueError(
-                f"history has {len(history)} snapshots but this nowcaster has context={self.context}; "
-                f"pass a sequence of {self.context} parameter trees, oldest first."
-            )
+        check_length(history, self.context)
 
         def predict(role: str, *leaf_history: Any) -> jax.Array:
             arrays = tuple(jnp.asarray(leaf) for leaf in leaf_history)

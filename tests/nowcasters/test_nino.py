@@ -106,7 +106,7 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
 # Against the equations
 
 
-@pytest.mark.parametrize("horizon", [1, 40])
+@pytest.mark.parametrize("horizon", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_agrees_with_the_reference(params: Any, horizon: int):
     with jax.enable_x64(True):
         expected = by_reference(params, walk(dtype=jnp.float64), horizon)
@@ -135,6 +135,7 @@ def test_agrees_with_the_reference_on_attention(params: Any):
     jax.tree.map(assert_close, predict(params, walk(shapes)), expected)
 
 
+@pytest.mark.slow
 def test_any_number_of_rounds_and_features():
     params = random_leaves(NiNo.init(jax.random.key(0), width=6, num_rounds=3).params, seed=1)
     with jax.enable_x64(True):
@@ -192,7 +193,7 @@ def golden_history(golden: dict[str, np.ndarray]) -> list[Any]:
     return [golden_tree(golden, "history", time) for time in range(5)]
 
 
-@pytest.mark.parametrize("horizon", [1, 10, 40])
+@pytest.mark.parametrize("horizon", [*(pytest.param(k, marks=pytest.mark.slow) for k in (1, 10)), 40])
 def test_predictions_of_the_published_code(
     golden: dict[str, np.ndarray], golden_history: list[Any], published: NiNo, horizon: int
 ):
@@ -229,13 +230,14 @@ def test_the_published_size(published: NiNo):
 # What shapes, sizes and precision change: nothing
 
 
-@pytest.mark.parametrize("chunk_size", [7, pytest.param(1, marks=pytest.mark.slow), 40])
+@pytest.mark.parametrize("chunk_size", [7, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 40))])
 def test_chunks_change_nothing(params: Any, chunk_size: int):
     # Sums come in another order.
     assert_trees_close(predict(params, walk(), 5, chunk_size), predict(params, walk()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_low_precision_leaves_are_forecast_in_float32(params: Any, dtype: Any):
     history = walk(dtype=dtype)
     predicted = predict(params, history)
@@ -268,6 +270,7 @@ def test_no_parameters(params: Any):
     assert NiNo(params)([{}] * 5, {}) == {}
 
 
+@pytest.mark.slow
 def test_a_batch_of_models(params: Any):
     histories = [walk(seed=seed) for seed in range(2)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *histories)
@@ -350,7 +353,9 @@ def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: An
 
 
 def test_a_graph_is_saved_with_it(params: Any, tmp_path: Path):
-    nowcaster = NiNo(params, graph=neural_graph(walk()[0]), default_horizon=7)
+    num_nodes = build_graph(neural_graph(walk()[0]), _tensors_of(walk()[0], wnn_jax.default_roles(walk()[0]))).num_nodes
+    given = {**neural_graph(walk()[0]), "positions": np.full([num_nodes, 8], 0.1)}
+    nowcaster = NiNo(params, graph=given, default_horizon=7)
     wnn_jax.save(nowcaster, tmp_path / "nino.npz")
     loaded = wnn_jax.load(tmp_path / "nino.npz")
     assert isinstance(loaded, NiNo)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._checks import check_int
-from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._nowcaster import LeafHistory, check_length
 from wnn_jax.nowcasters._moments import Moments
 from wnn_jax.nowcasters._shards import MeshAxes, map_where_they_are
 from wnn_jax.nowcasters._stream import Stream, streams_of
@@ -42,11 +42,7 @@ def map_by_role(
     Raises:
       ValueError: if there are not `context` snapshots.
     """
-    if len(history) != context:
-        raise ValueError(
-            f"history has {len(history)} snapshots but this nowcaster has context={context}; "
-            f"pass a sequence of {context} parameter trees, oldest first."
-        )
+    check_length(history, context)
     role_of, treedef = jax.tree.flatten(roles)
     # By the tree of the roles: parameters may have a node where the roles have a leaf.
     snapshots = [treedef.flatten_up_to(snapshot) for snapshot in history]

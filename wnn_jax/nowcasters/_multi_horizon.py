@@ -91,14 +91,10 @@ class MultiHorizonNowcaster:
         Raises:
           ValueError: if `horizon` is out of range or no int, or `history` does not have 5 trees.
         """
-        horizon = self.default_horizon if horizon is None else horizon
-        num_horizons = self.network.num_horizons
-        if not isinstance(horizon, jax.Array):
-            horizon = check_horizon("horizon", horizon, num_horizons)
-        clipped = clip_horizon(horizon, num_horizons)
+        known = known_horizon(horizon, self.default_horizon, self.network.num_horizons)
 
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
-            return self.forecast_leaves(leaves, jnp.array(ROLES.index(role)), clipped)
+            return self.forecast_leaves(leaves, jnp.array(ROLES.index(role)), known)
 
         return map_by_role(history, roles, predict, context=CONTEXT, handled=ROLES)
 
@@ -297,6 +293,18 @@ def scale_of(moments: Moments) -> Scale:
       Knyazev et al., ICLR 2025.
     """
     return Scale(moments.mean, moments.unit * (moments.squares / (CONTEXT * moments.count - 1)) ** 0.5)
+
+
+def known_horizon(horizon: Any, default: int, num_horizons: int) -> jax.Array:
+    """The horizon that is meant: a traced one is brought into the range of those that are forecast.
+
+    Raises:
+      ValueError: if it is not traced, and out of that range or no int.
+    """
+    horizon = default if horizon is None else horizon
+    if not isinstance(horizon, jax.Array):
+        horizon = check_horizon("horizon", horizon, num_horizons)
+    return clip_horizon(horizon, num_horizons)
 
 
 def check_horizon(name: str, horizon: Any, num_horizons: int) -> int:

@@ -12,11 +12,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from wnn_jax._history import wide_dtype
-from wnn_jax._horizon import clip_horizon
-from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
+from wnn_jax._nowcaster import LeafHistory, check_length, summarize_nowcaster
 from wnn_jax._roles import ROLES, default_roles, names_along
 from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size, finite_or_last
-from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, Scale, check_horizon, scale_of
+from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, Scale, check_horizon, known_horizon, scale_of
 from wnn_jax.nowcasters._neural_graph.graph import (
     KINDS,
     MAX_WINDOW,
@@ -76,9 +75,7 @@ def neural_graph(params: Any, roles: Any = None) -> dict[str, Any]:
       Knyazev et al., ICLR 2025, section 4 and its appendix on neural graphs.
     """
     roles = default_roles(params) if roles is None else roles
-    tensors = _tensors_of(params, roles)
-    paths = [names_along(params, path, with_classes=False) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return read_graph(tensors, [tuple(name for name in names if name != "~") for names in paths])
+    return read_graph(_tensors_of(params, roles), _paths_of(params))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -138,6 +135,9 @@ class NiNo:
             )
         if self.graph is not None:
             check_description(self.graph)
+            if "positions" in self.graph:  # An array could not be saved.
+                positions = np.asarray(self.graph["positions"], np.float32).tolist()
+                object.__setattr__(self, "graph", {**self.graph, "positions": positions})
         object.__setattr__(
             self, "default_horizon", check_horizon("default_horizon", self.default_horizon, NUM_HORIZONS)
         )
@@ -177,14 +177,8 @@ class NiNo:
           ValueError: if `horizon` is out of range or no int, `history` does not have 5 trees, or there is no graph of
             such parameters.
         """
-        if len(history) != CONTEXT:
-            raise ValueError(
-                f"history has {len(history)} snapshots but this nowcaster has context={CONTEXT}; "
-                f"pass a sequence of {CONTEXT} parameter trees, oldest first."
-            )
-        horizon = self.default_horizon if horizon is None else horizon
-        if not isinstance(horizon, jax.Array):
-            horizon = check_horizon("horizon", horizon, NUM_HORIZONS)
+        check_length(history, CONTEXT)
+        chosen = known_horizon(horizon, self.default_horizon, NUM_HORIZONS) - 1
         graph = self._graph_of(history[-1], roles)
         if not graph.blocks:
             return history[-1]
@@ -192,7 +186,6 @@ class NiNo:
         snapshots = [structure.flatten_up_to(snapshot) for snapshot in history]
         leaves: list[LeafHistory] = [tuple(map(_whole, leaf)) for leaf in zip(*snapshots, strict=True)]
         params = jax.tree.map(jnp.asarray, dict(self.params))
-        chosen = clip_horizon(horizon, NUM_HORIZONS) - 1
         output = {name: jnp.take(array, chosen, axis=-2) for name, array in params["output"].items()}
         parts = list(_parts_of(graph, leaves, self.chunk_size or default_chunk_size()))
         others = WholeEdges(edges_of_no_tensor(graph))
@@ -205,13 +198,7 @@ class NiNo:
     def _graph_of(self, params: Any, roles: Any) -> Graph:
         tensors = _tensors_of(params, roles)
         if self.graph is None:
-            return read_tensors(
-                tensors,
-                tuple(
-                    tuple(name for name in names_along(params, path, with_classes=False) if name != "~")
-                    for path, _ in jax.tree_util.tree_leaves_with_path(params)
-                ),
-            )
+            return read_tensors(tensors, _paths_of(params))
         return _graph_as_given(tensors, _Given(self.graph))
 
 
@@ -367,6 +354,12 @@ def _tensors_of(params: Any, roles: Any) -> tuple[Tensor, ...]:
         )
         for (path, leaf), role in zip(leaves, jax.tree.leaves(roles), strict=True)
     )
+
+
+def _paths_of(params: Any) -> tuple[tuple[str, ...], ...]:
+    """The names along the paths of all leaves; Haiku's `~` is none."""
+    paths = [names_along(params, path, with_classes=False) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return tuple(tuple(name for name in names if name != "~") for names in paths)
 
 
 @functools.lru_cache(maxsize=16)
