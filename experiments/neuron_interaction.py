@@ -57,7 +57,7 @@ from wnn_jax.meta.evaluation.comparison import Compare, main
 CONFIG = Compare(
     task="cifar10-16-three-conv",
     arms=("plain", "drift", "wnn-plus~40-1", "adaptive-linear"),
-    learning_rates=(3e-3, 6e-3),
+    learning_rates=(3e-3, 6e-3, 1.2e-2),
     seeds=(0, 1, 2),
     num_steps=3_000,
     evaluate_every=100,

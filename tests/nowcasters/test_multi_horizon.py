@@ -36,7 +36,7 @@ def random_params(cls: type[MultiHorizonNowcaster], **sizes: int) -> Any:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(WNNPlus, marks=pytest.mark.slow), AdaptiveLinear, Pooled],
+    params=[*(pytest.param(cls, marks=pytest.mark.slow) for cls in (WNNPlus, Pooled)), AdaptiveLinear],
     ids=lambda cls: cls.__name__,
 )
 def cls(request: pytest.FixtureRequest) -> type[MultiHorizonNowcaster]:

@@ -97,7 +97,9 @@ def test_working_memory_is_bounded_by_a_leaf(nowcaster: Pooled):
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
-@pytest.mark.parametrize("spec", [PartitionSpec("x", "y"), PartitionSpec(None, ("x", "y"))], ids=str)
+@pytest.mark.parametrize(
+    "spec", [PartitionSpec("x", "y"), pytest.param(PartitionSpec(None, ("x", "y")), marks=pytest.mark.slow)], ids=str
+)
 def test_devices_exchange_sums_of_rows_and_columns_only(nowcaster: Pooled, axis_type: AxisType, spec: PartitionSpec):
     rows, columns = 24, 40
     history = random_history((rows, columns))

@@ -115,6 +115,7 @@ def test_the_batch_of_a_step_is_fixed(make_task: Any):
     assert jax.tree.map(np.shape, task.batch(3, 5)) == jax.tree.map(np.shape, task.batch(4, 6))
 
 
+@pytest.mark.slow
 def test_it_learns(make_task: Any):
     task = make_task()
     batch, params, tx = task.batch(0, 0), task.init(jax.random.key(0))[0], optax.adam(3e-3)
