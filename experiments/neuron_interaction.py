@@ -8,7 +8,19 @@ a fiftieth and a tenth of the training, as in NiNo's paper, `~40-1` its decaying
 be shipped: `wnn_jax.convert.nino` and `nino_mlp` read them, `wnn_jax.save` writes what the second call names. `Pooled`
 and our `NiNo` are not bundled, because neither wins anything; the commands that made them are below.
 
-TRAINING
+**Steps saved** to the best loss of `plain` with the same seed; 3 seeds, mean and 95 % interval; every arm at the best
+of three rates and read from the weights or a moving average, both chosen on the validation split. CPU, 2 cores; Python
+3.11, jax 0.10.2, optax 0.2.8. The results are in `results/neuron-interaction/`.
+
+| arm | rate | read from | steps saved % | loss | test loss | test accuracy % |
+|---|---|---|---|---|---|---|
+| plain | 6e-3 | EMA .99 | 0 (0 to 0) | 1.1887 ± .0154 | 1.1683 ± .0144 | 58.5 |
+| drift | 3e-3* | EMA .998 | **56** (54 to 61) | **1.0812** ± .0108 | **1.0651** ± .0045 | **62.6** |
+| NiNo, published, ~40-1 | 6e-3 | EMA .99 | 45 (41 to 51) | 1.1228 ± .0039 | 1.1086 ± .0069 | 60.7 |
+| WNN+, published, ~40-1 | 6e-3 | EMA .99 | 22 (11 to 28) | 1.1577 ± .0251 | 1.1260 ± .0113 | 59.9 |
+| pooled | 6e-3 | EMA .99 | 18 (14 to 23) | 1.1621 ± .0150 | 1.1382 ± .0087 | 59.8 |
+
+* at the lower edge of the grid. `pooled` jumps 5 snapshots ahead, all the time. TRANSFORMER
 
 **Forecast errors**, as shares of those of forecasting no change, of all weights of two runs that no network here was
 trained on or selected by: of a transformer (1 layer of 32 features, tiny_shakespeare, SGD) and of a three-conv net
@@ -47,7 +59,13 @@ character transformer (3,000 steps, one seed), at 3e-3; `drift` changed in these
 | the jump scaled by how far two memories agree, by row and column | 1.0798 ± .0048 | |
 | orthogonalised in units of the displacement's rows and columns | 1.0771 ± .0113 | |
 
-What this says. SAYS
+What this says. The gain of the published NiNo does not vanish under tuning and averaging, as that of all window
+nowcasters before it did: it saves 45 % of the steps, twice as much as WNN+ with the same snapshots and jumps, and its
+loss differs less from seed to seed. The paper says 56.8 and 45.1 % for the larger net that it was trained on, by its
+protocol. This net is smaller than that one and of the same form, on images of a quarter of the size, so that it is no
+test of what NiNo does elsewhere; of the transformer above its forecasts are hardly better than none. The drift, which
+knows nothing of any network, saves more. Errors of forecasts do not rank the two kinds: `pooled` has the smallest of
+all and saves the least. Our own NiNo learned from 10 runs where the published one had 1,000, and has not learned much.
 """
 
 from pathlib import Path
