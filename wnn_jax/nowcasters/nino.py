@@ -98,7 +98,7 @@ class NiNo:
       params: the parameters of its network.
       graph: how the model is connected, of the form that `neural_graph` returns, or `None` to read it.
       default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
-      chunk_size: how many edges are worked on at a time; at most 6 KiB of working memory for each. `None`: 8192 on CPU,
+      chunk_size: how many edges are worked on at a time; some KiB of working memory for each. `None`: 8192 on CPU,
         131,072 elsewhere.
       record: how the network was trained; kept by `wnn_jax.save`.
 
@@ -185,7 +185,8 @@ class NiNo:
         structure = jax.tree.structure(roles)
         snapshots = [structure.flatten_up_to(snapshot) for snapshot in history]
         leaves: list[LeafHistory] = [tuple(map(_whole, leaf)) for leaf in zip(*snapshots, strict=True)]
-        params = jax.tree.map(jnp.asarray, dict(self.params))
+        # As constants, all that follows from them and from the graph alone would be computed while it is compiled.
+        params = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, dict(self.params)))
         output = {name: jnp.take(array, chosen, axis=-2) for name, array in params["output"].items()}
         parts = list(_parts_of(graph, leaves, self.chunk_size or default_chunk_size()))
         others = WholeEdges(edges_of_no_tensor(graph))
