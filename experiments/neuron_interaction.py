@@ -67,10 +67,10 @@ What this says. The gain of the published NiNo does not vanish under tuning and 
 nowcasters before it did: it saves 45 % of the steps, twice as much as WNN+ with the same snapshots and jumps, and its
 loss differs less from seed to seed. The paper says 56.8 and 45.1 % for the larger net that it was trained on, by its
 protocol. This net is smaller than that one and of the same form, on images of a quarter of the size, so that it is no
-test of what NiNo does elsewhere; of a transformer its forecasts are
-hardly better than none, and what one seed shows there is little. The drift, which
-knows nothing of any network, saves more. Errors of forecasts do not rank the two kinds: `pooled` has the smallest of
-all and saves the least. Our own NiNo learned from 10 runs where the published one had 1,000, and has not learned much.
+test of what NiNo does elsewhere; of a transformer its forecasts are hardly better than none, and what one seed shows
+there is little. The drift, which knows nothing of any network, saves more. Errors of forecasts do not rank the two
+kinds: `pooled` has the smallest of all and saves the least. Our own NiNo learned from 10 runs where the published one
+had 1,000, and has not learned much.
 """
 
 from pathlib import Path
