@@ -295,6 +295,12 @@ def scale_of(moments: Moments) -> Scale:
     return Scale(moments.mean, moments.unit * (moments.squares / (CONTEXT * moments.count - 1)) ** 0.5)
 
 
+def normalize(values: Any, scale: Scale) -> Any:
+    """Values in units of their tensors' standard deviations from the means, NumPy or JAX arrays."""
+    # The constant is that of the published code.
+    return (values - scale.mean) / (scale.std + 1e-6)
+
+
 def known_horizon(horizon: Any, default: int, num_horizons: int) -> jax.Array:
     """The horizon that is meant: a traced one is brought into the range of those that are forecast.
 

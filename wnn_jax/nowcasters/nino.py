@@ -15,7 +15,15 @@ from wnn_jax._history import wide_dtype
 from wnn_jax._nowcaster import LeafHistory, check_length, summarize_nowcaster
 from wnn_jax._roles import ROLES, default_roles, names_along
 from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size, finite_or_last
-from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, Scale, check_horizon, known_horizon, scale_of
+from wnn_jax.nowcasters._multi_horizon import (
+    CONTEXT,
+    NUM_HORIZONS,
+    Scale,
+    check_horizon,
+    known_horizon,
+    normalize,
+    scale_of,
+)
 from wnn_jax.nowcasters._neural_graph.graph import (
     KINDS,
     MAX_WINDOW,
@@ -305,12 +313,6 @@ def edges_of_no_tensor(graph: Graph) -> Edges:
     features = np.broadcast_to(features[:, None], (len(graph.kinds), CONTEXT))
     is_new = np.ones(len(graph.kinds), bool)
     return Edges(*map(jnp.asarray, (graph.sources, graph.targets, graph.kinds, features, is_new)))
-
-
-def normalize(values: Any, scale: Scale) -> Any:
-    """Values in units of their tensors' standard deviations from the means, NumPy or JAX arrays."""
-    # The constant is that of the published code.
-    return (values - scale.mean) / (scale.std + 1e-6)
 
 
 def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:

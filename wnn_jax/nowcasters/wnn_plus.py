@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax.nowcasters._moments import Moments
-from wnn_jax.nowcasters._multi_horizon import ChunkedNowcaster, HorizonNetwork, Scale, scale_of
+from wnn_jax.nowcasters._multi_horizon import ChunkedNowcaster, HorizonNetwork, Scale, normalize, scale_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -43,8 +43,7 @@ class WNNPlus(ChunkedNowcaster):
         self, history: tuple[jax.Array, ...], statistics: Scale, role: jax.Array, horizon: Any = None
     ) -> jax.Array:
         """Forecasts how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
-        # The constant is that of the published code.
-        values = jnp.stack([(snapshot - statistics.mean) / (statistics.std + 1e-6) for snapshot in history], axis=-1)
+        values = jnp.stack([normalize(snapshot, statistics) for snapshot in history], axis=-1)
         change = self.network.apply({"params": self.params}, values.astype(jnp.float32), role, horizon)
         assert isinstance(change, jax.Array)
         if horizon is None:

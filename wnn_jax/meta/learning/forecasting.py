@@ -23,7 +23,7 @@ FORECAST_ERROR = "forecast error"
 REPORTED_HORIZONS = (1, 5, 20, 40)
 
 # The windows of an evaluation are the same for every nowcaster and every training.
-_EVALUATION_SEED = 1_000_003
+EVALUATION_SEED = 1_000_003
 _EVALUATION_WINDOWS_PER_ROLE = 100
 
 # The parts of an evaluation split: runs of architectures that are trained on too, and runs of other architectures.
@@ -105,7 +105,7 @@ class Forecasting:
             "num_weights": self.num_weights,
             "min_stride": self.min_stride,
             "max_stride": self.max_stride,
-            "evaluation": {"seed": _EVALUATION_SEED, "windows_per_role": _EVALUATION_WINDOWS_PER_ROLE},
+            "evaluation": {"seed": EVALUATION_SEED, "windows_per_role": _EVALUATION_WINDOWS_PER_ROLE},
             "runs": {split: describe_runs(self.trajectories[split]) for split in SPLITS},
         }
 
@@ -165,7 +165,7 @@ class Forecasting:
 
     def _draw_evaluation(self, split: SplitName) -> WindowBatch:
         roles = tuple(role for role in _roles(self.trajectories[split]) if role in self.roles)
-        return self._make_sampler(split, roles).batch(_EVALUATION_SEED, 0, _EVALUATION_WINDOWS_PER_ROLE)
+        return self._make_sampler(split, roles).batch(EVALUATION_SEED, 0, _EVALUATION_WINDOWS_PER_ROLE)
 
     @functools.cached_property
     def _evaluations(self) -> dict[EvaluationSplit, list[EvaluationBatch]]:

@@ -14,6 +14,7 @@ from wnn_jax._nowcaster import Nowcaster
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.learning.forecasting import (
     EVALUATED_SPLITS,
+    EVALUATION_SEED,
     FORECAST_ERROR,
     REPORTED_HORIZONS,
     describe_runs,
@@ -26,12 +27,11 @@ from wnn_jax.meta.trajectories.collection import Trajectory
 from wnn_jax.meta.trajectories.windows import MIN_HORIZON, NUM_HORIZONS, OFFSETS, draw_place, read_window
 from wnn_jax.nowcasters import NiNo
 from wnn_jax.nowcasters._moments import moments_of_tensor
-from wnn_jax.nowcasters._multi_horizon import scale_of
+from wnn_jax.nowcasters._multi_horizon import normalize, scale_of
 from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_POSITIONS, Graph, Tensor
 from wnn_jax.nowcasters._neural_graph.messages import Edges, Messages, WholeEdges
-from wnn_jax.nowcasters.nino import edges_of_no_tensor, normalize, read_tensors
+from wnn_jax.nowcasters.nino import edges_of_no_tensor, read_tensors
 
-_EVALUATION_SEED = 1_000_003
 _EVALUATION_BATCHES = 8
 _CONTEXT = len(OFFSETS)
 
@@ -158,7 +158,7 @@ class GraphForecasting:
             "kind": "graph forecasting",
             "objective": repr(self.objective),
             **{name: getattr(self, name) for name in settings},
-            "evaluation": {"seed": _EVALUATION_SEED, "batches": _EVALUATION_BATCHES},
+            "evaluation": {"seed": EVALUATION_SEED, "batches": _EVALUATION_BATCHES},
             "runs": {split: describe_runs([model.trajectory for model in self._models[split]]) for split in SPLITS},
         }
 
@@ -182,7 +182,7 @@ class GraphForecasting:
         """Windows that are always the same, of the runs and of the architectures of a split in turn."""
         for name in EVALUATED_SPLITS[split]:
             for number in range(_EVALUATION_BATCHES):
-                yield self._draw(self._models[name], _EVALUATION_SEED, number)
+                yield self._draw(self._models[name], EVALUATION_SEED, number)
 
     def measure(self, params: Params, model_state: ModelState, batch: GraphBatch) -> Sums:
         """The sums of the errors of tensors."""
