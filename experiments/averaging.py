@@ -224,14 +224,14 @@ ARMS = {
     )
 }
 
-CONSTANT_RATES = (0.025, 0.05, 0.1)
+CONSTANT_RATES = (0.025, 0.05, 0.1, 0.2)
 ADAM_RATES = (0.003, 0.01, 0.03, 0.1)
 SGD_RATES = (0.06, 0.2, 0.6, 2.0)
 
 CONFIG = Compare(
     task=TASK,
     arms=tuple(ARMS),
-    learning_rates=(0.1, 0.2, 0.4),
+    learning_rates=(0.1, 0.2, 0.4, 0.8),
     own_rates={
         **dict.fromkeys(("averages", "averages-lowered", "drift"), CONSTANT_RATES),
         **dict.fromkeys(("twa-adam", "twa-4-bits", "twa-tail", "drift-twa", "twa-v"), ADAM_RATES),

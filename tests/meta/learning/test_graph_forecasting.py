@@ -160,7 +160,7 @@ def test_runs_that_cannot_be_read_or_do_not_fit_are_left_out(make_task: Any):
         first, leaves=tuple(dataclasses.replace(leaf, name=f"leaf{i}") for i, leaf in enumerate(first.leaves))
     )
     task = make_task(trajectories={**trajectories, "train": [unreadable, *others]})
-    assert [model.trajectory for model in task._models["train"]] == others
+    assert task.used == {**trajectories, "train": others}
     with pytest.raises(UsageError, match="no finished run for 'train' whose neural graph can be read"):
         make_task(trajectories={**trajectories, "train": [unreadable]})
     with pytest.raises(UsageError, match="no finished run for 'train' whose neural graph can be read"):
@@ -168,8 +168,19 @@ def test_runs_that_cannot_be_read_or_do_not_fit_are_left_out(make_task: Any):
 
 
 @pytest.mark.slow
-def test_it_is_trained_by_the_command(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_it_is_trained_by_the_command(
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """And says which runs it left out, here all but the first of each split."""
     monkeypatch.setattr("wnn_jax.meta.learning.train.KINDS", {"nino": NiNoObjective(8)})
+    first = {split: runs[0] for split, runs in by_split(verified_trajectories([collection])).items()}
+    only = {(run.family, run.index) for run in first.values()}
+    read = GraphForecasting._model
+    monkeypatch.setattr(
+        GraphForecasting,
+        "_model",
+        lambda self, run: read(self, run) if (run.family, run.index) in only else None,
+    )
     options = Train(
         collection=(collection,),
         output=tmp_path,
@@ -182,5 +193,7 @@ def test_it_is_trained_by_the_command(collection: Path, tmp_path: Path, monkeypa
     nowcaster: Any = train(options)
     assert isinstance(nowcaster, NiNo)
     assert nowcaster.record["kind"] == "nino"
+    assert {nowcaster.record["data"][split]["runs"] for split in SPLITS} == {1}
+    assert "left out, because their graph cannot be read or is too large, in 'train': " in capsys.readouterr().out
     assert np.isfinite(nowcaster.record["test"]["forecast error"])
     assert isinstance(wnn_jax.load(tmp_path / "nowcaster.npz"), NiNo)

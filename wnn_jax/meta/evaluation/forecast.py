@@ -21,6 +21,7 @@ from wnn_jax.meta.learning.forecast_error import (
     can_forecast,
     forecast_errors,
     plot_forecast_errors,
+    say_what_is_left_out,
     share,
 )
 from wnn_jax.meta.learning.forecasting import EVALUATED_SPLITS, REPORTED_HORIZONS, name_of_horizon
@@ -74,11 +75,7 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
     forecast_by_all = [t for t in trajectories if all(can_forecast(nowcaster, t) for _, nowcaster, _ in loaded)]
     if not forecast_by_all:
         raise UsageError(f"--nowcasters {' '.join(labels)}: there is no run that all of them can forecast.")
-    if len(forecast_by_all) < len(trajectories):
-        left_out = sorted({t.settings.architecture for t in trajectories if t not in forecast_by_all})
-        Console().print(
-            f"left out, because not all nowcasters can forecast them: {', '.join(left_out)}", soft_wrap=True
-        )
+    say_what_is_left_out(trajectories, forecast_by_all, "not all nowcasters can forecast them")
     trajectories = forecast_by_all
     errors: list[ErrorRow] = []
     rows: list[dict[str, Any]] = []

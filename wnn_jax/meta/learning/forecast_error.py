@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
 import wnn_jax
 from wnn_jax._nowcaster import DEFAULT_HORIZON, offsets_of
@@ -102,6 +103,14 @@ def can_forecast(nowcaster: wnn_jax.Nowcaster, trajectory: Trajectory) -> bool:
     except ValueError:
         return False
     return True
+
+
+def say_what_is_left_out(trajectories: Iterable[Trajectory], used: Iterable[Trajectory], reason: str) -> None:
+    """Prints the architectures of runs that are not used, if there are any."""
+    kept = {id(trajectory) for trajectory in used}
+    left_out = sorted({each.settings.architecture for each in trajectories if id(each) not in kept})
+    if left_out:
+        Console().print(f"left out, because {reason}: {', '.join(left_out)}", soft_wrap=True)
 
 
 def share(rows: Iterable[ErrorRow], **wanted: Any) -> float:

@@ -106,8 +106,9 @@ class NiNoObjective:
 class GraphForecasting:
     """Training of a NiNo on windows of whole models.
 
-    The metrics are those of `Forecasting`: sums of absolute errors as a share of those of forecasting no change, the
-    mean over tensors and horizons. Runs of networks whose graph cannot be read are left out.
+    The metrics are sums of absolute errors as a share of those of forecasting no change, the mean over tensors and
+    horizons. Those of `Forecasting` are means over windows of roles, so that figures of the two do not compare; those
+    of `wnn-jax forecast` do. Runs of networks whose graph cannot be read, or is too large for a batch, are left out.
 
     Attributes:
       objective: what is trained.
@@ -151,6 +152,11 @@ class GraphForecasting:
         names = (FORECAST_ERROR, *map(name_of_horizon, horizons))
         return tuple(Metric(name, higher_is_better=False) for name in names)
 
+    @property
+    def used(self) -> dict[SplitName, list[Trajectory]]:
+        """The runs of every split that are not left out."""
+        return {split: [model.trajectory for model in self._models[split]] for split in SPLITS}
+
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on: the objective, how windows are drawn, and the content of all runs."""
         settings = ("num_weights", "min_stride", "max_stride", "num_edges", "num_nodes", "num_tensors")
@@ -159,7 +165,7 @@ class GraphForecasting:
             "objective": repr(self.objective),
             **{name: getattr(self, name) for name in settings},
             "evaluation": {"seed": EVALUATION_SEED, "batches": _EVALUATION_BATCHES},
-            "runs": {split: describe_runs([model.trajectory for model in self._models[split]]) for split in SPLITS},
+            "runs": {split: describe_runs(trajectories) for split, trajectories in self.used.items()},
         }
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:

@@ -15,7 +15,7 @@ import tyro
 import wnn_jax
 from wnn_jax._files import replace_on_success
 from wnn_jax.meta.errors import UsageError, check_options, look_up
-from wnn_jax.meta.learning.forecast_error import can_forecast, forecast_errors, plot_forecast_errors
+from wnn_jax.meta.learning.forecast_error import forecast_errors, plot_forecast_errors, say_what_is_left_out
 from wnn_jax.meta.learning.forecasting import EVALUATED_SPLITS, FORECAST_ERROR, Forecasting, by_split
 from wnn_jax.meta.learning.graph_forecasting import GraphForecasting, NiNoObjective
 from wnn_jax.meta.learning.objectives import OBJECTIVES, Objective
@@ -97,11 +97,14 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     objective = look_up(KINDS, options.kind, "--kind")
     splits = by_split(verified_trajectories(options.collection))
     task = _make_task(options, objective, splits)
+    used = task.used if isinstance(task, GraphForecasting) else splits
+    for split, trajectories in splits.items():
+        say_what_is_left_out(trajectories, used[split], f"their graph cannot be read or is too large, in {split!r}")
     description = _describe(options, task)
     record = {
         "kind": options.kind,
         "settings": _settings(options),
-        "data": describe_data(options.collection, splits),
+        "data": describe_data(options.collection, used),
         "versions": versions(),
         "training": run_key(description),
     }
@@ -110,8 +113,8 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         evaluations = _fit(options, task, selection)
         _save_metrics(evaluations, options.output)
         nowcaster = selection.selected(evaluations)
-        validation_runs = [trajectory for split in EVALUATED_SPLITS["validation"] for trajectory in splits[split]]
-        _plot_errors(options, nowcaster, [run for run in validation_runs if can_forecast(nowcaster, run)])
+        validation_runs = [trajectory for split in EVALUATED_SPLITS["validation"] for trajectory in used[split]]
+        _plot_errors(options, nowcaster, validation_runs)
         # Only now, when nothing is left to decide.
         test = Program(task, optax.identity).evaluate(nowcaster.params, {}, "test")
         nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})

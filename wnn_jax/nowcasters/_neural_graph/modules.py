@@ -1,0 +1,267 @@
+"""The modules of a model as the paths of its parameters tell them, and the order in which they follow each other."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from wnn_jax.nowcasters._neural_graph.graph import KEY, QUERY, VALUE, Tensor, layout_of
+
+# A module's name and the number that tells it from others of its kind.
+_NUMBERED = re.compile(r"(.*?)_?(\d*)")
+_RESIDUAL_BLOCK = re.compile(r".*(res(net|idual)?|basic|bottleneck).*block.*")
+_SHORTCUT = re.compile(r".*(proj|shortcut|downsample|skip).*")
+
+_REMEDY = (
+    "Say how the model is connected, with NiNo(graph=...): begin with the description of a model that can be read, see "
+    "wnn_jax.nowcasters.neural_graph."
+)
+
+
+@dataclasses.dataclass
+class Module:
+    """A module: its own tensors, and the modules within.
+
+    Attributes:
+      path: the names that lead to it.
+      tensors: its own.
+      children: the modules within, by name.
+    """
+
+    path: tuple[str, ...] = ()
+    tensors: list[Tensor] = dataclasses.field(default_factory=list[Tensor])
+    children: dict[str, "Module"] = dataclasses.field(default_factory=dict[str, "Module"])
+
+    @property
+    def label(self) -> str:
+        """Names its neurons."""
+        return "/".join(self.path) or "model"
+
+    @property
+    def stem(self) -> tuple[str, int]:
+        """Its name without its number, and the number."""
+        match = _NUMBERED.fullmatch(self.path[-1])
+        assert match is not None
+        return match[1], int(match[2] or 0)
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """The kernel or the table that it has."""
+        return next((tensor for tensor in self.tensors if tensor.role in ("conv", "dense", "embedding")), None)
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        """Its biases and scales."""
+        return [tensor for tensor in self.tensors if tensor.role in ("bias", "norm")]
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it has vectors and nothing else."""
+        return bool(self.tensors) and not self.children and self.matrix is None
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether it has queries, keys and values."""
+        return all(self.part(names) is not None for names in (QUERY, KEY, VALUE))
+
+    @property
+    def is_residual_block(self) -> bool:
+        """Whether its name is that of a block with a residual link around it."""
+        return bool(self.path) and _RESIDUAL_BLOCK.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_shortcut(self) -> bool:
+        """Whether its name is that of the projection beside such a block, or of its normalisation."""
+        return _SHORTCUT.fullmatch(self.stem[0]) is not None
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether attention is in it, at whatever depth."""
+        return any(module.is_attention for module in self.walk())
+
+    @property
+    def rank(self) -> int:
+        """Modules of a lower rank come first in a model: embeddings, convolutions and blocks, dense layers."""
+        matrices = [module.matrix for module in self.walk() if module.matrix is not None]
+        if self.matrix is not None and self.matrix.role == "embedding":
+            return 0
+        return 1 if self.has_attention or any(matrix.role == "conv" for matrix in matrices) else 2
+
+    def part(self, names: Sequence[str]) -> "Module | None":
+        """The child of one of these names."""
+        return next((self.children[name] for name in names if name in self.children), None)
+
+    @property
+    def first(self) -> Tensor:
+        """A tensor to name it by: a matrix, if there is one."""
+        tensors = [
+            tensor for module in self.walk() for tensor in (module.matrix, *module.tensors) if tensor is not None
+        ]
+        return next((tensor for tensor in tensors if len(tensor.shape) > 1), tensors[0])
+
+    def walk(self) -> Iterator["Module"]:
+        """Itself and all modules within."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+
+@dataclasses.dataclass(frozen=True)
+class Neurons:
+    """The output of what was read so far.
+
+    Attributes:
+      name: of the neurons.
+      size: how many there are.
+      is_image: whether there may be a neuron at each of several positions, which a dense layer can be given flattened.
+    """
+
+    name: str
+    size: int
+    is_image: bool
+
+
+def module_tree(tensors: Sequence[Tensor], paths: Sequence[tuple[str, ...]]) -> Module:
+    """The module that all others are in; arguments as of `read_graph`."""
+    root = Module()
+    for tensor, path in zip(tensors, paths, strict=True):
+        module, names = root, _without_lists(path)
+        for depth, name in enumerate(names[:-1]):
+            module = module.children.setdefault(name, Module(names[: depth + 1]))
+        module.tensors.append(tensor)
+    return root
+
+
+def _without_lists(names: Sequence[str]) -> tuple[str, ...]:
+    """Names in which the modules of a list are numbered like those of Flax, and lie where the list does."""
+    flat: list[str] = []
+    for name in names:
+        if name.isdigit() and flat:
+            flat[-1] += f"_{name}"
+        else:
+            flat.append(name)
+    return tuple(flat)
+
+
+def groups_in_order(items: Sequence[Module], before: Neurons | None) -> list[list[Module]]:
+    """The order of modules, in groups of one; in a transformer, dense layers that follow attention are a group."""
+    attention = sorted((item for item in items if item.is_attention), key=lambda item: item.stem)
+    if attention:
+        others = sorted((item for item in items if not item.is_attention), key=lambda item: item.stem)
+        pairs = 2 * len(attention)
+        if all(item.matrix is not None for item in others) and len(others) in (pairs, pairs + 1):
+            dense = [_dense_in_order(others[start : start + 2], before) for start in range(0, pairs, 2)]
+            last = [[item] for item in others[pairs:]]
+        elif len(others) == len(attention) and all(item.children for item in others):
+            dense, last = [_dense_in_order(list(item.children.values()), before) for item in others], []
+        else:
+            reason = f"{len(others)} modules are beside {len(attention)} of attention, where a transformer has two"
+            refuse((others or attention)[0].first, reason)
+        return [*(group for one, two in zip(attention, dense, strict=True) for group in ([one], two)), *last]
+    return [[item] for item in _only_order(items, before)]
+
+
+def _dense_in_order(layers: Sequence[Module], before: Neurons | None) -> list[Module]:
+    """The dense layers of a block of a transformer."""
+    for layer in layers:
+        if layer.matrix is None or layer.children:
+            refuse(layer.first, "it is not one of the dense layers after attention")
+    return _only_order(layers, before)
+
+
+def _only_order(items: Sequence[Module], before: Neurons | None) -> list[Module]:
+    """The order of modules, if there is one and no other."""
+    # Flax numbers modules as they are made: in `Dense(10)(Dense(32)(x))` the last layer is made first.
+    for is_numbered in (True, False):
+        orders = list(itertools.islice(_orders(items, before, is_numbered=is_numbered), 2))
+        if len(orders) == 1:
+            return orders[0]
+        if orders:
+            one, other = next((a, b) for a, b in zip(*orders, strict=True) if a is not b)
+            refuse(one.first, f"its module could come before {other.label!r} or after it")
+    return refuse(_first_misfit(items, before).first, "its inputs are the outputs of no layer before it")
+
+
+def _orders(items: Sequence[Module], before: Neurons | None, *, is_numbered: bool) -> Iterator[list[Module]]:
+    """The orders in which every module is given what the one before it gives out.
+
+    Args:
+      items: the modules.
+      before: what the first is given, or `None`.
+      is_numbered: whether dense layers of one name come in the order of their numbers, as all others do.
+    """
+    if not items:
+        yield []
+        return
+    lowest = min(item.rank for item in items)
+    for item in _next_of(items, is_numbered=is_numbered):
+        if item.rank > lowest:
+            continue
+        others = [other for other in items if other is not item]
+        for after in _outputs(item, before):
+            for order in _orders(others, after, is_numbered=is_numbered):
+                yield [item, *order]
+
+
+def _next_of(items: Sequence[Module], *, is_numbered: bool) -> list[Module]:
+    """The first of each name, and of dense layers all if their numbers mean nothing."""
+    ordered = sorted(items, key=lambda item: item.stem)
+    firsts = [next(group) for _, group in itertools.groupby(ordered, key=lambda item: item.stem[0])]
+    return firsts if is_numbered else [item for item in ordered if item in firsts or item.rank > 1]
+
+
+def _outputs(item: Module, before: Neurons | None) -> Iterator[Neurons]:
+    """What a module gives out, if it can be given these neurons."""
+    matrix = item.matrix
+    if matrix is not None and not item.children:
+        _, rows, columns = sizes_of(matrix)
+        fits = before is None or rows == before.size
+        if before is not None and not fits:
+            is_flattened = matrix.role == "dense" and before.is_image and rows % before.size == 0
+            is_depthwise = matrix.role == "conv" and rows == 1 and columns == before.size
+            fits = is_flattened or is_depthwise
+        if fits:
+            yield Neurons(item.label, columns, is_image=matrix.role == "conv")
+        return
+    children = [child for child in item.children.values() if not child.is_norm]
+    if item.has_attention:
+        # A transformer's block gives out as many neurons as it is given.
+        if before is not None:
+            yield dataclasses.replace(before, name=item.label)
+        return
+    if item.is_residual_block:
+        children = [child for child in children if not child.is_shortcut]
+    for order in itertools.islice(_orders(children, before, is_numbered=True), 1):
+        after = before
+        for child in order:
+            after = next(_outputs(child, after))
+        if after is not None:
+            yield dataclasses.replace(after, name=item.label)
+
+
+def _first_misfit(items: Sequence[Module], before: Neurons | None) -> Module:
+    """The module at which the longest order ends."""
+    longest: list[Module] = []
+
+    def extend(order: list[Module], rest: Sequence[Module], before: Neurons | None) -> None:
+        nonlocal longest
+        if len(order) > len(longest):
+            longest = order
+        for item in _next_of(rest, is_numbered=True):
+            for after in itertools.islice(_outputs(item, before), 1):
+                extend([*order, item], [other for other in rest if other is not item], after)
+
+    extend([], items, before)
+    return min((item for item in items if item not in longest), key=lambda item: (item.rank, item.stem))
+
+
+def sizes_of(tensor: Tensor) -> tuple[int, int, int]:
+    return layout_of(tensor.names, tensor.shape, tensor.role).sizes(tensor.shape)
+
+
+def refuse(tensor: Tensor, reason: str) -> NoReturn:
+    raise ValueError(
+        f"NiNo cannot tell how the model is connected at the leaf {tensor.path!r} of shape {tensor.shape}: {reason}. "
+        f"{_REMEDY}"
+    )
