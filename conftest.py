@@ -26,9 +26,9 @@ def _evaluate(example: Example) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def few_optimizations() -> Iterator[None]:
-    """For what takes long to compile, and nothing to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def few_optimizations(pytestconfig: pytest.Config) -> Iterator[None]:
+    """For what takes long to compile, and nothing to run. With the slow tests all programs are as a user has them."""
+    jax.config.update("jax_disable_most_optimizations", "not slow" in pytestconfig.option.markexpr)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -1,4 +1,5 @@
 import atexit
+import collections
 import os
 import shutil
 import tempfile
@@ -35,6 +36,19 @@ hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=
 hypothesis.settings.load_profile("reproducible")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test that is `slow_but(n)`, the first n that are not slow on their own are quick."""
+    num_cases = collections.Counter[str]()
+    for item in items:
+        mark = item.get_closest_marker("slow_but")
+        if mark and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            num_cases[test] += 1
+            if num_cases[test] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _few_programs() -> Generator[None]:  # pyright: ignore[reportUnusedFunction]
     """Forgets compiled programs when there are many: each takes some of the 65,530 maps that Linux gives a process."""
@@ -42,6 +56,11 @@ def _few_programs() -> Generator[None]:  # pyright: ignore[reportUnusedFunction]
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_text().count("\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimizations(few_optimizations: None) -> None:
+    """As few as can be, for nearly all of the time is spent on compiling. A module may have another of this name."""
 
 
 @pytest.fixture(scope="session")

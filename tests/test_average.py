@@ -47,6 +47,7 @@ def test_the_mean_is_forecast_and_both_move_by_as_much(scale: float):
     assert steps[-1].state[1].num_nowcasts == 4
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_at_scale_0_training_is_plain_bit_for_bit(dtype: str):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), START)

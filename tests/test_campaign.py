@@ -16,6 +16,7 @@ _SEED = 9
 QUICK = {"averages", "damage", "windows"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in campaign.PARTS]
 )

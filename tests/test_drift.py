@@ -117,6 +117,7 @@ def test_each_mean_has_its_own_memory():
     assert updates(steps) == [0, 1, 2, 3 + 255, 4, 5 + 359, 6, 7 + 463]
 
 
+@pytest.mark.slow_but(4)
 @pytest.mark.parametrize(
     ("start", "stop", "jump_steps"),
     [
@@ -158,6 +159,7 @@ def test_scale_says_how_far_to_go(scale: Any, expected: list[float]):
     assert steps[-1].state.num_nowcasts == 3
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize(
     ("nowcaster", "scale"),
     [("drift", 0.0), ("slow-drift", 0.0), (HalfMemory(), lambda index: 0.0 * index)],
@@ -252,6 +254,7 @@ def test_a_nowcaster_that_returns_another_tree_is_refused():
 # Histories of other settings.
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize(
     ("num_before", "before", "after"),
     [
@@ -308,6 +311,7 @@ def test_means_of_narrow_parameters_are_not_rounded():
     assert means(steps)[1::2] == [2 - 2.0 ** (1 - n) for n in range(15)]
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("update_dtype", ["bfloat16", "float32"])
 def test_the_anchor_is_where_narrow_parameters_are(update_dtype: str):
     params = {"w": jnp.linspace(0.1, 3, 50, dtype=jnp.bfloat16)}

@@ -232,11 +232,13 @@ def assert_runs_with_jumps(run_framework: Callable[..., Run], nowcaster: Any, vi
 FRAMEWORKS = [run_linen, run_nnx, run_equinox, run_haiku]
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("run_framework", FRAMEWORKS)
 def test_a_run_with_a_jump(run_framework: Callable[..., Run]):
     assert_runs_with_jumps(run_framework, by_role, window_by_hand(by_role))
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize("run_framework", FRAMEWORKS)
 def test_a_run_with_a_drift(run_framework: Callable[..., Run]):
     assert_runs_with_jumps(run_framework, DriftByRole(), drift_by_hand())

@@ -65,6 +65,7 @@ def test_memory_of_the_history(nowcaster: Any, dtype: Any, copies: float):
     assert num_bytes(state.history) == copies * num_bytes(params)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_differences_are_close_to_the_snapshots(dtype: str):
     params = network_params()
@@ -86,6 +87,7 @@ def test_differences_are_close_to_the_snapshots(dtype: str):
         assert jnp.any(leaf != expected)
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_leaves_are_kept_as_they_are(dtype: str):
     params = {"narrow": jnp.ones(3, dtype), "wide": jnp.ones(3)}
@@ -102,6 +104,7 @@ def test_the_second_window_begins_anew():
     assert_trees_close(compact[-1].params, exact[-1].params, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_drift_goes_by_its_means_as_they_are_kept(dtype: str):
     exact, compact = (train(make_tx(HalfMemory(), history_dtype=kept), network_params(), 8) for kept in (None, dtype))
@@ -185,6 +188,7 @@ def test_a_device_without_such_memory_is_named(monkeypatch: pytest.MonkeyPatch):
 # Of another transformation
 
 
+@pytest.mark.slow_but(5)
 @pytest.mark.parametrize(
     ("made_by", "used_by", "message"),
     [

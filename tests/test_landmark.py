@@ -33,7 +33,7 @@ def last_state(steps: list[Step]) -> wnn_jax.NowcastState:
 
 
 @pytest.mark.parametrize("nowcaster", NOWCASTERS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_a_nowcast_at_the_end_of_a_chain_is_never_misplaced(nowcaster: str, dtype: Any):
     steps = train(optax.chain(optax.adamw(3e-3), nowcast(nowcaster)), network_params(dtype), 40)
     state = last_state(steps)
@@ -41,6 +41,7 @@ def test_a_nowcast_at_the_end_of_a_chain_is_never_misplaced(nowcaster: str, dtyp
     assert (state.num_misplaced, state.num_restarts) == (0, 0)
 
 
+@pytest.mark.slow_but(4)
 @pytest.mark.parametrize("nowcaster", NOWCASTERS)
 @pytest.mark.parametrize(
     "after",
@@ -110,6 +111,7 @@ def test_a_step_that_was_not_finite_and_was_taken_back_is_noticed():
     assert last_state(gone_on).num_misplaced == 0
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -165,6 +165,7 @@ def test_scale_says_how_far_to_go_from_the_ordinary_step_to_the_forecast(scale: 
     assert steps[-1].state.num_nowcasts == 3
 
 
+@pytest.mark.slow_but(4)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("update_dtype", ["same", "float32"])
 @pytest.mark.parametrize("scale", [0.0, lambda index: 0.0 * index], ids=["float", "schedule"])
@@ -205,6 +206,7 @@ def test_without_a_horizon_the_nowcaster_chooses():
     assert set(seen) == {None}
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("nowcaster", WINDOWS, indirect=True)
 @pytest.mark.parametrize("scale", [1.0, 0.3, 1.5])
 def test_a_jump_starts_from_the_parameters_after_the_optimizers_step(nowcaster: str | wnn_jax.Nowcaster, scale: float):
@@ -228,6 +230,7 @@ def test_a_jump_starts_from_the_parameters_after_the_optimizers_step(nowcaster: 
 # Histories of other settings.
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize(
     ("num_before", "before", "after"),
     [
@@ -405,6 +408,7 @@ def test_a_jump_by_a_scale_that_is_not_finite_is_not_applied():
 # Weights and their dtypes.
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_frozen_weight_stays_put(wnn: wnn_jax.nowcasters.WNN, dtype: Any):
     # A new network forecasts no change for a weight that did not move; a trained one, whose biases are not 0, does.
@@ -427,6 +431,7 @@ def test_a_frozen_weight_stays_put(wnn: wnn_jax.nowcasters.WNN, dtype: Any):
     assert (prediction != start).any(), "the network held the weights by itself"
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize("nowcaster", WINDOWS, indirect=True)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_dtypes_are_those_of_the_parameters(nowcaster: str | wnn_jax.Nowcaster, dtype: Any):
@@ -438,6 +443,7 @@ def test_dtypes_are_those_of_the_parameters(nowcaster: str | wnn_jax.Nowcaster, 
     assert steps[-1].state[1].num_nowcasts == 1
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("update_dtype", ["same", "float32"])
 def test_parameters_arrive_at_the_forecast(dtype: Any, update_dtype: str):
@@ -601,6 +607,7 @@ def test_num_steps_must_be_a_positive_int(value: Any):
         wnn_jax.nowcast(num_steps=value)
 
 
+@pytest.mark.slow_but(5)
 @pytest.mark.parametrize("nowcaster", ["linear", "drift"])
 @pytest.mark.parametrize(
     ("num_steps", "start", "stop"), [(10, 0, None), (49, 0, None), (1000, 0, 30), (100, 55, None), (100, 33, 72)]

@@ -212,7 +212,7 @@ of_shards = pytest.mark.parametrize("nowcaster", [*WINDOWS, "slow-drift"], indir
 
 
 @of_shards
-@pytest.mark.parametrize("mesh_shape", [(8,), (2, 4)])
+@pytest.mark.parametrize("mesh_shape", [pytest.param((8,), marks=pytest.mark.slow), (2, 4)])
 def test_explicit_shardings_are_stable(
     tx: Any, steps: list[Step], nowcaster: str | wnn_jax.Nowcaster, mesh_shape: tuple[int, ...]
 ):
@@ -230,7 +230,7 @@ def test_explicit_shardings_are_stable(
 
 
 @of_shards
-@pytest.mark.parametrize("mesh_shape", [(8,), (2, 4)])
+@pytest.mark.parametrize("mesh_shape", [(8,), pytest.param((2, 4), marks=pytest.mark.slow)])
 def test_auto_shardings_are_stable(
     tx: Any, steps: list[Step], nowcaster: str | wnn_jax.Nowcaster, mesh_shape: tuple[int, ...]
 ):
@@ -250,7 +250,7 @@ def test_auto_shardings_are_stable(
     assert steps[-1].state[1].num_nowcasts == num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize("axis_type", [pytest.param(AxisType.Explicit, marks=pytest.mark.slow), AxisType.Auto])
 def test_no_parameter_leaves_its_device(tx: Any, axis_type: AxisType):
     mesh, specs = mesh_and_specs((8,), axis_type)
     with jax.set_mesh(mesh):

@@ -51,12 +51,15 @@ def restore_with_manager(folder: Path, target: Any) -> Any:
     [
         pytest.param(save_with_checkpointer, restore_with_checkpointer, "linear", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "linear"),
-        (save_with_manager, restore_with_manager, Spaced()),
+        pytest.param(save_with_manager, restore_with_manager, Spaced(), marks=pytest.mark.slow),
         pytest.param(save_with_checkpointer, restore_with_checkpointer, "drift", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "slow-drift"),
     ],
 )
-@pytest.mark.parametrize(("num_devices", "axis_type"), [(1, AxisType.Auto), (8, AxisType.Auto), (8, AxisType.Explicit)])
+@pytest.mark.parametrize(
+    ("num_devices", "axis_type"),
+    [(1, AxisType.Auto), pytest.param(8, AxisType.Auto, marks=pytest.mark.slow), (8, AxisType.Explicit)],
+)
 def test_a_resumed_run_is_the_undisturbed_one(
     tmp_path: Path, save: Save, restore: Restore, nowcaster: Any, num_devices: int, axis_type: AxisType
 ):

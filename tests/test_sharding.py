@@ -78,6 +78,7 @@ def on_one_device(nowcaster: str) -> Any:
     return train(make_tx(nowcaster), make_params(), NUM_STEPS)
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
     "layout", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("replicated", "tensor")), "fsdp", "both"]
@@ -121,6 +122,7 @@ def test_layouts(nowcaster: str, on_one_device: Any, layout: str, axis_type: Axi
             assert set(re.findall(r"\w+\[[\d,]*\]", shapes)) <= {"pred[]", "f32[]"}
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize(("layout", "axis_type"), [("both", AxisType.Auto), ("fsdp", AxisType.Explicit)])
 def test_no_matrix_of_the_spectral_drift_leaves_its_device(layout: str, axis_type: AxisType):
     """What each device makes of its block is tested in `tests/nowcasters/test_spectral.py`."""

@@ -80,6 +80,7 @@ def test_bfloat16_networks_are_saved_without_loss(small_wnn: WNN, path: Path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("cls", [WNNPlus, AdaptiveLinear, Pooled])
 def test_multi_horizon_networks_come_back_as_they_were(cls: type[MultiHorizonNowcaster], path: Path):
     params = cls.init(jax.random.key(0), width=8, num_hidden=2).params

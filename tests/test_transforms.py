@@ -154,6 +154,7 @@ def test_a_bad_drift_of_one_seed_is_its_own():
     assert steps[-1].state.num_snapshots.tolist() == [7, 1, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
 def test_nested_vmap_equals_separate_runs(nowcaster: str):
     tx = adam_and_nowcast(nowcaster)
@@ -164,6 +165,7 @@ def test_nested_vmap_equals_separate_runs(nowcaster: str):
         assert_trees_close(jax.tree.map(lambda leaf, row=row: leaf[row], together[-1]), separate[-1])
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize(
     ("kind", "call_steps", "num_conditionals"), [("window", [3, 7], 2), ("drift", [1, 3, 5, 7], 1)]
 )

@@ -165,6 +165,7 @@ def test_any_optimizer_trains_the_coefficients(form: Any, tx: optax.GradientTran
 # Few bits
 
 
+@pytest.mark.slow_but(6)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(8, 6), (7,), (1,), (), (3, 5)])
 def test_rounding_is_by_half_a_step_at_most(bits: int, shape: tuple[int, ...]):
@@ -181,6 +182,7 @@ def test_arrays_without_numbers_are_packed():
     assert unpack(pack(jnp.zeros([3, 0]), 4), 4, (3, 0)).shape == (3, 0)
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_low_bits_are_close(bits: int):
     checkpoints = path(5)
@@ -211,6 +213,7 @@ def test_gradients_through_few_bits():
 # Sharded
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("bits", [None, 4])
 def test_shards_stay_where_they_are(form: Any, bits: int | None):
     """Of a training step: all that devices tell each other is a number for each direction and sharded tensor."""
@@ -278,6 +281,7 @@ class Loaded:
         yield from map(self.load, range(self.number))
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("bits", [None, 4])
 def test_no_more_than_two_checkpoints_are_held_beside_the_result(form: Any, bits: int | None):
     if form == "orthonormal" and bits:

@@ -14,8 +14,6 @@ import wnn_jax
 from tests.helpers import assert_trees_close, assert_trees_equal
 from wnn_jax import averaging
 
-pytestmark = pytest.mark.usefixtures("few_optimizations")
-
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "composition.md"
 ROWS = re.findall(r"^\| `([\w.]+)` \| `(.+?)` \| .+ \|(?: `(.+)`)? \|$", PAGE.read_text(), re.MULTILINE)
 RIGHT = {name: right for name, right, _ in ROWS}

@@ -9,8 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("few_optimizations")
-
 FOLDER = Path(__file__).parents[2] / "docs" / "recipes"
 PROBLEMS = ("num_rejected", "num_cut", "num_restarts", "num_misplaced")
 # Nothing to orthogonalise, which takes long to compile; the recipes of the four frameworks have the default.

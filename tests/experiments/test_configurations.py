@@ -15,8 +15,6 @@ from wnn_jax.meta.tasks import TASKS, load_task
 from wnn_jax.meta.tasks.models import ResNet
 from wnn_jax.meta.training.optimizers import base_optimizer
 
-pytestmark = pytest.mark.usefixtures("few_optimizations")
-
 FOLDER = Path(__file__).parents[2] / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 SURVEYS = ("acceleration", "unseen_tasks")

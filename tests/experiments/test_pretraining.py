@@ -10,8 +10,6 @@ from tests.meta.tasks.conformance import assert_equal
 from tests.meta.tasks.synthetic import use_synthetic_data
 from wnn_jax.meta.tasks.fine_tuning import FineTuning, load_params, shakespeare_half
 
-pytestmark = pytest.mark.usefixtures("few_optimizations")
-
 
 @pytest.mark.slow
 def test_the_weights_at_the_end_are_those_that_fine_tuning_begins_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

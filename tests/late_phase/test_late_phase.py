@@ -453,7 +453,6 @@ def test_counts_of_schedules_go_on_for_factors():
     np.testing.assert_array_equal(state.members[1].count, 1)
 
 
-@pytest.mark.usefixtures("few_optimizations")
 @pytest.mark.parametrize(("mask", "num_before"), [(norm_mask, 1), (rank_one_mask, 0)], ids=["norm", "rank-1"])
 def test_a_nowcast_goes_on_and_jumps_in_both_parts(mask: Any, num_before: int):
     def make_tx() -> Any:

@@ -46,11 +46,6 @@ def process_environment() -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimizations(few_optimizations: None) -> None:
-    """As few as can be, for nearly all of the time is spent on compiling. A module may have another of this name."""
-
-
 @contextlib.contextmanager
 def all_optimizations() -> Generator[None]:
     """As a process has them that these tests start, whatever the module has."""

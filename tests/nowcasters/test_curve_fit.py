@@ -214,6 +214,7 @@ def test_frozen_weight_stays(kind: str, value: float):
     assert predict(kind, np.full((5, 1), value, np.float32))[0] == np.float32(value)
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize("kind", ["linear", "quadratic", "exponential", "michaelis_menten"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(kind: str, dtype: Any):
@@ -272,6 +273,7 @@ def test_growth_is_bounded_by_the_horizon(kind: str, growth: float):
     assert (moved > np.ptp(history, axis=0)).all()
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("kind", ["quadratic", "michaelis_menten", "sigmoid"])
 def test_vmap(kind: str):
     history = noisy_history()

@@ -54,6 +54,7 @@ def as_matrix(leaf: Any) -> np.ndarray:
 # Against NumPy, on a quadratic.
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize("snapshot_every", [3, 10])
 @pytest.mark.parametrize(
     ("rule", "rtol"),

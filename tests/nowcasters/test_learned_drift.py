@@ -102,6 +102,7 @@ def test_it_is_a_drift_with_the_spacing_and_the_first_memory_of_its_rule():
 # What the network chooses
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize(
     ("output", "log_factor"), [(1e6, 1.5), (-1e6, -1.5), (0.5, 1.5 * np.tanh(0.5))], ids=["most", "least", "between"]
 )
@@ -111,6 +112,7 @@ def test_the_factor_is_bounded(output: float, log_factor: float):
     assert_trees_close(jump_of(with_outputs(ALL, output, **slow), motion()), expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_no_share_of_the_orthogonalised_direction_leaves_the_mean():
     jump = jump_of(with_outputs(ALL, 0.0, -1.0), motion())
     assert_trees_close(jump, jump_of(Drift(spectral=False), motion(1)), atol=1e-8)
@@ -123,6 +125,7 @@ def test_coefficients_mix_the_means():
     assert_trees_close(jump_of(with_outputs(ALL, 0.0, 0.0, 0.4, -0.2), motion()), expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_tensors_of_different_roles_go_different_ways():
     jump = jump_of(with_outputs(("conv",), 1.0, spectral=False), motion())
     expected = jump_of(Drift(spectral=False), motion(1))

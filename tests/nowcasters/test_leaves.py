@@ -175,6 +175,7 @@ def test_sharded_leaves(axis_type: AxisType, transform: Any):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize("in_mesh_context", [True, False])
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 def test_shards_stay_where_they_are(axis_type: AxisType, in_mesh_context: bool):

@@ -77,6 +77,7 @@ def test_the_scale_is_that_of_all_values():
 # What a leaf's shape, size and precision change: nothing
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize(
     ("shape", "chunk_size"),
     [((3, 4), 1), ((3, 4), 7), ((3, 4), 12), ((3, 4), 1000), ((), 1), ((), 7), ((0,), 1), ((2, 0, 3), 7)],
@@ -286,6 +287,7 @@ def test_bad_chunk_sizes_are_refused(chunk_size: Any):
 # Initialisation
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize(
     "sizes", [{}, {"width": 8}, {"num_hidden": 1}, {"num_hidden": 12}, {"num_horizons": 7}], ids=str
 )

@@ -26,8 +26,6 @@ from wnn_jax.nowcasters import NiNo, neural_graph
 from wnn_jax.nowcasters._neural_graph.graph import KINDS, build_graph
 from wnn_jax.nowcasters.nino import _tensors_of
 
-pytestmark = pytest.mark.usefixtures("few_optimizations")
-
 WIDTH = 8
 SHAPES = {
     "Conv_0": {"kernel": (3, 3, 2, 4), "bias": (4,)},
@@ -116,6 +114,7 @@ def test_agrees_with_the_reference(params: Any, horizon: int):
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_agrees_with_the_reference_on_attention(params: Any):
     """Edges that lead back, heads, residual connections, and vectors of queries with two axes."""
     shapes = {
@@ -245,6 +244,7 @@ def test_low_precision_leaves_are_forecast_in_float32(params: Any, dtype: Any):
     assert_trees_close(predicted, jax.tree.map(lambda leaf: leaf.astype(dtype), wide), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_leaves_of_several_dtypes(params: Any):
     history = walk()
     for snapshot in history:
@@ -254,6 +254,7 @@ def test_leaves_of_several_dtypes(params: Any):
     assert_trees_close(predicted["Conv_0"], predict(params, walk())["Conv_0"], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_model_that_never_moved_stays(params: Any):
     snapshot = jax.tree.map(lambda shape: jnp.full(shape, 0.1), SHAPES, is_leaf=is_shape)
     jax.tree.map(functools.partial(assert_close, rtol=1e-5), predict(params, [snapshot] * 5), snapshot)
@@ -280,6 +281,7 @@ def test_a_batch_of_models(params: Any):
         assert_trees_close(one, predict(params, history), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_parameters(params: Any, axis_type: AxisType):
     shapes = {"Dense_0": {"kernel": (8, 16), "bias": (16,)}, "Dense_1": {"kernel": (16, 4), "bias": (4,)}}
@@ -304,6 +306,7 @@ def test_matrix_products_are_precise(params: Any):
     assert_dots_are_precise(lambda history: nowcaster(history, roles), walk())
 
 
+@pytest.mark.slow
 def test_working_memory_is_bounded_by_the_chunk(params: Any):
     """Four times as many weights between as many neurons, in the same chunks."""
 

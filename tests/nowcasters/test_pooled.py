@@ -27,6 +27,7 @@ def predict(params: Any, history: Any, role: str = "dense", horizon: int | None 
     return Pooled(params)(history, role, horizon)
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4, 5)])
 @pytest.mark.parametrize(("role", "horizon"), [("conv", 1), ("embedding", 40)])
 def test_agrees_with_the_reference(nowcaster: Pooled, shape: tuple[int, ...], role: str, horizon: int):
@@ -45,6 +46,7 @@ def test_a_vector_is_a_row_and_each_of_its_weights_a_column(nowcaster: Pooled):
     assert_close(scalar, predict(nowcaster.params, [snapshot[:1] for snapshot in history])[0], rtol=1e-6)
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_what_is_trained_is_what_forecasts(nowcaster: Pooled, shape: tuple[int, ...]):
     """Of some weights, with statistics from NumPy, the same as of the whole leaf."""
@@ -96,6 +98,7 @@ def test_working_memory_is_bounded_by_a_leaf(nowcaster: Pooled):
     assert analysis.temp_size_in_bytes <= 4 * (leaf.size + 1600 * 200)
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize(
     "spec", [PartitionSpec("x", "y"), pytest.param(PartitionSpec(None, ("x", "y")), marks=pytest.mark.slow)], ids=str

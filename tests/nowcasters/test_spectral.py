@@ -196,6 +196,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_device_orthogonalises_its_own_block(layout: str, axis_type: AxisType):

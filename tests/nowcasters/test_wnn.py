@@ -64,6 +64,7 @@ def test_the_published_bias_path_is_another_one(networks: dict[str, Any]):
     assert np.abs(ours - published).max() > 0.1
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=30)
 @hypothesis.given(
     hnp.arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32, allow_subnormal=False)),
@@ -257,6 +258,7 @@ def test_vmap(networks: dict[str, Any]):
     assert_close(predicted, jnp.stack([predict(networks, history, "dense") for history in members]), rtol=1e-6)
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize(
     ("spec", "chunk_size"), [(PartitionSpec("x"), 16), (PartitionSpec(None, "x"), 16), (PartitionSpec("x"), 4096)]

@@ -34,6 +34,7 @@ def predict(network: Any, history: Any, role: str, horizon: Any) -> jax.Array:
 # Against the equations
 
 
+@pytest.mark.slow_but(6)
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("horizon", [1, 40])
 @pytest.mark.parametrize("shape", [(3, 5, 7), ()])
@@ -45,6 +46,7 @@ def test_agrees_with_the_reference(network: Any, role: str, horizon: int, shape:
     assert np.abs(predicted - history[-1]).max() > 0.01 * np.std(history)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=30)
 @hypothesis.given(
     hnp.arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32, allow_subnormal=False)),
@@ -75,6 +77,7 @@ def published(request: pytest.FixtureRequest) -> tuple[str, WNNPlus]:
     return key, wnn_jax.convert.nino_mlp(published_file(name))
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("horizon", [1, 10, 40])
 def test_predictions_of_the_published_code(golden: dict[str, np.ndarray], published: tuple[str, WNNPlus], horizon: int):
     key, nowcaster = published
@@ -98,6 +101,7 @@ def test_the_reference_predicts_what_the_published_code_does(
         assert_close(predicted, golden[f"{key}/k10/{name}"])
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize(("width", "num_published"), PUBLISHED_SIZES.values(), ids=PUBLISHED_SIZES)
 def test_init_has_the_published_size(width: int, num_published: int):
     params = WNNPlus.init(jax.random.key(0), width=width).params

@@ -30,6 +30,7 @@ def _rank_promotion_as_users_have_it() -> Generator[None]:
         yield
 
 
+@pytest.mark.slow_but(5)
 @pytest.mark.parametrize(
     ("name", "base"),
     [

@@ -95,6 +95,7 @@ def with_ensemble() -> Arm:
     return Arm("ensemble", lambda rate, num_steps: optimizer(rate, num_steps, num_steps, 1), stages=(stage,))
 
 
+@pytest.mark.slow
 def test_members_are_read_as_an_ensemble_too():
     fitted = Trainer(make_task(), with_ensemble(), learning_rate=0.3, num_steps=16, moving_averages=()).fit(0)
     assert set(fitted.test) == {"weights", "SWA", "ensemble"}

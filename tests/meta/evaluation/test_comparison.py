@@ -119,6 +119,7 @@ def test_a_retrained_nowcaster_does_not_get_the_old_results(tmp_path: Path, caps
     assert "was made by something else and is not shown: arm.fingerprint was" in printed
 
 
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize(
     ("change", "task", "difference"),
     [

@@ -21,6 +21,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_a_table_has_the_errors_of_the_split_alone(collection: Path, saved: Path, tmp_path: Path, split: Any):
     nowcasters = ("linear", "linear@0.5", f"{saved}@0")
@@ -95,6 +96,7 @@ def test_a_file_is_labeled_by_its_stem(saved: Path, tmp_path: Path):
     assert load_nowcaster(f"{folder}/ours.npz")[0::2] == ("ours", 1.0)
 
 
+@pytest.mark.slow
 def test_all_nowcasters_forecast_the_same_runs(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """One whose graph is of one network forecasts no other, and neither do those that it is compared with."""
     runs = [trajectory for trajectory in Collection(collection).trajectories() if trajectory.split == "test"]

@@ -147,6 +147,7 @@ def tiny_evolve() -> Callable[..., Evolve]:
     return options
 
 
+@pytest.mark.slow
 def test_a_drift_is_evolved(tmp_path: Path, tiny_evolve: Callable[..., Evolve]):
     nowcaster = evolve(tiny_evolve(tmp_path))
     loaded: Any = wnn_jax.load(tmp_path / "nowcaster.npz")

@@ -38,6 +38,7 @@ def summary(tmp_path: Path, nowcaster: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.mark.slow
 def test_an_export_is_a_nowcaster_with_its_record(nowcaster: Path, summary: Callable[..., Path], tmp_path: Path):
     output = tmp_path / "params"
     options = Export(nowcaster=nowcaster, name="ours", output=output, evaluation=(summary(),), default_horizon=7)

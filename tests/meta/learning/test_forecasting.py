@@ -33,6 +33,7 @@ def make_task(collection: Path) -> Any:
     return make
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("kind", [pytest.param("adaptive-linear", marks=pytest.mark.slow), "wnn", "wnn-plus"])
 def test_the_forecast_error_is_a_mean_over_windows_horizons_and_parts(make_task: Any, kind: str):
     task = make_task(kind)

@@ -57,6 +57,7 @@ def snapshot(trajectory: Trajectory, time: int) -> Any:
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_nowcaster(make_task: Any, params: Any, monkeypatch: pytest.MonkeyPatch):
     """Of all weights of a model, in a window that is found again by its first snapshot."""
     start, stride = 3, 2

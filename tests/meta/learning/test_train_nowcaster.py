@@ -84,6 +84,7 @@ def test_a_nowcaster_of_every_kind_is_trained(collection: Path, tmp_path: Path, 
         assert record["data"][split]["architectures"]
 
 
+@pytest.mark.slow
 def test_its_errors_are_drawn(collection: Path, tmp_path: Path, tiny_train: Options, wnn: Any):
     runs = [trajectory for trajectory in Collection(collection).trajectories() if trajectory.split == "validation"]
     plot_errors(tiny_train(tmp_path), wnn, runs[:1])
@@ -101,6 +102,7 @@ def interrupt_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Forecasting, "batch", interrupted)
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("step", [5, 10, 23])
 def test_an_interrupted_training_goes_on_to_the_same_nowcaster(
     trained: Path, tmp_path: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch, step: int

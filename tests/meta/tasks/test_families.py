@@ -96,6 +96,7 @@ def test_every_name_is_known():
         find_family("large")
 
 
+@pytest.mark.slow
 def test_no_registered_task_is_in_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     use_synthetic_data(monkeypatch)
 

@@ -43,6 +43,7 @@ TRANSFORMER = make_transformer()
 TRANSFORMER_PARAMS = make_params(TRANSFORMER)
 
 
+@pytest.mark.slow
 def test_low_rank_fine_tuning_conforms():
     check_conformance(lambda: LowRankFineTuning(make_mlp(), PARAMS))
 

@@ -88,6 +88,7 @@ def test_a_ruined_network_has_a_perplexity():
     assert math.isnan(perplexity(math.nan))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_perplexity():
     task = make_task()
     training = Training(task, optax.adam(1e-2))

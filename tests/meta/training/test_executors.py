@@ -392,6 +392,7 @@ class _End:
     code: int
 
 
+@pytest.mark.slow_but(1)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Processes are looked up as Linux does.")
 @pytest.mark.parametrize(
     "end",
@@ -445,6 +446,7 @@ def test_a_killed_worker_loses_no_run(cluster: str, tmp_path: Path) -> None:
     assert not processes & set(victims)
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_every_worker(cluster: str, tmp_path: Path) -> None:
     def die(index: int) -> None:
         if index == 0:
@@ -455,6 +457,7 @@ def test_a_job_that_kills_every_worker(cluster: str, tmp_path: Path) -> None:
     assert begun(tmp_path)[0] == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late = tmp_path / "late"
     monkeypatch.setattr(executors, "_is_past", lambda deadline: late.exists())  # pyright: ignore[reportUnknownLambdaType]

@@ -106,6 +106,7 @@ def test_one_scan_and_runs_together_equal_a_loop_of_steps() -> None:
         jax.tree.map(lambda x, y, i=member: np.testing.assert_allclose(x[i], y, rtol=1e-4), states.params, alone.params)
 
 
+@pytest.mark.slow_but(3)
 @pytest.mark.parametrize(
     ("task", "after"),
     [*((LinearRegression(), after) for after in (5, 10, 15, 20)), (NormalizedRegression(), 15)],
