@@ -110,8 +110,6 @@ SHARE = 1 / 11
 # Those of the second half.
 NUM_CHECKPOINTS = 13
 LAWA_SIZE = 5
-# Of the runs that TWA has the checkpoints of: the best of `averages`, by the seed that rates are chosen with.
-BASE_RATE = 0.2
 WEIGHT_DECAY = 5e-4
 # Training images that `twa-v` keeps for the coefficients.
 NUM_HELD_OUT = 3_000
@@ -151,6 +149,10 @@ def drifted(learning_rate: float, num_steps: int) -> optax.GradientTransformatio
     return optax.chain(constant(learning_rate, num_steps), wnn_jax.nowcast())
 
 
+# Of the runs that TWA has the checkpoints of: the best of the arms that average those, by the seed of the search.
+BASE_RATES = {constant: 0.2, lowered: 0.1, drifted: 0.1}
+
+
 def averages(name: str, make_optimizer: Any) -> Arm:
     """The second half of a training averaged in two ways, a checkpoint every epoch."""
 
@@ -166,11 +168,13 @@ def averages(name: str, make_optimizer: Any) -> Arm:
 
 
 def twa(name: str, make_optimizer: Any = constant, *, base_task: Any = same_task, **options: Any) -> Arm:
-    """The latest checkpoints of a training at the base rate; the arm's rate is that of their coefficients."""
+    """The latest checkpoints of a training at its own rate; the arm's rate is that of their coefficients."""
 
     def with_checkpoints(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         del learning_rate
-        return optax.chain(make_optimizer(BASE_RATE, num_steps), averaging.lawa(NUM_CHECKPOINTS, EPOCH))
+        return optax.chain(
+            make_optimizer(BASE_RATES[make_optimizer], num_steps), averaging.lawa(NUM_CHECKPOINTS, EPOCH)
+        )
 
     return Arm(name, with_checkpoints, stages=(TrainCoefficients(share=SHARE, **options),), task=base_task)
 
