@@ -13,7 +13,19 @@ The paper (von Oswald et al., ICLR 2021), bits per character on enwik8, of an LS
 | | plain | late-phase |
 |---|---|---|
 | enwik8 | 1.695 | 1.633 |
-| this configuration | not run yet | |
+
+CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 3 seeds; the results are in `results/late-phase-lstm/`. All arms
+are at 0.03, the edge of the grid, and read from the weights. Perplexity of a character at the end, mean ± standard
+deviation:
+
+| arm | validation | test | bits per character, test |
+|---|---|---|---|
+| annealed | 5.548 ± 0.073 | 6.186 ± 0.084 | 2.629 |
+| rank-1-alone | 5.546 ± 0.071 | 6.256 ± 0.072 | 2.645 |
+| rank-1, 5 members | 5.574 ± 0.080 | 6.235 ± 0.081 | 2.640 |
+
+What this says. The gain of the paper is not confirmed on this small network: all three are level, within the noise of 3
+seeds and in the three searches (seed 10: 5.469, 5.500 and 5.499).
 """
 
 from pathlib import Path

@@ -10,9 +10,36 @@ give without an ensemble, 5 members in `rank-1`, 10 in `rank-1-10`.
 The paper (von Oswald et al., ICLR 2021) has factors of rank 1 for a recurrent network; see
 `experiments/late_phase_lstm.py`.
 
-| what | result |
-|---|---|
-| this configuration | not run yet |
+CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 5 seeds; the results are in `results/late-phase-rank-one/`. Rates
+are the best of four by a seed of their own, all at an edge of the grid; read from the weights, which is best for all
+arms. Mean ± standard deviation at the end, on the test split:
+
+| arm | rate | accuracy % | negative log-likelihood |
+|---|---|---|---|
+| annealed | 0.4 | 52.59 ± 1.81 | 1.316 ± 0.044 |
+| rank-1-alone | 0.4 | 52.65 ± 1.84 | 1.338 ± 0.038 |
+| rank-1 | 0.05 | 33.39 ± 4.29 | 1.811 ± 0.089 |
+| rank-1-10 | 0.05 | 18.81 ± 5.98 | 2.164 ± 0.111 |
+
+At higher rates, with seed 10, 5 members end at 17 % (0.1) and at chance (0.2, 0.4), 10 at chance from 0.1 on.
+
+What this says. **Without normalisation layers the sum of the gradients of a cycle breaks the network**, which the same
+sum leaves whole where there is batch normalisation (`experiments/late_phase.py`). It is no matter of the factors, of
+which a single set changes nothing, nor of averaging the members, which alone are as bad (33.3 % as an ensemble): the
+training loss itself jumps, from 1.57 to 2.07 at 0.05, when the shared weights begin to take one step that is 5 times as
+long in the place of 5 steps. A network that was trained to the longest steps that it bears has no room for that; scales
+that do not matter, as before a normalisation layer, make room by themselves.
+
+With the mean of the gradients in the place of their sum (`base_gradient_scale=1 / num_members`), by hand, seed 10, 5
+members, validation accuracy at the end, the best reading:
+
+| | 0.1 | 0.2 | 0.4 |
+|---|---|---|---|
+| annealed | 51.05 | 51.92 | **53.77** |
+| rank-1-alone | 51.92 | 53.50 | **53.80** |
+| rank-1, mean of gradients | 50.25 | 51.68 | 52.85 |
+
+So they train, and gain nothing: shared weights then go a fifth of the way.
 """
 
 import dataclasses

@@ -63,7 +63,8 @@ def late_phase(
       member_tx: the optimizer of the late-phase weights.
       num_members: how many members there are.
       base_gradient_scale: multiplies the sum of gradients: 1 as the paper does on CIFAR, `1 / num_members` for
-        the mean.
+        the mean. A network without normalisation layers may not bear steps of SGD that are `num_members` times as
+        long: give it the mean (`experiments/late_phase_rank_one.py`).
       schedule: `"cycle"` or `"parallel"`.
 
     Returns:
