@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterator
 
 import jax
 import pytest
@@ -25,16 +24,12 @@ def _evaluate(example: Example) -> str | None:
     return f"promised to print {promised}, printed {printed}" if promised and promised != printed else None
 
 
-@pytest.fixture(scope="module")
-def few_optimizations(pytestconfig: pytest.Config) -> Iterator[None]:
-    """For what takes long to compile, and nothing to run. With the slow tests all programs are as a user has them."""
-    jax.config.update("jax_disable_most_optimizations", "not slow" in pytestconfig.option.markexpr)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the slow tests most of the time is spent on compiling; with them programs are as a user has them."""
+    jax.config.update("jax_disable_most_optimizations", "not slow" in config.option.markexpr)
 
 
 pytest_collect_file = Sybil(
     parsers=[CodeBlockParser("python", _evaluate)],
     patterns=["README.md", "docs/guides/*.md"],
-    fixtures=["few_optimizations"],
 ).pytest()

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import wnn_jax
-from tests.helpers import WINDOWS
+from tests.helpers import WINDOWS, all_optimizations
 
 # Before anything makes an array: the number of devices is fixed by the first use of them.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -58,9 +58,11 @@ def _few_programs() -> Generator[None]:  # pyright: ignore[reportUnusedFunction]
         jax.clear_caches()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimizations(few_optimizations: None) -> None:
-    """As few as can be, for nearly all of the time is spent on compiling. A module may have another of this name."""
+@pytest.fixture(scope="module")
+def optimized() -> Generator[None]:
+    """For modules in which programs are to be as a user has them."""
+    with all_optimizations():
+        yield
 
 
 @pytest.fixture(scope="session")

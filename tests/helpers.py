@@ -1,8 +1,9 @@
 """What several test files need: weights, short trainings, published files, comparisons."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,15 @@ class Step(NamedTuple):
     updates: Any
     params: Any
     state: Any
+
+
+@contextlib.contextmanager
+def all_optimizations() -> Generator[None]:
+    """As a user has them, and processes that these tests start."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def identity(fn: Callable[..., Any]) -> Callable[..., Any]:

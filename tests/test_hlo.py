@@ -13,6 +13,8 @@ import wnn_jax
 from tests.helpers import DRIFTS, Spaced, last_plus_one, num_bytes
 from wnn_jax import averaging
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 # Prime, so that nothing else in the program has as many elements.
 SIZE = 1009
 

@@ -1,13 +1,11 @@
-import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
-import jax
 import pytest
 
+from tests.helpers import all_optimizations
 from wnn_jax.meta.tasks.families import FAMILIES, TaskFamily
 from wnn_jax.meta.trajectories.collect import Collect, collect
 
@@ -44,15 +42,6 @@ families.FAMILIES = {TINY: tiny_family()}
 def process_environment() -> dict[str, str]:
     """The variables of a process that imports what these tests do."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-@contextlib.contextmanager
-def all_optimizations() -> Generator[None]:
-    """As a process has them that these tests start, whatever the module has."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,8 @@ from wnn_jax.meta.trajectories import collect as collect_module
 from wnn_jax.meta.trajectories.collect import Collect, collect, make_program, train_run, train_runs_together
 from wnn_jax.meta.trajectories.collection import Collection, verified_trajectories
 
-
-@pytest.fixture(scope="module", autouse=True)
-def optimizations() -> None:
-    """All, as the collection was made with them."""
+# As the collection was made.
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 def tiny(output: Path, **changes: Any) -> Collect:

@@ -30,9 +30,8 @@ NUM_CLASSES = 10
 NORMALIZED = {"vgg", "resnet", "mobilenet-v2", "shufflenet-v2", "densenet"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimizations() -> None:
-    """All: the gradient of the DenseNet has NaNs without them, by a fault of XLA's on CPU."""
+# The gradient of the DenseNet has NaNs without optimisations, by a fault of XLA's on CPU.
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 def example(name: str) -> jax.Array:
