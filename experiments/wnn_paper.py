@@ -22,8 +22,19 @@ The paper's table (5 trials; epochs, and how much faster than plain training):
 | Introspection | | x1.22 |
 | exponential fit | | x0.85 |
 
-**This was not run yet**: a full run takes 12 to 16 minutes of a core. The same at images of 16x16 is the task
-`cifar10-16-vanilla`.
+**The experiment itself was not run yet**: a full run takes 12 to 16 minutes of a core. The same at images of 16x16 is
+the task `cifar10-16-vanilla`, of which two arms have been run for 30 epochs with one seed:
+
+    python -m experiments.wnn_paper --data-dir DIR --task cifar10-16-vanilla --num-steps 1350 --seeds 0
+
+| | validation accuracy after 21, 25, 28, 30 epochs, of the weights | test accuracy |
+|---|---|---|
+| plain | 47.1, 48.9, 48.2, 50.4 % | 51.0 % |
+| wnn | 48.9, 50.2, 49.1, 51.4 % | 52.2 % |
+
+By the paper's protocol WNN gets to the best score of plain training, its last one, after 30 epochs too, so that nothing
+is saved; most of the way it is two to four epochs ahead. One seed of scores that go up and down by a point from epoch
+to epoch says no more than that. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; results in `results/wnn-paper/`.
 """
 
 from pathlib import Path
