@@ -12,7 +12,7 @@ OLDEST ?= tests/test_nowcast.py tests/test_drift.py tests/test_optax_contract.py
 .PHONY: help demo test test-all lint types check format docs test-oldest dist clean
 
 help:
-	@echo "make demo         train a small CNN with and without nowcasting, print the table, write the plot (3 minutes)"
+	@echo "make demo         train a small CNN with and without nowcasting, print the table, write the plot (some 4 minutes)"
 	@echo "make test         lint, types, tests and doctests"
 	@echo "make test-all     the same with the slow tests"
 	@echo "make test-oldest  the core's tests, with the oldest JAX, Flax, Optax and NumPy that are allowed"
