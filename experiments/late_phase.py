@@ -62,11 +62,11 @@ Accuracy on the validation split of seed 10, by which rates are chosen, best rea
 
 What this says. **The gain of late-phase weights is not confirmed** at this length and size, in any form: 5 members, 10,
 those of the last layer, averaged, or as an ensemble, and the calibration that the paper measures is not better either,
-except for what 10 members lose in accuracy. What gains is an average of the weights at a constant rate, by all four
-measures: SWA has half of the calibration error of annealed SGD, and late-phase weights beneath the same average take a
-part of that away again. From where they begin on the validation accuracy falls (`curves.png`): the network overfits its
-7,680 images, the more the lower the rate gets. That all arms do best at the highest rate of the grid says the same. The
-paper has a larger network on all images.
+except for what 10 members lose in accuracy. What gains is an average of the weights at a constant rate, in accuracy,
+likelihood and calibration: SWA has half of the calibration error of annealed SGD, and late-phase weights beneath the
+same average take a part of that away again. From where they begin on the validation accuracy falls (`curves.png`): the
+network overfits its 7,680 images, the more the lower the rate gets. That all arms do best at the highest rate of the
+grid says the same. The paper has a larger network on all images.
 
 The drift reaches the best accuracy and overfits the most: with it the likelihood, the calibration and the AUROC of
 outliers are worse than without. Under late-phase weights it gains as much accuracy (0.7 points) as late-phase weights

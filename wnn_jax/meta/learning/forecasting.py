@@ -79,6 +79,11 @@ class Forecasting:
                 raise UsageError(f"--collection has no finished run for {split!r}; collect more runs.")
         _ = self._sampler  # It refuses runs that are too short.
 
+    @property
+    def used(self) -> Mapping[SplitName, Sequence[Trajectory]]:
+        """The runs of every split that are not left out, which are all."""
+        return self.trajectories
+
     @functools.cached_property
     def roles(self) -> tuple[str, ...]:
         """The roles of the tensors that are trained on."""

@@ -153,7 +153,7 @@ class GraphForecasting:
         return tuple(Metric(name, higher_is_better=False) for name in names)
 
     @property
-    def used(self) -> dict[SplitName, list[Trajectory]]:
+    def used(self) -> Mapping[SplitName, Sequence[Trajectory]]:
         """The runs of every split that are not left out."""
         return {split: [model.trajectory for model in self._models[split]] for split in SPLITS}
 

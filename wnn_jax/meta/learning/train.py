@@ -97,14 +97,15 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     objective = look_up(KINDS, options.kind, "--kind")
     splits = by_split(verified_trajectories(options.collection))
     task = _make_task(options, objective, splits)
-    used = task.used if isinstance(task, GraphForecasting) else splits
     for split, trajectories in splits.items():
-        say_what_is_left_out(trajectories, used[split], f"their graph cannot be read or is too large, in {split!r}")
+        say_what_is_left_out(
+            trajectories, task.used[split], f"their graph cannot be read or is too large, in {split!r}"
+        )
     description = _describe(options, task)
     record = {
         "kind": options.kind,
         "settings": _settings(options),
-        "data": describe_data(options.collection, used),
+        "data": describe_data(options.collection, task.used),
         "versions": versions(),
         "training": run_key(description),
     }
@@ -113,7 +114,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         evaluations = _fit(options, task, selection)
         _save_metrics(evaluations, options.output)
         nowcaster = selection.selected(evaluations)
-        validation_runs = [trajectory for split in EVALUATED_SPLITS["validation"] for trajectory in used[split]]
+        validation_runs = [trajectory for split in EVALUATED_SPLITS["validation"] for trajectory in task.used[split]]
         _plot_errors(options, nowcaster, validation_runs)
         # Only now, when nothing is left to decide.
         test = Program(task, optax.identity).evaluate(nowcaster.params, {}, "test")
