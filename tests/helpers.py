@@ -40,8 +40,10 @@ def all_optimizations() -> Generator[None]:
     """As a user has them, and processes that these tests start."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def identity(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,6 +203,12 @@ def published_file(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{name}, of published code, is not shipped with this repository and not here")
     return path
+
+
+def published_arrays(name: str) -> dict[str, np.ndarray]:
+    """The arrays of such a file, where it is of outputs."""
+    with np.load(published_file(name)) as file:
+        return dict(file)
 
 
 def assert_close(actual: Any, expected: Any, *, rtol: float = 1e-5) -> None:

@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_close,
     assert_dots_are_precise,
     assert_trees_close,
+    published_arrays,
     published_file,
     pull_to_one,
     random_leaves,
@@ -160,8 +161,7 @@ def test_messages_go_from_inputs_to_outputs(params: Any):
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(published_file("nino_golden.npz")) as file:
-        return dict(file)
+    return published_arrays("nino_golden.npz")
 
 
 @pytest.fixture(scope="module")

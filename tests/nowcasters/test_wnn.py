@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import wnn_jax
 from tests import reference
-from tests.helpers import assert_close, published_file, random_history, random_leaves
+from tests.helpers import assert_close, published_arrays, published_file, random_history, random_leaves
 from wnn_jax.nowcasters import WNN
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
 
@@ -85,8 +85,7 @@ def test_agrees_with_the_reference_on_any_history(history: np.ndarray, seed: int
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(published_file("wnn_golden.npz")) as file:
-        return dict(file)
+    return published_arrays("wnn_golden.npz")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 import wnn_jax
 from tests import reference
-from tests.helpers import assert_close, published_file, random_history, random_leaves
+from tests.helpers import assert_close, published_arrays, published_file, random_history, random_leaves
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters import WNNPlus
 
@@ -65,8 +65,7 @@ def test_agrees_with_the_reference_on_any_history(network: Any, history: np.ndar
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(published_file("nino_golden.npz")) as file:
-        return dict(file)
+    return published_arrays("nino_golden.npz")
 
 
 @pytest.fixture(scope="module", params=[("wnn_plus", "nino_mlp.pt"), ("wnn_plus_h32", "nino_mlp_h32.pt")])
