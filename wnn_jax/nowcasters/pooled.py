@@ -96,7 +96,9 @@ class Pooled(MultiHorizonNowcaster):
     The networks work on rows and columns; a weight takes some fifty multiply-adds, most of them for the sums, and the
     temporary memory is at most that of the largest leaf. Where leaves are sharded, sums of rows and columns are all
     that devices exchange. A pool ends with its leaf: that the columns of one are the rows of the next is not to be read
-    from names and shapes alone, where flattened convolutions, heads and residual sums come between.
+    from names and shapes alone, where flattened convolutions, heads and residual sums come between. Compilation
+    takes long, for every leaf has some hundred small operations of its own: for a transformer of 194 leaves eight times
+    as long as that of `AdaptiveLinear`.
 
     Nothing that the networks are given depends on the scale of the weights or of their changes; a weight that did not
     move stays; and far from anything that was trained on the forecast is still a combination of recent changes.
