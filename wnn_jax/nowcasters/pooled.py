@@ -96,9 +96,7 @@ class Pooled(MultiHorizonNowcaster):
     The networks work on rows and columns; a weight takes some fifty multiply-adds, most of them for the sums, and the
     temporary memory is at most that of the largest leaf. Where leaves are sharded, sums of rows and columns are all
     that devices exchange. A pool ends with its leaf: that the columns of one are the rows of the next is not to be read
-    from names and shapes alone, where flattened convolutions, heads and residual sums come between. Compilation
-    takes long, for every leaf has some hundred small operations of its own: for a transformer of 194 leaves eight times
-    as long as that of `AdaptiveLinear`.
+    from names and shapes alone, where flattened convolutions, heads and residual sums come between.
 
     Nothing that the networks are given depends on the scale of the weights or of their changes; a weight that did not
     move stays; and far from anything that was trained on the forecast is still a combination of recent changes.
@@ -117,30 +115,20 @@ class Pooled(MultiHorizonNowcaster):
     def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
         """See `MultiHorizonNowcaster.forecast_leaves`."""
         params = jax.tree.map(jnp.asarray, dict(self.params))
-        return [
-            history[-1] if history[-1].size == 0 else _forecast(type(self), params, history, role, horizon)
-            for history in leaves
-        ]
+        alike: dict[Any, list[int]] = {}
+        for index, history in enumerate(leaves):
+            if history[-1].size:
+                alike.setdefault(jax.typeof(history[-1]), []).append(index)
+        made = dict(enumerate(history[-1] for history in leaves))
+        for indices in alike.values():
+            of_kind = [leaves[index] for index in indices]
+            made |= zip(indices, _forecast(type(self), params, of_kind, role, horizon), strict=True)
+        return list(made.values())
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Pools:
         """What the networks are told of the pools of a tensor; see `MultiHorizonNowcaster.statistics`."""
-        xp = namespace(history)
-        rank = history[0].ndim
-        history = [snapshot.reshape((1,) * (2 - rank) + snapshot.shape) for snapshot in history]
-        scales, std = _scales(history)
-        means = Pools(*zip(*_means(history, scales), strict=True))
-        shape = history[0].shape
-        size = math.prod(shape)
-        counts = Pools(size // shape[-2], size // shape[-1], size)
-        rms = _rms(means.tensor)
-        pools = Pools(
-            _features(means.row, counts.row, rms),
-            _features(means.column, counts.column, rms),
-            _features(means.tensor, counts.tensor, std * scales.change),
-        )
-        # What was put in front of the axes of a vector or a scalar is taken away again.
-        return Pools(*(pool[(0,) * (2 - rank)].astype(xp.float32) for pool in pools))
+        return _pools(_sums(history), history[0].shape)
 
     @classmethod
     def statistics_of(cls, history: Sequence[Any], chosen: Any) -> Pools:
@@ -159,23 +147,79 @@ class Pooled(MultiHorizonNowcaster):
         """Forecasts how far weights will have moved, of any shape; see `MultiHorizonNowcaster.changes`."""
         coefficients = self.network.apply({"params": self.params}, statistics, role, horizon)
         assert isinstance(coefficients, Pools)
-        # One after the other, and so in one pass over the history, of which nothing is copied.
-        terms = []
-        for index, (earlier, later) in enumerate(itertools.pairwise(history)):
-            row, column, tensor = (of_pool[..., index] for of_pool in coefficients)
-            change = later - earlier
-            terms.append((row + column + tensor) * (change[..., None] if horizon is None else change))
-        return sum(terms)
+        return _changes(history, coefficients, has_horizons=horizon is None)
 
 
-# Compiled on its own, so that it is traced once for all leaves of one shape.
+# What is compiled on its own is traced once for all leaves, or all groups of leaves, that are alike.
 @functools.partial(jax.jit, static_argnames="cls")
-def _forecast(cls: type[Pooled], params: Any, history: LeafHistory, role: jax.Array, horizon: Any) -> jax.Array:
-    """Forecasts a leaf that is not empty."""
-    nowcaster = cls(params)
+def _forecast(
+    cls: type[Pooled], params: Any, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any
+) -> list[jax.Array]:
+    """Forecasts leaves of one shape that are not empty."""
+    network, shape = cls(params).network, leaves[0][0].shape
+
+    def coefficients_of(sums: _Sums) -> Any:
+        return network.apply({"params": params}, _pools(sums, shape), role, horizon)
+
+    # What is done with pools is done for all leaves at once, and so compiled once.
+    stacked = jax.tree.map(lambda *of_leaves: jnp.stack(of_leaves), *map(jax.jit(_sums), leaves))
+    coefficients = jax.vmap(coefficients_of)(stacked)
+    return [
+        _go_on(history, jax.tree.map(lambda of_leaves, index=index: of_leaves[index], coefficients))
+        for index, history in enumerate(leaves)
+    ]
+
+
+@jax.jit
+def _go_on(history: LeafHistory, coefficients: Pools) -> jax.Array:
+    """The forecast of a leaf, given the coefficients of its changes."""
     wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
-    change = nowcaster.changes(wide, nowcaster.statistics(history), role, horizon)
-    return finite_or_last(wide[-1] + change, history)
+    return finite_or_last(wide[-1] + _changes(wide, coefficients), history)
+
+
+def _changes(history: tuple[jax.Array, ...], coefficients: Pools, *, has_horizons: bool = False) -> Any:
+    """How far weights will have moved, given the coefficients of their changes: at one horizon, or at several."""
+    # One after the other, and so in one pass over the history, of which nothing is copied.
+    terms = []
+    for index, (earlier, later) in enumerate(itertools.pairwise(history)):
+        row, column, tensor = (of_pool[..., index] for of_pool in coefficients)
+        change = later - earlier
+        terms.append((row + column + tensor) * (change[..., None] if has_horizons else change))
+    return sum(terms)
+
+
+class _Sums(NamedTuple):
+    """What is summed over a tensor `[..., rows, columns]`; a vector or a scalar has axes of one element in front.
+
+    Attributes:
+      means: the means over pools, as `_means` makes them.
+      std: the standard deviation of all values, in the unit of the changes.
+    """
+
+    means: Pools
+    std: Any
+
+
+def _sums(history: Sequence[Any]) -> _Sums:
+    """The sums of a tensor that is not empty."""
+    history = [snapshot.reshape((1,) * (2 - snapshot.ndim) + snapshot.shape) for snapshot in history]
+    scales, std = _scales(history)
+    return _Sums(Pools(*zip(*_means(history, scales), strict=True)), std * scales.change)
+
+
+def _pools(sums: _Sums, shape: tuple[int, ...]) -> Pools:
+    """What the networks are told of the pools of a tensor of this shape."""
+    means, added = sums.means, 2 - len(shape)
+    rows, columns = ((1,) * added + shape)[-2:]
+    size = math.prod(shape)
+    rms = _rms(means.tensor)
+    pools = (
+        _features(means.row, size // rows, rms),
+        _features(means.column, size // columns, rms),
+        _features(means.tensor, size, sums.std),
+    )
+    # What was put in front of the axes of a vector or a scalar is taken away again.
+    return Pools(*(pool[(0,) * added].astype(np.float32) for pool in pools))
 
 
 class _Scales(NamedTuple):
