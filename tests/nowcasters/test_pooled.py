@@ -82,6 +82,15 @@ def test_a_weight_that_did_not_move_stays_whatever_its_row_does(nowcaster: Poole
     assert np.all(predicted[0, :3] != history[-1][0, :3])
 
 
+def test_leaves_of_one_shape_are_forecast_together_as_each_alone(nowcaster: Pooled):
+    shapes = {"a": (3, 4), "b": (6,), "c": (3, 4), "d": (0, 4), "e": (6,), "f": (3, 4)}
+    alone = {name: random_history(shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    history = [dict(zip(alone, snapshots, strict=True)) for snapshots in zip(*alone.values(), strict=True)]
+    predicted = nowcaster(history, dict.fromkeys(shapes, "dense"))
+    for name, leaf in alone.items():
+        assert_close(predicted[name], predict(nowcaster.params, leaf), rtol=1e-6)
+
+
 def test_a_value_that_is_not_finite_leaves_its_tensor(nowcaster: Pooled):
     history = [{"a": leaf, "b": leaf} for leaf in random_history((3, 4))]
     history[2]["a"] = history[2]["a"].at[0, 0].set(np.nan)

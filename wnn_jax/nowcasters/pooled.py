@@ -119,11 +119,12 @@ class Pooled(MultiHorizonNowcaster):
         for index, history in enumerate(leaves):
             if history[-1].size:
                 alike.setdefault(jax.typeof(history[-1]), []).append(index)
-        made = dict(enumerate(history[-1] for history in leaves))
+        forecasts = [history[-1] for history in leaves]
         for indices in alike.values():
-            of_kind = [leaves[index] for index in indices]
-            made |= zip(indices, _forecast(type(self), params, of_kind, role, horizon), strict=True)
-        return list(made.values())
+            made = _forecast(type(self), params, [leaves[index] for index in indices], role, horizon)
+            for index, forecast in zip(indices, made, strict=True):
+                forecasts[index] = forecast
+        return forecasts
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Pools:
@@ -147,7 +148,9 @@ class Pooled(MultiHorizonNowcaster):
         """Forecasts how far weights will have moved, of any shape; see `MultiHorizonNowcaster.changes`."""
         coefficients = self.network.apply({"params": self.params}, statistics, role, horizon)
         assert isinstance(coefficients, Pools)
-        return _changes(history, coefficients, has_horizons=horizon is None)
+        if horizon is None:  # Coefficients have an axis for horizons.
+            history = tuple(snapshot[..., None] for snapshot in history)
+        return _changes(history, coefficients)
 
 
 # What is compiled on its own is traced once for all leaves, or all groups of leaves, that are alike.
@@ -177,14 +180,13 @@ def _go_on(history: LeafHistory, coefficients: Pools) -> jax.Array:
     return finite_or_last(wide[-1] + _changes(wide, coefficients), history)
 
 
-def _changes(history: tuple[jax.Array, ...], coefficients: Pools, *, has_horizons: bool = False) -> Any:
-    """How far weights will have moved, given the coefficients of their changes: at one horizon, or at several."""
+def _changes(history: tuple[jax.Array, ...], coefficients: Pools) -> Any:
+    """How far weights will have moved, given the coefficients of their changes."""
     # One after the other, and so in one pass over the history, of which nothing is copied.
     terms = []
     for index, (earlier, later) in enumerate(itertools.pairwise(history)):
         row, column, tensor = (of_pool[..., index] for of_pool in coefficients)
-        change = later - earlier
-        terms.append((row + column + tensor) * (change[..., None] if has_horizons else change))
+        terms.append((row + column + tensor) * (later - earlier))
     return sum(terms)
 
 
