@@ -71,7 +71,7 @@ character transformer (3,000 steps, one seed), at 3e-3; `drift` changed in these
 | orthogonalised in units of the displacement's rows and columns | 1.0771 ± .0113 | |
 
 **NiNo behind the drift**, in one chain: validation loss at the end on the three-conv net at 3e-3, of seeds 10 and 11,
-which are not among those above; by a script that is not kept. What both forecast is more than either should go:
+which are not among those above; by a script that is not kept:
 
 | | seed 10 | seed 11 |
 |---|---|---|

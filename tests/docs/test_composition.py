@@ -53,6 +53,7 @@ NAMES = {
     "chain": chain,
     # Without matrices to orthogonalise.
     "nowcast": functools.cache(functools.partial(wnn_jax.nowcast, "slow-drift")),
+    "window": functools.cache(functools.partial(wnn_jax.nowcast, "linear", snapshot_every=4)),
     "mask": {"body": True, "head": False},
     "labels": {"body": "body", "head": "head"},
 }
@@ -177,3 +178,14 @@ def test_the_average_of_schedule_free_jumps_and_its_sequence_does_not():
 def test_prodigy_finds_another_rate():
     rates = [train(code).states[-1][0].estim_lr for code in ("chain(contrib.prodigy())", RIGHT["contrib.prodigy"])]
     assert abs(rates[1] - rates[0]) > 0.01 * rates[0]
+
+
+def test_the_first_of_two_nowcasts_begins_anew_at_the_jumps_of_the_second():
+    drift, window = train("chain(adam(1e-2), nowcast(), window())").states[-1][1:]
+    # The last jump of the window is in the last step.
+    assert (window.num_nowcasts, window.num_misplaced) == (NUM_STEPS // 20, 0)
+    assert drift.num_misplaced == drift.num_restarts == NUM_STEPS // 20 - 1
+    window, drift = train("chain(adam(1e-2), window(), nowcast())").states[-1][1:]
+    assert (drift.num_nowcasts, drift.num_misplaced) == (NUM_STEPS // 10 - 1, 0)
+    assert window.num_misplaced >= 3
+    assert window.num_nowcasts < NUM_STEPS // 20
