@@ -16,7 +16,8 @@ from flax import nnx
 import wnn_jax
 from wnn_jax.meta.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
 from wnn_jax.nowcasters import neural_graph
-from wnn_jax.nowcasters._neural_graph.graph import KINDS, Graph, Tensor, build_graph, layout_of
+from wnn_jax.nowcasters._neural_graph.building import build_graph
+from wnn_jax.nowcasters._neural_graph.graph import KINDS, Graph, Tensor, layout_of
 from wnn_jax.nowcasters._neural_graph.laplacian import laplacian_eigenvectors
 from wnn_jax.nowcasters.nino import _tensors_of
 
@@ -398,6 +399,24 @@ def test_a_model_that_cannot_be_read_can_be_described():
     assert residual == [(node, node + 12) for node in range(8)]
     # The leaf of the decoder comes first.
     assert [block.ends.first_row for block in graph.blocks] == [8, 0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"Dense_2/kernel": ["a", "b"]},
+            "graph\\['parts'\\] names 'Dense_2/kernel', but the parameters have no such leaf",
+        ),
+        ({"Dense_0/kernel": ["a", "a"]}, r"must be different names, in equal parts of which the 64 outputs"),
+        ({"Dense_0/kernel": ["a", "b", "c"]}, r"must be different names, in equal parts of which the 64 outputs"),
+        ({"Dense_0/kernel": ["a", "b"]}, "it has no edges for the leaf 'Dense_0/kernel:a' of the parameters"),
+    ],
+)
+def test_parts_that_a_leaf_does_not_have(parts: dict[str, list[str]], message: str):
+    params = model_of("mlp-64")
+    with pytest.raises(ValueError, match=message):
+        graph_of(params, {**neural_graph(params), "parts": parts})
 
 
 # Nodes and edges

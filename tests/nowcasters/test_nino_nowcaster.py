@@ -24,7 +24,8 @@ from tests.helpers import (
     train,
 )
 from wnn_jax.nowcasters import NiNo, neural_graph
-from wnn_jax.nowcasters._neural_graph.graph import KINDS, build_graph
+from wnn_jax.nowcasters._neural_graph.building import build_graph
+from wnn_jax.nowcasters._neural_graph.graph import KINDS
 from wnn_jax.nowcasters.nino import _tensors_of
 
 WIDTH = 8
@@ -70,11 +71,11 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
     graph = build_graph(neural_graph(history[0]) if description is None else description, tensors)
     leaves = list(zip(*map(jax.tree.leaves, history), strict=True))
     features, ends, kinds, scales = [], [], [], []
-    for leaf, block in zip(leaves, graph.blocks, strict=True):
-        exact = np.stack([np.asarray(snapshot, np.float64) for snapshot in leaf])
+    for piece, block in zip(graph.pieces, graph.blocks, strict=True):
+        exact = np.stack([np.asarray(snapshot, np.float64) for snapshot in leaves[piece.leaf]])
         mean, std = exact.mean(), exact.std(ddof=1)
         scales.append((mean, std))
-        matrices = np.stack([np.asarray(block.layout.to_matrix(jnp.asarray(snapshot))) for snapshot in exact], axis=-1)
+        matrices = np.stack([block.layout.to_matrix(np.asarray(piece.of(snapshot))) for snapshot in exact], axis=-1)
         window, size = matrices.shape[:2]
         padded = np.zeros([size, 9, 5])
         padded[:, :window] = np.moveaxis((matrices - mean) / (std + 1e-6), 1, 0)
@@ -92,12 +93,14 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
         graph.positions.astype(np.float64),
         params,
     )[:, horizon - 1]
-    forecast, start = [], 0
-    for leaf, block, feature, (mean, std) in zip(leaves, graph.blocks, features, scales, strict=True):
-        window = block.layout.sizes(leaf[0].shape)[0]
+    forecast, start = [leaf[-1] for leaf in leaves], 0
+    for piece, block, feature, (mean, std) in zip(graph.pieces, graph.blocks, features, scales, strict=True):
+        shape = piece.of(leaves[piece.leaf][0]).shape
+        window = block.layout.sizes(shape)[0]
         change = outputs[start : start + len(feature), :window]
         values = (feature.reshape(-1, 9, 5)[:, :window, -1] + change) * std + mean
-        forecast.append(np.asarray(block.layout.from_matrix(jnp.asarray(values.T), leaf[0].shape)))
+        new = block.layout.from_matrix(jnp.asarray(values.T), shape)
+        forecast[piece.leaf] = piece.put(forecast[piece.leaf], new)
         start += len(feature)
     return jax.tree.unflatten(jax.tree.structure(history[0]), forecast)
 
@@ -133,6 +136,61 @@ def test_agrees_with_the_reference_on_attention(params: Any):
     with jax.enable_x64(True):
         expected = by_reference(params, walk(shapes, dtype=jnp.float64), 5)
     jax.tree.map(assert_close, predict(params, walk(shapes)), expected)
+
+
+ATTENTION = {
+    "wte": {"embedding": (7, 4)},
+    "attention": {
+        **{name: {"kernel": (4, 4), "bias": (4,)} for name in ("query", "key", "value")},
+        "out": {"kernel": (4, 4), "bias": (4,)},
+    },
+    "Dense_0": {"kernel": (4, 8)},
+    "Dense_1": {"kernel": (8, 4)},
+    "Dense_2": {"kernel": (4, 7)},
+}
+
+
+def fused(separate: Any) -> Any:
+    """The same with queries, keys and values in one layer, or what is said of these leaves."""
+    attention = separate["attention"]
+    parts = [attention[name] for name in ("query", "key", "value")]
+    joined = {name: jnp.concatenate([part[name] for part in parts], axis=-1) for name in ("kernel", "bias")}
+    return {**separate, "attention": {"qkv": joined, "out": attention["out"]}}
+
+
+def fused_graph(params: Any) -> dict[str, Any]:
+    """The graph of the separate layers, of the layer that has them all."""
+    names = ("query", "key", "value")
+    renamed = {
+        f"attention/{name}/{leaf}": f"attention/qkv/{leaf}:{name}" for name in names for leaf in ("kernel", "bias")
+    }
+    description = neural_graph(params)
+    return {
+        **description,
+        **{
+            key: {renamed.get(path, path): what for path, what in description[key].items()}
+            for key in ("edges", "kinds")
+        },
+        "parts": {"attention/qkv/kernel": list(names), "attention/qkv/bias": list(names)},
+    }
+
+
+def test_queries_keys_and_values_in_one_leaf(params: Any, tmp_path: Path):
+    """Each is a tensor of the graph of its own, and all have the scale of the leaf."""
+    with jax.enable_x64(True):
+        exact = walk(ATTENTION, dtype=jnp.float64)
+        graph = fused_graph(exact[0])
+        expected = by_reference(params, list(map(fused, exact)), 5, graph)
+    history = list(map(fused, walk(ATTENTION)))
+    wnn_jax.save(NiNo(params, graph=graph), tmp_path / "nino.npz")
+    roles = wnn_jax.default_roles(history[0])
+    loaded = wnn_jax.load(tmp_path / "nino.npz")
+    assert isinstance(loaded, NiNo)
+    predicted = jax.jit(lambda history: loaded(history, roles))(history)
+    jax.tree.map(assert_close, predicted, expected)
+    separate = build_graph(neural_graph(exact[0]), _tensors_of(exact[0], wnn_jax.default_roles(exact[0])))
+    joined = build_graph(graph, _tensors_of(history[0], roles))
+    np.testing.assert_array_equal(joined.degrees, separate.degrees)
 
 
 @pytest.mark.slow

@@ -2,43 +2,23 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from wnn_jax._history import wide_dtype
 from wnn_jax._nowcaster import LeafHistory, check_length, summarize_nowcaster
 from wnn_jax._roles import ROLES, default_roles, names_along
-from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size, finite_or_last
-from wnn_jax.nowcasters._multi_horizon import (
-    CONTEXT,
-    NUM_HORIZONS,
-    Scale,
-    check_horizon,
-    known_horizon,
-    normalize,
-    scale_of,
-)
-from wnn_jax.nowcasters._neural_graph.graph import (
-    KINDS,
-    MAX_WINDOW,
-    NUM_KINDS,
-    NUM_POSITIONS,
-    Description,
-    Ends,
-    Graph,
-    Tensor,
-    build_graph,
-    check_description,
-)
-from wnn_jax.nowcasters._neural_graph.messages import Edges, Layer, Messages, WholeEdges, dense, for_each_chunk
+from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size
+from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, check_horizon, known_horizon
+from wnn_jax.nowcasters._neural_graph.building import Description, build_graph, check_description
+from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_KINDS, NUM_POSITIONS, Graph, Tensor
+from wnn_jax.nowcasters._neural_graph.messages import Messages, WholeEdges
 from wnn_jax.nowcasters._neural_graph.reading import read_graph
-from wnn_jax.nowcasters._stream import Chunk, Stream, streams_of
+from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor, edges_of_tensors
 
 
 def neural_graph(params: Any, roles: Any = None) -> dict[str, Any]:
@@ -59,6 +39,9 @@ def neural_graph(params: Any, roles: Any = None) -> dict[str, Any]:
 
       - `"edges"`: for each leaf, by its path, the names of the neurons that it connects: of a matrix or a convolution
         where its edges begin and where they end, of a vector where they end.
+      - `"parts"`, which is never read: of leaves that are several tensors in one, such as queries, keys and values, the
+        names of these. They share its outputs in equal parts, in that order. In `"edges"` and `"kinds"` they stand in
+        for the leaf, as `"attn/c_attn/kernel:query"`.
       - `"residual"`: pairs of names, from and to, of as many neurons, each of which is connected with the one in the
         same place.
       - `"heads"`: how many heads of attention neurons belong to.
@@ -192,16 +175,20 @@ class NiNo:
             return history[-1]
         structure = jax.tree.structure(roles)
         snapshots = [structure.flatten_up_to(snapshot) for snapshot in history]
-        leaves: list[LeafHistory] = [tuple(map(_whole, leaf)) for leaf in zip(*snapshots, strict=True)]
+        whole: list[LeafHistory] = [tuple(map(_whole, leaf)) for leaf in zip(*snapshots, strict=True)]
         # As constants, all that follows from them and from the graph alone would be computed while it is compiled.
         params = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, dict(self.params)))
         output = {name: jnp.take(array, chosen, axis=-2) for name, array in params["output"].items()}
-        parts = list(_parts_of(graph, leaves, self.chunk_size or default_chunk_size()))
+        of_tensors = list(edges_of_tensors(graph, whole, self.chunk_size or default_chunk_size()))
         others = WholeEdges(edges_of_no_tensor(graph))
         degrees = jnp.asarray(graph.degrees, jnp.float32)
-        messages = Messages(params, jnp.asarray(graph.positions), degrees, [others, *parts])
-        made = {leaf: new for part in parts for leaf, new in part.forecast(messages, output).items()}
-        forecast = [_like(made.get(index, leaf), leaf) for index, leaf in enumerate(snapshots[-1])]
+        messages = Messages(params, jnp.asarray(graph.positions), degrees, [others, *of_tensors])
+        made = [leaf[-1] for leaf in whole]
+        for edges in of_tensors:
+            for index, new in edges.forecast(messages, output).items():
+                piece = graph.pieces[index]
+                made[piece.leaf] = piece.put(made[piece.leaf], new)
+        forecast = map(_like, made, snapshots[-1])
         return jax.tree.unflatten(structure, forecast)
 
     def _graph_of(self, params: Any, roles: Any) -> Graph:
@@ -209,126 +196,6 @@ class NiNo:
         if self.graph is None:
             return read_tensors(tensors, _paths_of(params))
         return _graph_as_given(tensors, _Given(self.graph))
-
-
-class Weights(NamedTuple):
-    """The weights of a chunk of edges.
-
-    Attributes:
-      values: `[n, window, 5]`, in units of their tensors' standard deviations from the means.
-      history: 5 arrays `[n, window]`, oldest first, as they are.
-      scale: of their tensors, `[n, 1]` each.
-    """
-
-    values: jax.Array
-    history: LeafHistory
-    scale: Scale
-
-
-class _Part:
-    """Tensors with windows of one size and of one dtype, in chunks, and their edges.
-
-    Args:
-      graph: of the model.
-      leaves: all its tensors, 5 snapshots of each.
-      scales: of all of them.
-      stream: the chunks of those that are meant.
-      chosen: their numbers, in the order of the stream.
-      window: how many elements their windows have.
-    """
-
-    def __init__(
-        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Stream, chosen: list[int], window: int
-    ) -> None:
-        self._graph = graph
-        self._leaves = leaves
-        self._scales = scales
-        self._stream = stream
-        self._chosen = chosen
-        self._window = window
-        self.num_chunks = stream.num_chunks
-
-    def edges(self, index: Any) -> Edges:
-        """See `EdgeSource.edges`."""
-        return self._read(self._stream.read(index))[0]
-
-    def forecast(self, messages: Messages, output: Layer) -> dict[int, jax.Array]:
-        """The forecasts of the tensors by their numbers, from a linear layer of one horizon."""
-
-        def write(index: Any, out: jax.Array) -> jax.Array:
-            chunk = self._stream.read(index)
-            edges, weights = self._read(chunk)
-            change = dense(messages.last_hidden(edges), output)[:, : self._window]
-            values = weights.values[..., -1] + change.astype(weights.values.dtype)
-            forecast = finite_or_last(values * weights.scale.std + weights.scale.mean, weights.history)
-            return jax.lax.dynamic_update_slice_in_dim(out, forecast.T, chunk.start, axis=1)
-
-        sizes = self._stream.sizes
-        out = jnp.zeros([self._window, sum(sizes)], self._leaves[self._chosen[0]][0].dtype)
-        out = for_each_chunk(self.num_chunks, write, out)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        return {
-            leaf: self._graph.blocks[leaf].layout.from_matrix(out[:, start:stop], self._leaves[leaf][0].shape)
-            for leaf, (start, stop) in zip(self._chosen, itertools.pairwise(starts), strict=True)
-        }
-
-    def _read(self, chunk: Chunk) -> tuple[Edges, Weights]:
-        number = chunk.history[0].shape[0]
-        before = np.concatenate([[0], np.cumsum(self._stream.sizes)[:-1]]).astype(np.int32)
-        blocks = [self._graph.blocks[leaf] for leaf in self._chosen]
-        leaf = jnp.broadcast_to(chunk.leaf, (number,))
-
-        def of_edges(of_leaves: Any) -> jax.Array:
-            return jnp.asarray(np.array(of_leaves))[leaf]
-
-        ends = Ends(*map(of_edges, zip(*(block.ends for block in blocks), strict=True)))
-        sources, targets = ends.at(chunk.start + jnp.arange(number) - of_edges(before))
-        history = jnp.stack(chunk.history, axis=-1).reshape(number, self._window, CONTEXT)
-        wide = history.astype(wide_dtype(history))
-        chosen = of_edges(self._chosen)
-        mean, std = (value.astype(wide.dtype)[chosen][:, None] for value in self._scales)
-        values = normalize(wide, Scale(mean[..., None], std[..., None]))
-        features = values.astype(jnp.float32).reshape(number, -1)
-        weights = Weights(values, tuple(jnp.unstack(history, axis=-1)), Scale(mean, std))
-        return Edges(sources, targets, of_edges([block.kind for block in blocks]), features, chunk.is_new), weights
-
-
-def _parts_of(graph: Graph, leaves: Sequence[LeafHistory], chunk_size: int) -> Iterator[_Part]:
-    scales = _scales(leaves, chunk_size)
-    alike: dict[Any, list[int]] = {}
-    for index, (leaf, block) in enumerate(zip(leaves, graph.blocks, strict=True)):
-        if leaf[0].size:
-            alike.setdefault((block.layout.sizes(leaf[0].shape)[0], leaf[0].dtype), []).append(index)
-    for (window, _), indices in alike.items():
-        # Snapshots of the first element of the windows, then those of the second, and so on.
-        matrices = [[graph.blocks[index].layout.to_matrix(snapshot) for snapshot in leaves[index]] for index in indices]
-        flat = [tuple(matrix[element] for element in range(window) for matrix in of_leaf) for of_leaf in matrices]
-        for stream, positions in streams_of(flat, chunk_size):
-            yield _Part(graph, leaves, scales, stream, [indices[position] for position in positions], window)
-
-
-def edges_of_no_tensor(graph: Graph) -> Edges:
-    """Edges with features of their own: 2 of loops, 1 of residual connections and heads."""
-    features = np.where(graph.kinds == KINDS["self"], 2.0, 1.0).astype(np.float32)
-    features = np.broadcast_to(features[:, None], (len(graph.kinds), CONTEXT))
-    is_new = np.ones(len(graph.kinds), bool)
-    return Edges(*map(jnp.asarray, (graph.sources, graph.targets, graph.kinds, features, is_new)))
-
-
-def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
-    """Mean and standard deviation of every tensor's history."""
-    mean, std = ([jnp.zeros([])] * len(leaves) for _ in range(2))
-    alike: dict[Any, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        if leaf[0].size:
-            alike.setdefault(leaf[0].dtype, []).append(index)
-    for indices in alike.values():
-        flat = [tuple(snapshot.reshape(-1) for snapshot in leaves[index]) for index in indices]
-        for stream, positions in streams_of(flat, chunk_size):
-            scale = scale_of(stream.moments(()))
-            for number, position in enumerate(positions):
-                mean[indices[position]], std[indices[position]] = scale.mean[number], scale.std[number]
-    return Scale(jnp.stack(mean), jnp.stack(std))
 
 
 def _whole(leaf: Any) -> jax.Array:

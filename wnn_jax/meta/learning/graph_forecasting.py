@@ -30,7 +30,8 @@ from wnn_jax.nowcasters._moments import moments_of_tensor
 from wnn_jax.nowcasters._multi_horizon import normalize, scale_of
 from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_POSITIONS, Graph, Tensor
 from wnn_jax.nowcasters._neural_graph.messages import Edges, Messages, WholeEdges
-from wnn_jax.nowcasters.nino import edges_of_no_tensor, read_tensors
+from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor
+from wnn_jax.nowcasters.nino import read_tensors
 
 _EVALUATION_BATCHES = 8
 _CONTEXT = len(OFFSETS)

@@ -1,0 +1,140 @@
+"""The edges of the tensors of a model, a chunk of weights at a time, and what is forecast of them."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wnn_jax._history import wide_dtype
+from wnn_jax._nowcaster import LeafHistory
+from wnn_jax.nowcasters._leaves import finite_or_last
+from wnn_jax.nowcasters._multi_horizon import CONTEXT, Scale, normalize, scale_of
+from wnn_jax.nowcasters._neural_graph.graph import KINDS, Ends, Graph
+from wnn_jax.nowcasters._neural_graph.messages import Edges, Layer, Messages, dense, for_each_chunk
+from wnn_jax.nowcasters._stream import Chunk, Stream, streams_of
+
+
+class Weights(NamedTuple):
+    """The weights of a chunk of edges.
+
+    Attributes:
+      values: `[n, window, 5]`, in units of their tensors' standard deviations from the means.
+      history: 5 arrays `[n, window]`, oldest first, as they are.
+      scale: of their tensors, `[n, 1]` each.
+    """
+
+    values: jax.Array
+    history: LeafHistory
+    scale: Scale
+
+
+class TensorEdges:
+    """The edges of tensors with windows of one size and of one dtype, in chunks.
+
+    Args:
+      graph: of the model.
+      leaves: all its tensors, 5 snapshots of each.
+      scales: of all of them, that of its leaf for a part of one.
+      stream: the chunks of those that are meant.
+      chosen: their numbers, in the order of the stream.
+      window: how many elements their windows have.
+    """
+
+    def __init__(
+        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Stream, chosen: list[int], window: int
+    ) -> None:
+        self._graph = graph
+        self._leaves = leaves
+        self._scales = scales
+        self._stream = stream
+        self._chosen = chosen
+        self._window = window
+        self.num_chunks = stream.num_chunks
+
+    def edges(self, index: Any) -> Edges:
+        """See `EdgeSource.edges`."""
+        return self._read(self._stream.read(index))[0]
+
+    def forecast(self, messages: Messages, output: Layer) -> dict[int, jax.Array]:
+        """The forecasts of the tensors by their numbers, from a linear layer of one horizon."""
+
+        def write(index: Any, out: jax.Array) -> jax.Array:
+            chunk = self._stream.read(index)
+            edges, weights = self._read(chunk)
+            change = dense(messages.last_hidden(edges), output)[:, : self._window]
+            values = weights.values[..., -1] + change.astype(weights.values.dtype)
+            forecast = finite_or_last(values * weights.scale.std + weights.scale.mean, weights.history)
+            return jax.lax.dynamic_update_slice_in_dim(out, forecast.T, chunk.start, axis=1)
+
+        sizes = self._stream.sizes
+        out = jnp.zeros([self._window, sum(sizes)], self._leaves[self._chosen[0]][0].dtype)
+        out = for_each_chunk(self.num_chunks, write, out)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        return {
+            leaf: self._graph.blocks[leaf].layout.from_matrix(out[:, start:stop], self._leaves[leaf][0].shape)
+            for leaf, (start, stop) in zip(self._chosen, itertools.pairwise(starts), strict=True)
+        }
+
+    def _read(self, chunk: Chunk) -> tuple[Edges, Weights]:
+        number = chunk.history[0].shape[0]
+        before = np.concatenate([[0], np.cumsum(self._stream.sizes)[:-1]]).astype(np.int32)
+        blocks = [self._graph.blocks[leaf] for leaf in self._chosen]
+        leaf = jnp.broadcast_to(chunk.leaf, (number,))
+
+        def of_edges(of_leaves: Any) -> jax.Array:
+            return jnp.asarray(np.array(of_leaves))[leaf]
+
+        ends = Ends(*map(of_edges, zip(*(block.ends for block in blocks), strict=True)))
+        sources, targets = ends.at(chunk.start + jnp.arange(number) - of_edges(before))
+        history = jnp.stack(chunk.history, axis=-1).reshape(number, self._window, CONTEXT)
+        wide = history.astype(wide_dtype(history))
+        chosen = of_edges(self._chosen)
+        mean, std = (value.astype(wide.dtype)[chosen][:, None] for value in self._scales)
+        values = normalize(wide, Scale(mean[..., None], std[..., None]))
+        features = values.astype(jnp.float32).reshape(number, -1)
+        weights = Weights(values, tuple(jnp.unstack(history, axis=-1)), Scale(mean, std))
+        return Edges(sources, targets, of_edges([block.kind for block in blocks]), features, chunk.is_new), weights
+
+
+def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int) -> Iterator[TensorEdges]:
+    """The edges of all tensors, from the leaves that these are, or are parts of: 5 snapshots of each."""
+    numbers = np.array([piece.leaf for piece in graph.pieces])
+    scales = Scale(*(of_leaves[numbers] for of_leaves in _scales(whole, chunk_size)))
+    leaves: list[LeafHistory] = [tuple(map(piece.of, whole[piece.leaf])) for piece in graph.pieces]
+    alike: dict[Any, list[int]] = {}
+    for index, (leaf, block) in enumerate(zip(leaves, graph.blocks, strict=True)):
+        if leaf[0].size:
+            alike.setdefault((block.layout.sizes(leaf[0].shape)[0], leaf[0].dtype), []).append(index)
+    for (window, _), indices in alike.items():
+        # Snapshots of the first element of the windows, then those of the second, and so on.
+        matrices = [[graph.blocks[index].layout.to_matrix(snapshot) for snapshot in leaves[index]] for index in indices]
+        flat = [tuple(matrix[element] for element in range(window) for matrix in of_leaf) for of_leaf in matrices]
+        for stream, positions in streams_of(flat, chunk_size):
+            yield TensorEdges(graph, leaves, scales, stream, [indices[position] for position in positions], window)
+
+
+def edges_of_no_tensor(graph: Graph) -> Edges:
+    """Edges with features of their own: 2 of loops, 1 of residual connections and heads."""
+    features = np.where(graph.kinds == KINDS["self"], 2.0, 1.0).astype(np.float32)
+    features = np.broadcast_to(features[:, None], (len(graph.kinds), CONTEXT))
+    is_new = np.ones(len(graph.kinds), bool)
+    return Edges(*map(jnp.asarray, (graph.sources, graph.targets, graph.kinds, features, is_new)))
+
+
+def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
+    """Mean and standard deviation of every tensor's history."""
+    mean, std = ([jnp.zeros([])] * len(leaves) for _ in range(2))
+    alike: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        if leaf[0].size:
+            alike.setdefault(leaf[0].dtype, []).append(index)
+    for indices in alike.values():
+        flat = [tuple(snapshot.reshape(-1) for snapshot in leaves[index]) for index in indices]
+        for stream, positions in streams_of(flat, chunk_size):
+            scale = scale_of(stream.moments(()))
+            for number, position in enumerate(positions):
+                mean[indices[position]], std[indices[position]] = scale.mean[number], scale.std[number]
+    return Scale(jnp.stack(mean), jnp.stack(std))
