@@ -252,7 +252,7 @@ ARMS = {
     )
 }
 
-CONSTANT_RATES = (0.025, 0.05, 0.1, 0.2)
+CONSTANT_RATES = (0.025, 0.05, 0.1, 0.2, 0.4)
 ADAM_RATES = (0.01,)
 SGD_RATES = (0.2,)
 
