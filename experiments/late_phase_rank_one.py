@@ -65,7 +65,11 @@ ARMS = {
 }
 
 CONFIG = dataclasses.replace(
-    LATE_PHASE, task="cifar10-16-three-conv", arms=tuple(ARMS), output=Path("runs/late-phase-rank-one")
+    LATE_PHASE,
+    task="cifar10-16-three-conv",
+    arms=tuple(ARMS),
+    learning_rates=(0.025, *LATE_PHASE.learning_rates),
+    output=Path("runs/late-phase-rank-one"),
 )
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ from wnn_jax.meta.evaluation.survey import Survey, main
 ARMS = ("plain", "ademamix-6", "drift")
 
 LOWER = (7.5e-4, 1.5e-3, 3e-3, 6e-3)
+LOWEST = (3.75e-4, *LOWER)
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 HIGHER = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
 SEARCH_SEEDS = (10,)
@@ -138,7 +139,7 @@ COMPARISONS = (
         arms=ARMS,
         optimizer="adamw",
         learning_rates=RATES,
-        own_rates=dict.fromkeys(("ademamix-6", "drift"), LOWER),
+        own_rates=dict.fromkeys(("ademamix-6", "drift"), LOWEST),
         search_seeds=SEARCH_SEEDS,
         num_steps=1_500,
         evaluate_every=50,
@@ -148,7 +149,7 @@ COMPARISONS = (
         arms=ARMS,
         optimizer="adamw",
         learning_rates=HIGHER,
-        own_rates=dict.fromkeys(("ademamix-6", "drift"), RATES),
+        own_rates=dict.fromkeys(("ademamix-6", "drift"), (7.5e-4, *RATES)),
         search_seeds=SEARCH_SEEDS,
         num_steps=1_000,
         evaluate_every=50,
