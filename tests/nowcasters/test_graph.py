@@ -237,16 +237,72 @@ def test_transformers_of_other_frameworks(framework: str):
         params: Any = nnx.state(nnx.eval_shape(lambda: NnxTransformer(nnx.Rngs(0))), nnx.Param)
     else:
         params = jax.eval_shape(lambda: eqx.filter(EquinoxTransformer(jax.random.key(0)), eqx.is_inexact_array))
-    description = neural_graph(params)
+    if framework == "equinox":
+        with pytest.raises(ValueError, match=r"'attention/query_proj/weight'.*how many heads.*num_heads="):
+            neural_graph(params)
+        with pytest.raises(ValueError, match="its 8 outputs are not those of num_heads=3 heads"):
+            neural_graph(params, num_heads=3)
+    description = neural_graph(params, num_heads=2)
     edges = {tuple(names) for names in description["edges"].values()}
     queries, values = "attention queries", "attention values"
     assert {("embed", queries), (queries, "embed"), ("embed", values), (values, "attention")} <= edges
-    # How many heads there are is not to be read from the matrices of Equinox.
-    assert description["heads"][queries] == (2 if framework == "nnx" else 1)
+    assert description["heads"][queries] == 2
     assert len(description["residual"]) == 2
-    graph = graph_of(params)
+    graph = graph_of(params, description)
     assert graph.num_nodes > 0
     assert np.isfinite(graph.positions).all()
+
+
+def with_joined_attention(params: Any, heads: tuple[int, ...]) -> Any:
+    """The transformer with the layer that GPT-2 has in the place of three, with an axis of heads or without one."""
+    blocks = {
+        name: {
+            **block,
+            "attn": {
+                "c_attn": {
+                    "kernel": jnp.zeros((8, 3, *heads, 4) if heads else (8, 24)),
+                    "bias": jnp.zeros((3, *heads, 4) if heads else 24),
+                },
+                "c_proj": {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)},
+            },
+        }
+        for name, block in params.items()
+        if name.startswith("TransformerBlock")
+    }
+    return {**params, **blocks}
+
+
+@pytest.mark.parametrize("heads", [(), (2,)])
+def test_queries_keys_and_values_in_one_leaf(heads: tuple[int, ...]):
+    """The graph is that of three leaves."""
+    separate = MODELS["transformer"]()
+    joined = with_joined_attention(separate, heads)
+    description, expected = neural_graph(joined, num_heads=2), neural_graph(separate)
+    names = {
+        f"TransformerBlock_{block}/attn/{part}/{leaf}": (
+            f"TransformerBlock_{block}/attn/" + (f"c_proj/{leaf}" if part == "out" else f"c_attn/{leaf}:{part}")
+        )
+        for block in range(2)
+        for part in ("query", "key", "value", "out")
+        for leaf in ("kernel", "bias")
+    }
+    for what in ("edges", "kinds"):
+        renamed = {names.get(path, path): value for path, value in expected[what].items()}
+        assert description[what] == renamed
+    assert [description[what] for what in ("heads", "residual")] == [expected[what] for what in ("heads", "residual")]
+    graph, graph_of_three = graph_of(joined, description), graph_of(separate, expected)
+    assert graph.num_nodes == graph_of_three.num_nodes
+    assert sorted(graph.degrees) == sorted(graph_of_three.degrees)
+    if not heads:
+        with pytest.raises(ValueError, match=r"'TransformerBlock_0/attn/c_attn/kernel:query'.*how many heads"):
+            neural_graph(joined)
+
+
+def test_a_layer_that_cannot_be_three_is_none():
+    joined = with_joined_attention(MODELS["transformer"](), ())
+    joined["TransformerBlock_0"]["attn"]["c_attn"] = {"kernel": jnp.zeros((8, 20)), "bias": jnp.zeros(20)}
+    with pytest.raises(ValueError, match="NiNo cannot tell how the model is connected"):
+        neural_graph(joined, num_heads=2)
 
 
 FRAMEWORKS = {

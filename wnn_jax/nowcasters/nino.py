@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from wnn_jax._checks import check_int
 from wnn_jax._nowcaster import LeafHistory, check_length, summarize_nowcaster
 from wnn_jax._roles import ROLES, default_roles, names_along
 from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size
@@ -21,27 +22,30 @@ from wnn_jax.nowcasters._neural_graph.reading import read_graph
 from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor, edges_of_tensors
 
 
-def neural_graph(params: Any, roles: Any = None) -> dict[str, Any]:
+def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None) -> dict[str, Any]:
     """Reads from the names and the shapes of parameters how a model is connected.
 
     What is read are chains of convolutions and dense layers with their biases and normalisation layers, where order and
-    sizes leave one possibility; attention whose parts are called query, key, value and out, or query_proj and so on, in
-    transformers whose blocks have two dense layers after it; and residual blocks that are called so. Names are
-    understood as Flax linen, Flax nnx, Haiku and Equinox give them. All else is refused. What no name and no size tells
-    is not seen: a residual connection in a chain of layers of one width, or that a layer is used twice.
+    sizes leave one possibility; attention whose parts are called query, key, value and out, or query_proj and so on, or
+    lie in this order in one layer called c_attn or qkv, in transformers whose blocks have two dense layers after it;
+    and residual blocks that are called so. Names are understood as Flax linen, Flax nnx, Haiku and Equinox give them.
+    All else is refused. What no name and no size tells is not seen: a residual connection in a chain of layers of one
+    width, or that a layer is used twice.
 
     Args:
       params: the parameters.
       roles: a tree like them with a role name at each leaf. Default: `wnn_jax.default_roles`.
+      num_heads: how many heads attention has. Where its kernels are matrices, as those of Equinox and of GPT-2 are, no
+        shape tells it; elsewhere it is of no effect.
 
     Returns:
       A description, of what JSON has, to look at, to change, and to give to `NiNo`:
 
       - `"edges"`: for each leaf, by its path, the names of the neurons that it connects: of a matrix or a convolution
         where its edges begin and where they end, of a vector where they end.
-      - `"parts"`, which is never read: of leaves that are several tensors in one, such as queries, keys and values, the
-        names of these. They share its outputs in equal parts, in that order. In `"edges"` and `"kinds"` they stand in
-        for the leaf, as `"attn/c_attn/kernel:query"`.
+      - `"parts"`: of leaves that are several tensors in one, such as queries, keys and values, the names of these. They
+        share its outputs in equal parts, in that order. In `"edges"` and `"kinds"` they stand in for the leaf, as
+        `"attn/c_attn/kernel:query"`.
       - `"residual"`: pairs of names, from and to, of as many neurons, each of which is connected with the one in the
         same place.
       - `"heads"`: how many heads of attention neurons belong to.
@@ -66,7 +70,9 @@ def neural_graph(params: Any, roles: Any = None) -> dict[str, Any]:
       Knyazev et al., ICLR 2025, section 4 and its appendix on neural graphs.
     """
     roles = default_roles(params) if roles is None else roles
-    return read_graph(_tensors_of(params, roles), _paths_of(params))
+    if num_heads is not None:
+        check_int("num_heads", num_heads, "how many heads attention has", minimum=1)
+    return read_graph(_tensors_of(params, roles), _paths_of(params), num_heads)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -33,7 +33,7 @@ def build_graph(description: Description, tensors: Sequence[Tensor]) -> Graph:
       ValueError: if the description is of other parameters, naming the first leaf that differs.
     """
     check_description(description)
-    pieces, tensors = _split(description.get("parts", {}), tensors)
+    pieces, tensors = split_tensors(description.get("parts", {}), tensors)
     edges: Mapping[str, Sequence[str]] = description["edges"]
     _check_same_leaves(edges, tensors)
     kinds: Mapping[str, str] = description.get("kinds", {})
@@ -87,8 +87,21 @@ def build_graph(description: Description, tensors: Sequence[Tensor]) -> Graph:
     return Graph(num_nodes, pieces, tuple(blocks), tuple(links), sources, targets, numbers, degrees, positions)
 
 
-def _split(parts: Mapping[str, Sequence[str]], tensors: Sequence[Tensor]) -> tuple[tuple[Piece, ...], list[Tensor]]:
-    """Splits the leaves that are several tensors in one, along the first axis of their outputs."""
+def split_tensors(
+    parts: Mapping[str, Sequence[str]], tensors: Sequence[Tensor]
+) -> tuple[tuple[Piece, ...], list[Tensor]]:
+    """Splits the leaves that are several tensors in one, along the first axis of their outputs.
+
+    Args:
+      parts: the names of the tensors in a leaf, by its path.
+      tensors: the leaves of the parameters, in order.
+
+    Returns:
+      Where each tensor is, and the tensors; one that is a part has the path of its leaf with its own name behind it.
+
+    Raises:
+      ValueError: if there is no such leaf, or it cannot be split into as many.
+    """
     if unknown := [path for path in parts if path not in {tensor.path for tensor in tensors}]:
         raise ValueError(f"graph['parts'] names {unknown[0]!r}, but the parameters have no such leaf.")
     pieces: list[Piece] = []

@@ -33,9 +33,12 @@ NUM_POSITIONS = 8
 # The largest window of a convolution, in elements.
 MAX_WINDOW = 9
 
-# The names of the parts of an attention module, as linen, nnx and Equinox have them, and of its projection back.
+# The names of the parts of an attention module, as linen, nnx and Equinox have them, and of its projection back, which
+# has other names where the parts are in one layer.
 QUERY, KEY, VALUE = ("query", "query_proj"), ("key", "key_proj"), ("value", "value_proj")
-OUT = ("out", "output_proj")
+OUT = ("out", "output_proj", "c_proj", "proj")
+# Modules with the queries, the keys and the values, in this order.
+FUSED = ("c_attn", "qkv")
 
 
 class Layout(NamedTuple):

@@ -260,8 +260,8 @@ def sizes_of(tensor: Tensor) -> tuple[int, int, int]:
     return layout_of(tensor.names, tensor.shape, tensor.role).sizes(tensor.shape)
 
 
-def refuse(tensor: Tensor, reason: str) -> NoReturn:
+def refuse(tensor: Tensor, reason: str, remedy: str = _REMEDY) -> NoReturn:
     raise ValueError(
         f"NiNo cannot tell how the model is connected at the leaf {tensor.path!r} of shape {tensor.shape}: {reason}. "
-        f"{_REMEDY}"
+        f"{remedy}"
     )

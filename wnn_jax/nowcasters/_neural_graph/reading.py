@@ -5,40 +5,70 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from wnn_jax.nowcasters._neural_graph.graph import KEY, OUT, QUERY, VALUE, Tensor
+from wnn_jax.nowcasters._neural_graph.building import split_tensors
+from wnn_jax.nowcasters._neural_graph.graph import FUSED, KEY, OUT, QUERY, VALUE, Tensor, layout_of
 from wnn_jax.nowcasters._neural_graph.modules import Module, Neurons, groups_in_order, module_tree, refuse, sizes_of
 
 _POSITION = re.compile(r"wpe|.*pos.*emb.*")
 _INPUT = "input"
 _PARTS = {"query": QUERY, "key": KEY, "value": VALUE, "out": OUT}
+_FUSED_PARTS = ("query", "key", "value")
+_NUM_HEADS_REMEDY = "Give it: NiNo(graph=wnn_jax.nowcasters.neural_graph(params, num_heads=...))."
 
 
-def read_graph(tensors: Sequence[Tensor], paths: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+def read_graph(
+    tensors: Sequence[Tensor], paths: Sequence[tuple[str, ...]], num_heads: int | None = None
+) -> dict[str, Any]:
     """Reads how a model is connected: see `wnn_jax.nowcasters.neural_graph`.
 
     Args:
       tensors: the leaves of the parameters.
       paths: the names along the path of each, in lower case, without the classes of modules.
+      num_heads: of attention, where no shape tells it.
 
     Raises:
       ValueError: if it cannot be read, naming a leaf.
     """
-    reader = _Reader()
-    reader.read(module_tree(tensors, paths), None)
-    unread = [tensor for tensor in tensors if tensor.path not in reader.edges]
+    parts = {
+        tensor.path: list(_FUSED_PARTS)
+        for tensor, path in zip(tensors, paths, strict=True)
+        if path[-2:-1] and path[-2] in FUSED and _has_thirds(tensor)
+    }
+    pieces, split = split_tensors(parts, tensors)
+    # A part is read as if it had a module of its own.
+    modules = [
+        (*paths[leaf][:-2], tensor.path.rpartition(":")[2], paths[leaf][-1]) if axis is not None else paths[leaf]
+        for (leaf, axis, *_), tensor in zip(pieces, split, strict=True)
+    ]
+    reader = _Reader(num_heads)
+    reader.read(module_tree(split, modules), None)
+    unread = [tensor for tensor in split if tensor.path not in reader.edges]
     if unread:
         refuse(unread[0], "it belongs to nothing that is known")
     description: dict[str, Any] = {"edges": reader.edges}
+    if parts:
+        description["parts"] = parts
     for name in ("residual", "heads", "kinds"):
         if part := getattr(reader, name):
             description[name] = part
     return description
 
 
+def _has_thirds(tensor: Tensor) -> bool:
+    """Whether its outputs are three times as many as those of a part: on one axis, or on the one before the heads."""
+    columns = [tensor.shape[axis] for axis in layout_of(tensor.names, tensor.shape, tensor.role).columns]
+    return columns[:1] == [3] if len(columns) == 3 else len(columns) == 1 and columns[0] % 3 == 0
+
+
 @dataclasses.dataclass
 class _Reader:
-    """What was read: the parts of a description."""
+    """What was read: the parts of a description.
 
+    Attributes:
+      num_heads: of attention, where no shape tells it.
+    """
+
+    num_heads: int | None = None
     edges: dict[str, list[str]] = dataclasses.field(default_factory=dict[str, list[str]])
     residual: list[list[str]] = dataclasses.field(default_factory=list[list[str]])
     heads: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
@@ -92,7 +122,7 @@ class _Reader:
             for vector in part.vectors:
                 self.edges[vector.path] = [ends[name][1 if name != "key" or sizes[name] == before.size else 0]]
             if name in ("query", "value"):
-                self.heads[ends[name][1]] = matrix.shape[1] if len(matrix.shape) == 3 else 1
+                self.heads[ends[name][1]] = self._num_heads_of(matrix)
         if sizes["key"] != sizes["query"]:
             key = parts["key"]
             assert key is not None
@@ -100,6 +130,16 @@ class _Reader:
         if sizes["out"] == before.size:
             self.residual.append([before.name, module.label])
         return Neurons(module.label, sizes["out"], is_image=False)
+
+    def _num_heads_of(self, matrix: Tensor) -> int:
+        """How many heads queries or values belong to."""
+        if len(matrix.shape) > 2:
+            return matrix.shape[-2]
+        if self.num_heads is None:
+            refuse(matrix, "no shape tells how many heads its attention has", _NUM_HEADS_REMEDY)
+        if sizes_of(matrix)[2] % self.num_heads:
+            refuse(matrix, f"its {sizes_of(matrix)[2]} outputs are not those of num_heads={self.num_heads} heads")
+        return self.num_heads
 
     def _read_container(self, module: Module, before: Neurons | None) -> Neurons | None:
         if module.tensors:
