@@ -15,7 +15,7 @@ The paper (von Oswald et al., ICLR 2021), bits per character on enwik8, of an LS
 | enwik8 | 1.695 | 1.633 |
 
 CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 3 seeds; the results are in `results/late-phase-lstm/`. All arms
-are at 0.03, the edge of the grid, and read from the weights. Perplexity of a character at the end, mean ± standard
+are at 0.03, inside the grid, and read from the weights. Perplexity of a character at the end, mean ± standard
 deviation:
 
 | arm | validation | test | bits per character, test |
