@@ -20,7 +20,7 @@ step at or above the target, read from the weights themselves:
 | cifar10-three-conv-32 | C10/32 | 3e-3 | 72.5 % | 8,607 | 26.5 | 27.9 | 44.0 | 49.8 |
 | cifar100-three-conv-32 | C100/32 | 3e-3 | 39 % | 8,341 | 20.7 | 25.0 | 37.8 | 44.3 |
 
-**C10/16 has been run by the paper's protocol, with two seeds**: its rate, 3e-3, its target, read from the weights alone,
+**C10/16 has been run by the paper's protocol, with two seeds**: its rate, 3e-3, its target, read from the weights,
 with both published networks (which cannot be shipped; `wnn_jax.convert.nino` and `nino_mlp` read them):
 
     wnn-jax compare --task cifar10-three-conv --arms plain drift WNN-PLUS.npz~40-1 NINO.npz~40-1 --seeds 0 1 \
