@@ -502,6 +502,7 @@ def test_layouts_are_read_and_written_back():
         (("conv", "weight"), (5, 4, 3, 2), "conv", (6, 4, 5)),
         (("linear", "weight"), (5, 4), "dense", (1, 4, 5)),
         (("query", "kernel"), (4, 2, 3), "dense", (1, 4, 6)),
+        (("proj", "kernel"), (4, 2, 3), "dense", (1, 4, 6)),
         (("out", "kernel"), (2, 3, 4), "dense", (1, 6, 4)),
         (("query", "bias"), (2, 3), "bias", (1, 1, 6)),
         (("wte", "weight"), (7, 4), "embedding", (1, 7, 4)),

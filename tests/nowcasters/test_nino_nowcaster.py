@@ -75,7 +75,7 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
         exact = np.stack([np.asarray(snapshot, np.float64) for snapshot in leaves[piece.leaf]])
         mean, std = exact.mean(), exact.std(ddof=1)
         scales.append((mean, std))
-        matrices = np.stack([block.layout.to_matrix(np.asarray(piece.of(snapshot))) for snapshot in exact], axis=-1)
+        matrices = np.stack([block.layout.to_matrix(piece.of(snapshot)) for snapshot in exact], axis=-1)
         window, size = matrices.shape[:2]
         padded = np.zeros([size, 9, 5])
         padded[:, :window] = np.moveaxis((matrices - mean) / (std + 1e-6), 1, 0)

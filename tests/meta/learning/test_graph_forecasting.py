@@ -21,7 +21,7 @@ from wnn_jax.meta.learning.graph_forecasting import GraphForecasting, NiNoObject
 from wnn_jax.meta.learning.train import Train, train
 from wnn_jax.meta.tasks.families import SPLITS
 from wnn_jax.meta.training.program import Program
-from wnn_jax.meta.trajectories.collection import Trajectory, verified_trajectories
+from wnn_jax.meta.trajectories.collection import Leaf, Trajectory, verified_trajectories
 from wnn_jax.meta.trajectories.windows import read_window
 from wnn_jax.nowcasters import NiNo
 
@@ -57,17 +57,44 @@ def snapshot(trajectory: Trajectory, time: int) -> Any:
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
+def with_joined_attention(run: Trajectory) -> Trajectory:
+    """A run of as many snapshots of a transformer that has queries, keys and values in one leaf."""
+    shapes = {
+        "Dense_0/kernel": (4, 8),
+        "Dense_1/kernel": (8, 4),
+        "Dense_2/kernel": (4, 11),
+        "attention/out/kernel": (4, 4),
+        "attention/qkv/bias": (3, 2, 2),
+        "attention/qkv/kernel": (4, 3, 2, 2),
+        "wte/embedding": (11, 4),
+    }
+    roles = {"bias": "bias", "embedding": "embedding", "kernel": "dense"}
+    leaves, start = list[Leaf](), 0
+    for name, shape in shapes.items():
+        leaves.append(Leaf(name, roles[name.rpartition("/")[2]], shape, start))
+        start = leaves[-1].columns.stop
+    made = dataclasses.replace(run, leaves=tuple(leaves))
+    steps = np.random.default_rng(0).normal(size=(run.num_snapshots, start))
+    made.__dict__["snapshots"] = np.cumsum(steps, axis=0, dtype=np.float32)
+    return made
+
+
 @pytest.mark.slow
-def test_errors_are_those_of_the_nowcaster(make_task: Any, params: Any, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("is_joined", [False, True], ids=["a chain", "joined attention"])
+def test_errors_are_those_of_the_nowcaster(
+    make_task: Any, params: Any, monkeypatch: pytest.MonkeyPatch, is_joined: bool
+):
     """Of all weights of a model, in a window that is found again by its first snapshot."""
     start, stride = 3, 2
     monkeypatch.setattr(graph_forecasting, "draw_place", lambda *_: (start, stride))
     trajectory = make_task().trajectories["train"][0]
+    if is_joined:
+        trajectory = with_joined_attention(trajectory)
     largest = max(int(np.prod(leaf.shape)) for leaf in trajectory.leaves)
     only = {split: [trajectory] for split in SPLITS}
     # As many edges as one model has, so that there is one in the batch.
     num_edges = sum(int(np.prod(leaf.shape)) for leaf in trajectory.leaves) + 512
-    task = make_task(trajectories=only, num_weights=4 * largest, num_edges=num_edges, num_tensors=8)
+    task = make_task(trajectories=only, num_weights=4 * largest, num_edges=num_edges, num_tensors=12)
     # Drawn with replacement, nearly all of them; drawn so that all of them count alike, here.
     monkeypatch.setattr(
         graph_forecasting._Filling, "_draw_edges", lambda self, number, rng: np.arange(4 * largest) % number
@@ -79,10 +106,16 @@ def test_errors_are_those_of_the_nowcaster(make_task: Any, params: Any, monkeypa
     forecast = NiNo(params)(history, wnn_jax.default_roles(history[0]), horizon)
     forecast = flax.traverse_util.flatten_dict(forecast, sep="/")
     num_known = 0
-    for number, leaf in enumerate(trajectory.leaves):
-        past, future = read_window(trajectory, leaf, start, stride)
+    pieces = task._models["train"][0].graph.pieces
+    assert len(pieces) == len(trajectory.leaves) + 4 * is_joined
+    for number, piece in enumerate(pieces):
+        leaf = trajectory.leaves[piece.leaf]
+        past, future = (
+            np.stack([piece.of(time.reshape(leaf.shape)).reshape(-1) for time in times])
+            for times in read_window(trajectory, leaf, start, stride)
+        )
         num_known = len(future)
-        new = np.asarray(forecast[leaf.name]).reshape(-1)
+        new = np.asarray(piece.of(forecast[leaf.name])).reshape(-1)
         weight = np.ones(new.size)
         if new.size < 4 * largest and (4 * largest) % new.size:
             weight[: (4 * largest) % new.size] += 1 / (4 * largest // new.size)
@@ -90,7 +123,7 @@ def test_errors_are_those_of_the_nowcaster(make_task: Any, params: Any, monkeypa
         no_change = (weight * np.abs(past[-1] - future[horizon - 1])).sum()
         assert bool(is_known[number, horizon - 1])
         np.testing.assert_allclose(errors[number, horizon - 1], error / no_change, rtol=2e-3)
-    assert not np.any(is_known[len(trajectory.leaves) :])
+    assert not np.any(is_known[len(pieces) :])
     assert 5 <= num_known < 40
     assert not np.any(is_known[:, num_known:])
 

@@ -67,7 +67,7 @@ class _Model(NamedTuple):
     Attributes:
       trajectory: the run.
       graph: of its network.
-      places: of each tensor `[window, rows * columns]`, where the elements are among its weights.
+      places: of each tensor `[window, rows * columns]`, where the elements are among the weights of its leaf.
     """
 
     trajectory: Trajectory
@@ -231,12 +231,12 @@ class GraphForecasting:
         except ValueError:
             return None
         places = tuple(
-            block.layout.to_matrix(np.arange(np.prod(leaf.shape)).reshape(leaf.shape))
-            for leaf, block in zip(trajectory.leaves, graph.blocks, strict=True)
+            block.layout.to_matrix(piece.of(_places_in(trajectory.leaves[piece.leaf].shape)))
+            for piece, block in zip(graph.pieces, graph.blocks, strict=True)
         )
         model = _Model(trajectory, graph, places)
         fits = model.num_edges <= self.num_edges and graph.num_nodes <= self.num_nodes
-        return model if fits and len(tensors) < self.num_tensors else None
+        return model if fits and len(places) < self.num_tensors else None
 
     def _draw(self, models: Sequence[_Model], seed: int, number: int) -> GraphBatch:
         rng = np.random.default_rng([seed, number])
@@ -269,8 +269,9 @@ class _Filling:
             return False
         reach = OFFSETS[-1] + MIN_HORIZON
         start, stride = draw_place(rng, trajectory, reach, task.min_stride, task.max_stride)
-        for leaf, block, places in zip(trajectory.leaves, model.graph.blocks, model.places, strict=True):
-            history, future = read_window(trajectory, leaf, start, stride)
+        graph = model.graph
+        for piece, block, places in zip(graph.pieces, graph.blocks, model.places, strict=True):
+            history, future = read_window(trajectory, trajectory.leaves[piece.leaf], start, stride)
             scale = scale_of(moments_of_tensor(list(history)))
             window, number = places.shape
             features = np.zeros([number, MAX_WINDOW, _CONTEXT], np.float32)
@@ -280,12 +281,12 @@ class _Filling:
             self._choose(places, history, future, float(scale.std), rng)
             self._append(Edges(sources, targets, kinds, features.reshape(number, -1), np.ones(number, bool)))
             self._num_tensors += 1
-        others = edges_of_no_tensor(model.graph)
+        others = edges_of_no_tensor(graph)
         padding = [(0, 0), (0, (MAX_WINDOW - 1) * _CONTEXT)]
         self._append(others._replace(features=np.pad(others.features, padding)))
-        self._positions.append(model.graph.positions)
-        self._degrees.append(model.graph.degrees)
-        self._num_nodes += model.graph.num_nodes
+        self._positions.append(graph.positions)
+        self._degrees.append(graph.degrees)
+        self._num_nodes += graph.num_nodes
         return True
 
     def finish(self) -> GraphBatch:
@@ -333,6 +334,11 @@ class _Filling:
                 "tensor": np.full(size, self._num_tensors, np.int32),
             }
         )
+
+
+def _places_in(shape: tuple[int, ...]) -> np.ndarray:
+    """Of every weight of a leaf its place among these."""
+    return np.arange(np.prod(shape)).reshape(shape)
 
 
 def _fill(array: np.ndarray, size: int) -> np.ndarray:

@@ -33,12 +33,9 @@ NUM_POSITIONS = 8
 # The largest window of a convolution, in elements.
 MAX_WINDOW = 9
 
-# The names of the parts of an attention module, as linen, nnx and Equinox have them, and of its projection back, which
-# has other names where the parts are in one layer.
+# The names of the parts of an attention module, as linen, nnx and Equinox have them, and of its projection back.
 QUERY, KEY, VALUE = ("query", "query_proj"), ("key", "key_proj"), ("value", "value_proj")
-OUT = ("out", "output_proj", "c_proj", "proj")
-# Modules with the queries, the keys and the values, in this order.
-FUSED = ("c_attn", "qkv")
+OUT = ("out", "output_proj")
 
 
 class Layout(NamedTuple):
@@ -164,8 +161,8 @@ class Piece(NamedTuple):
     stop: int = 0
 
     def of(self, leaf: Any) -> Any:
-        """The tensor, of its leaf."""
-        return leaf if self.axis is None else jax.lax.slice_in_dim(leaf, self.start, self.stop, axis=self.axis)
+        """The tensor, of its leaf, a NumPy or a JAX array."""
+        return leaf if self.axis is None else leaf[(slice(None),) * self.axis + (slice(self.start, self.stop),)]
 
     def put(self, leaf: jax.Array, tensor: jax.Array) -> jax.Array:
         """The leaf with another tensor in its place."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from wnn_jax.nowcasters._neural_graph.building import split_tensors
-from wnn_jax.nowcasters._neural_graph.graph import FUSED, KEY, OUT, QUERY, VALUE, Tensor, layout_of
+from wnn_jax.nowcasters._neural_graph.graph import KEY, OUT, QUERY, VALUE, Tensor, layout_of
 from wnn_jax.nowcasters._neural_graph.modules import Module, Neurons, groups_in_order, module_tree, refuse, sizes_of
 
 _POSITION = re.compile(r"wpe|.*pos.*emb.*")
 _INPUT = "input"
-_PARTS = {"query": QUERY, "key": KEY, "value": VALUE, "out": OUT}
-_FUSED_PARTS = ("query", "key", "value")
+# What has queries, keys and values in this order in one layer calls the projection back by other names.
+_FUSED, _FUSED_PARTS, _FUSED_OUT = ("c_attn", "qkv"), ("query", "key", "value"), ("c_proj", "proj")
+_PARTS = {"query": QUERY, "key": KEY, "value": VALUE, "out": (*OUT, *_FUSED_OUT)}
 _NUM_HEADS_REMEDY = "Give it: NiNo(graph=wnn_jax.nowcasters.neural_graph(params, num_heads=...))."
 
 
@@ -32,7 +33,7 @@ def read_graph(
     parts = {
         tensor.path: list(_FUSED_PARTS)
         for tensor, path in zip(tensors, paths, strict=True)
-        if path[-2:-1] and path[-2] in FUSED and _has_thirds(tensor)
+        if len(path) > 1 and path[-2] in _FUSED and _has_thirds(tensor)
     }
     pieces, split = split_tensors(parts, tensors)
     # A part is read as if it had a module of its own.
@@ -137,8 +138,9 @@ class _Reader:
             return matrix.shape[-2]
         if self.num_heads is None:
             refuse(matrix, "no shape tells how many heads its attention has", _NUM_HEADS_REMEDY)
-        if sizes_of(matrix)[2] % self.num_heads:
-            refuse(matrix, f"its {sizes_of(matrix)[2]} outputs are not those of num_heads={self.num_heads} heads")
+        _, _, columns = sizes_of(matrix)
+        if columns % self.num_heads:
+            refuse(matrix, f"its {columns} outputs are not those of num_heads={self.num_heads} heads")
         return self.num_heads
 
     def _read_container(self, module: Module, before: Neurons | None) -> Neurons | None:
