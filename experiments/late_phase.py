@@ -65,8 +65,8 @@ those of the last layer, averaged, or as an ensemble, and the calibration that t
 except for what 10 members lose in accuracy. What gains is an average of the weights at a constant rate, in accuracy,
 likelihood and calibration: SWA has half of the calibration error of annealed SGD, and late-phase weights beneath the
 same average take a part of that away again. From where they begin on the validation accuracy falls (`curves.png`): the
-network overfits its 7,680 images, the more the lower the rate gets. That all arms do best at the highest rate of the
-grid says the same. The paper has a larger network on all images.
+network overfits its 7,680 images, the more the lower the rate gets. That all arms do best at the highest rate that was
+run says the same. The paper has a larger network on all images.
 
 The drift reaches the best accuracy and overfits the most: with it the likelihood, the calibration and the AUROC of
 outliers are worse than without. Under late-phase weights it gains as much accuracy (0.7 points) as late-phase weights

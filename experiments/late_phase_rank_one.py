@@ -12,8 +12,7 @@ The paper (von Oswald et al., ICLR 2021) has factors of rank 1 for a recurrent n
 
 CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 5 seeds; the results are in `results/late-phase-rank-one/`. Rates
 are the best of four by a seed of their own, all at an edge of these; 0.025 and 0.8, which the grid has too, were not
-run; read from the weights, which is best for all
-arms. Mean ± standard deviation at the end, on the test split:
+run; read from the weights, which is best for all arms. Mean ± standard deviation at the end, on the test split:
 
 | arm | rate | accuracy % | negative log-likelihood |
 |---|---|---|---|
