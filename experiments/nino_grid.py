@@ -29,9 +29,8 @@ with both published networks (which cannot be shipped; `wnn_jax.convert.nino` an
 
 The accuracy is that of 4,000 validation images, which are held out of the training set, and between two evaluations it
 is taken to be a straight line. The table is of seed 0, curves and summary are of both; % of 10,000 steps saved to 66 %,
-and, without `--target` and
-`--reading`, to the best score of `plain` (65.60 %), read from the weights or an average of them in all arms; accuracies
-at the end in %. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; the results are in
+and, without `--target` and `--reading`, to the best score of `plain` (65.60 %), read from the weights or an average of
+them in all arms; accuracies at the end in %. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; the results are in
 `results/nino-grid/cifar10-three-conv/`.
 
 | arm | saved to 66 %, weights | the paper's | saved, best reading | validation: weights, best | test: weights, best |
