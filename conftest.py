@@ -3,9 +3,11 @@
 import contextlib
 import io
 import re
+from typing import Any
 
 import jax
 import pytest
+from jax._src import compiler  # There is no public way to give an option to all programs, and to take it back.
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
@@ -13,6 +15,7 @@ from sybil.parsers.markdown import CodeBlockParser
 # What a comment behind a `print` says, up to a colon: `print(1 + 1)  # 2: the sum`.
 _PROMISE = re.compile(r"^ *print\(.*\)  # (.*?)(?:: .*)?$", re.MULTILINE)
 _run = PythonEvaluator()
+_get_compile_options = compiler.get_compile_options
 
 
 def _evaluate(example: Example) -> str | None:
@@ -27,6 +30,15 @@ def _evaluate(example: Example) -> str | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Without the slow tests most of the time is spent on compiling; with them programs are as a user has them."""
     jax.config.update("jax_disable_most_optimizations", "not slow" in config.option.markexpr)
+    compiler.get_compile_options = _quick_compile_options
+
+
+def _quick_compile_options(*args: Any, **settings: Any) -> Any:
+    """What JAX gives to XLA; without optimizations also without the emitters of fusions, half of the time on CPUs."""
+    options = _get_compile_options(*args, **settings)
+    if jax.config.read("jax_disable_most_optimizations") and jax.default_backend() == "cpu":
+        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
+    return options
 
 
 pytest_collect_file = Sybil(
