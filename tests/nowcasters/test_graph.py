@@ -381,10 +381,13 @@ def test_attention_without_a_projection_back():
         neural_graph(params)
 
 
-def test_a_window_that_is_too_large():
-    params = model_of("lenet")
-    with pytest.raises(ValueError, match=r"'Conv_0/kernel' of shape \(5, 5, 3, 6\) has windows of 25 elements"):
-        graph_of(params)
+def test_a_large_window_is_cut_into_edges_of_nine_elements():
+    graph = graph_of(model_of("lenet"))
+    kernel = graph.blocks[1]
+    assert kernel.layout.cuts((5, 5, 3, 6)) == [slice(0, 9), slice(9, 18), slice(18, 25)]
+    # Three edges from each of 3 channels, one from the bias, and a loop.
+    first = kernel.ends.first_column
+    np.testing.assert_array_equal(graph.degrees[first : first + 6], 3 * 3 + 1 + 1)
 
 
 # Graphs that are given

@@ -77,11 +77,13 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
         scales.append((mean, std))
         matrices = np.stack([block.layout.to_matrix(piece.of(snapshot)) for snapshot in exact], axis=-1)
         window, size = matrices.shape[:2]
-        padded = np.zeros([size, 9, 5])
-        padded[:, :window] = np.moveaxis((matrices - mean) / (std + 1e-6), 1, 0)
-        features.append(padded.reshape(size, 45))
-        ends.append(np.stack(block.ends.at(np.arange(size), np)))
-        kinds.append(np.full(size, block.kind))
+        for begin in range(0, window, 9):
+            cut = (matrices[begin : begin + 9] - mean) / (std + 1e-6)
+            padded = np.zeros([size, 9, 5])
+            padded[:, : len(cut)] = np.moveaxis(cut, 1, 0)
+            features.append(padded.reshape(size, 45))
+            ends.append(np.stack(block.ends.at(np.arange(size), np)))
+            kinds.append(np.full(size, block.kind))
     others = np.zeros([len(graph.kinds), 9, 5])
     others[:, 0] = np.where(graph.kinds == KINDS["self"], 2, 1)[:, None]
     sources, targets = np.concatenate([*ends, np.stack([graph.sources, graph.targets])], axis=1)
@@ -94,14 +96,18 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
         params,
     )[:, horizon - 1]
     forecast, start = [leaf[-1] for leaf in leaves], 0
-    for piece, block, feature, (mean, std) in zip(graph.pieces, graph.blocks, features, scales, strict=True):
+    remaining = iter(features)
+    for piece, block, (mean, std) in zip(graph.pieces, graph.blocks, scales, strict=True):
         shape = piece.of(leaves[piece.leaf][0]).shape
         window = block.layout.sizes(shape)[0]
-        change = outputs[start : start + len(feature), :window]
-        values = (feature.reshape(-1, 9, 5)[:, :window, -1] + change) * std + mean
-        new = block.layout.from_matrix(jnp.asarray(values.T), shape)
+        cuts = []
+        for begin in range(0, window, 9):
+            feature, size = next(remaining), min(9, window - begin)
+            change = outputs[start : start + len(feature), :size]
+            cuts.append((feature.reshape(-1, 9, 5)[:, :size, -1] + change) * std + mean)
+            start += len(feature)
+        new = block.layout.from_matrix(jnp.asarray(np.concatenate(cuts, axis=1).T), shape)
         forecast[piece.leaf] = piece.put(forecast[piece.leaf], new)
-        start += len(feature)
     return jax.tree.unflatten(jax.tree.structure(history[0]), forecast)
 
 
@@ -116,6 +122,19 @@ def test_agrees_with_the_reference(params: Any, horizon: int):
     jax.tree.map(assert_close, predicted, expected)
     moved = jax.tree.map(lambda new, last: np.abs(new - last).max() > 1e-3, predicted, walk()[-1])
     assert all(jax.tree.leaves(moved))
+
+
+def test_agrees_with_the_reference_on_large_windows(params: Any):
+    """Of 16 and of 25 elements, cut into 2 and into 3 edges, some of the size of other windows."""
+    shapes = {
+        "Conv_0": {"kernel": (4, 4, 2, 3), "bias": (3,)},
+        "Conv_1": {"kernel": (3, 3, 3, 4)},
+        "Conv_2": {"kernel": (5, 5, 4, 2)},
+    }
+    with jax.enable_x64(True):
+        expected = by_reference(params, walk(shapes, dtype=jnp.float64), 5)
+    jax.tree.map(assert_close, predict(params, walk(shapes)), expected)
+    jax.tree.map(assert_close, predict(params, walk(shapes), chunk_size=5), expected)
 
 
 @pytest.mark.slow

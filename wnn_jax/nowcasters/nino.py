@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -19,7 +20,11 @@ from wnn_jax.nowcasters._neural_graph.building import Description, build_graph, 
 from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_KINDS, NUM_POSITIONS, Graph, Tensor
 from wnn_jax.nowcasters._neural_graph.messages import Messages, WholeEdges
 from wnn_jax.nowcasters._neural_graph.reading import read_graph
-from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor, edges_of_tensors
+from wnn_jax.nowcasters._neural_graph.tensor_edges import (
+    edges_of_no_tensor,
+    edges_of_tensors,
+    join_cuts,
+)
 
 
 def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None) -> dict[str, Any]:
@@ -89,7 +94,10 @@ class NiNo:
     a jump there are, beside the forecast, a few hundred numbers for each neuron and for each edge of one chunk. Where
     parameters are sharded every device gathers all of them at a jump, for messages go everywhere.
 
-    The published network has a third round of messages, which reaches no forecast; it is left out.
+    The published network has a third round of messages, which reaches no forecast; it is left out. An edge has the
+    histories of up to 9 elements, 3 x 3. A larger window, as of the first layer of a ResNet or the patches of a vision
+    transformer, is cut into edges between the same neurons, of 9 elements each and what remains. That is ours: the
+    published network has not seen such a window, and its code does not take one.
 
     Attributes:
       params: the parameters of its network.
@@ -190,10 +198,8 @@ class NiNo:
         degrees = jnp.asarray(graph.degrees, jnp.float32)
         messages = Messages(params, jnp.asarray(graph.positions), degrees, [others, *of_tensors])
         made = [leaf[-1] for leaf in whole]
-        for edges in of_tensors:
-            for index, new in edges.forecast(messages, output).items():
-                piece = graph.pieces[index]
-                made[piece.leaf] = piece.put(made[piece.leaf], new)
+        forecasts = itertools.chain.from_iterable(edges.forecast(messages, output) for edges in of_tensors)
+        join_cuts(graph, list(forecasts), made)
         forecast = map(_like, made, snapshots[-1])
         return jax.tree.unflatten(structure, forecast)
 

@@ -57,9 +57,9 @@ def snapshot(trajectory: Trajectory, time: int) -> Any:
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def with_joined_attention(run: Trajectory) -> Trajectory:
-    """A run of as many snapshots of a transformer that has queries, keys and values in one leaf."""
-    shapes = {
+MODELS = {
+    # A transformer that has queries, keys and values in one leaf.
+    "joined attention": {
         "Dense_0/kernel": (4, 8),
         "Dense_1/kernel": (8, 4),
         "Dense_2/kernel": (4, 11),
@@ -67,11 +67,23 @@ def with_joined_attention(run: Trajectory) -> Trajectory:
         "attention/qkv/bias": (3, 2, 2),
         "attention/qkv/kernel": (4, 3, 2, 2),
         "wte/embedding": (11, 4),
-    }
+    },
+    # Of 16 and of 25 elements, cut into 2 and into 3 edges.
+    "large windows": {
+        "Conv_0/bias": (3,),
+        "Conv_0/kernel": (4, 4, 2, 3),
+        "Conv_1/kernel": (5, 5, 3, 4),
+    },
+}
+
+
+def of_model(run: Trajectory, shapes: dict[str, tuple[int, ...]]) -> Trajectory:
+    """A run of as many snapshots of another model."""
     roles = {"bias": "bias", "embedding": "embedding", "kernel": "dense"}
     leaves, start = list[Leaf](), 0
     for name, shape in shapes.items():
-        leaves.append(Leaf(name, roles[name.rpartition("/")[2]], shape, start))
+        role = "conv" if name.startswith("Conv") and len(shape) == 4 else roles[name.rpartition("/")[2]]
+        leaves.append(Leaf(name, role, shape, start))
         start = leaves[-1].columns.stop
     made = dataclasses.replace(run, leaves=tuple(leaves))
     steps = np.random.default_rng(0).normal(size=(run.num_snapshots, start))
@@ -80,20 +92,18 @@ def with_joined_attention(run: Trajectory) -> Trajectory:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_joined", [False, True], ids=["a chain", "joined attention"])
-def test_errors_are_those_of_the_nowcaster(
-    make_task: Any, params: Any, monkeypatch: pytest.MonkeyPatch, is_joined: bool
-):
+@pytest.mark.parametrize("model", ["a chain", *MODELS])
+def test_errors_are_those_of_the_nowcaster(make_task: Any, params: Any, monkeypatch: pytest.MonkeyPatch, model: str):
     """Of all weights of a model, in a window that is found again by its first snapshot."""
     start, stride = 3, 2
     monkeypatch.setattr(graph_forecasting, "draw_place", lambda *_: (start, stride))
     trajectory = make_task().trajectories["train"][0]
-    if is_joined:
-        trajectory = with_joined_attention(trajectory)
+    if model in MODELS:
+        trajectory = of_model(trajectory, MODELS[model])
     largest = max(int(np.prod(leaf.shape)) for leaf in trajectory.leaves)
     only = {split: [trajectory] for split in SPLITS}
     # As many edges as one model has, so that there is one in the batch.
-    num_edges = sum(int(np.prod(leaf.shape)) for leaf in trajectory.leaves) + 512
+    num_edges = make_task(trajectories=only)._models["train"][0].num_edges
     task = make_task(trajectories=only, num_weights=4 * largest, num_edges=num_edges, num_tensors=12)
     # Drawn with replacement, nearly all of them; drawn so that all of them count alike, here.
     monkeypatch.setattr(
@@ -106,19 +116,17 @@ def test_errors_are_those_of_the_nowcaster(
     forecast = NiNo(params)(history, wnn_jax.default_roles(history[0]), horizon)
     forecast = flax.traverse_util.flatten_dict(forecast, sep="/")
     num_known = 0
-    pieces = task._models["train"][0].graph.pieces
-    assert len(pieces) == len(trajectory.leaves) + 4 * is_joined
-    for number, piece in enumerate(pieces):
+    pieces, tensors = task._models["train"][0].graph.pieces, task._models["train"][0].tensors
+    assert len(pieces) == len(trajectory.leaves) + 4 * (model == "joined attention")
+    for number, (piece, edges) in enumerate(zip(pieces, tensors, strict=True)):
         leaf = trajectory.leaves[piece.leaf]
-        past, future = (
-            np.stack([piece.of(time.reshape(leaf.shape)).reshape(-1) for time in times])
-            for times in read_window(trajectory, leaf, start, stride)
-        )
+        past, future = read_window(trajectory, leaf, start, stride)
         num_known = len(future)
-        new = np.asarray(piece.of(forecast[leaf.name])).reshape(-1)
-        weight = np.ones(new.size)
-        if new.size < 4 * largest and (4 * largest) % new.size:
-            weight[: (4 * largest) % new.size] += 1 / (4 * largest // new.size)
+        new = np.asarray(forecast[leaf.name]).reshape(-1)
+        # How often each weight was drawn; those of other tensors in the leaf never.
+        drawn = edges.places[np.arange(4 * largest) % len(edges.places)]
+        weight = np.bincount(drawn[drawn >= 0], minlength=new.size)
+        assert (weight > 0).sum() == piece.of(np.zeros(leaf.shape)).size
         error = (weight * np.abs(new - future[horizon - 1])).sum()
         no_change = (weight * np.abs(past[-1] - future[horizon - 1])).sum()
         assert bool(is_known[number, horizon - 1])

@@ -28,7 +28,14 @@ from wnn_jax.meta.trajectories.windows import MIN_HORIZON, NUM_HORIZONS, OFFSETS
 from wnn_jax.nowcasters import NiNo
 from wnn_jax.nowcasters._moments import moments_of_tensor
 from wnn_jax.nowcasters._multi_horizon import normalize, scale_of
-from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_POSITIONS, Graph, Tensor
+from wnn_jax.nowcasters._neural_graph.graph import (
+    MAX_WINDOW,
+    NUM_POSITIONS,
+    Block,
+    Graph,
+    Piece,
+    Tensor,
+)
 from wnn_jax.nowcasters._neural_graph.messages import Edges, Messages, WholeEdges
 from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor
 from wnn_jax.nowcasters.nino import read_tensors
@@ -61,23 +68,37 @@ class GraphBatch(NamedTuple):
     tensor: Any
 
 
+class _TensorEdges(NamedTuple):
+    """The edges of one tensor.
+
+    Attributes:
+      places: `[n, 9]`, where the elements of their windows are among the weights of the leaf; -1 for those not there.
+      sources: `[n]`, the nodes where they begin.
+      targets: `[n]`, the nodes where they end.
+    """
+
+    places: np.ndarray
+    sources: np.ndarray
+    targets: np.ndarray
+
+
 class _Model(NamedTuple):
     """A trajectory with its graph.
 
     Attributes:
       trajectory: the run.
       graph: of its network.
-      places: of each tensor `[window, rows * columns]`, where the elements are among the weights of its leaf.
+      tensors: the edges of each.
     """
 
     trajectory: Trajectory
     graph: Graph
-    places: tuple[np.ndarray, ...]
+    tensors: tuple[_TensorEdges, ...]
 
     @property
     def num_edges(self) -> int:
         """Of the graph."""
-        return sum(places.shape[1] for places in self.places) + len(self.graph.kinds)
+        return sum(len(edges.places) for edges in self.tensors) + len(self.graph.kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,13 +251,13 @@ class GraphForecasting:
             graph = read_tensors(tensors, tuple(tensor.names for tensor in tensors))
         except ValueError:
             return None
-        places = tuple(
-            block.layout.to_matrix(piece.of(_places_in(trajectory.leaves[piece.leaf].shape)))
+        edges = tuple(
+            _edges_of(piece, block, trajectory.leaves[piece.leaf].shape)
             for piece, block in zip(graph.pieces, graph.blocks, strict=True)
         )
-        model = _Model(trajectory, graph, places)
+        model = _Model(trajectory, graph, edges)
         fits = model.num_edges <= self.num_edges and graph.num_nodes <= self.num_nodes
-        return model if fits and len(places) < self.num_tensors else None
+        return model if fits and len(edges) < self.num_tensors else None
 
     def _draw(self, models: Sequence[_Model], seed: int, number: int) -> GraphBatch:
         rng = np.random.default_rng([seed, number])
@@ -263,23 +284,22 @@ class _Filling:
         has_room = (
             self._num_edges + model.num_edges <= task.num_edges
             and self._num_nodes + model.graph.num_nodes <= task.num_nodes
-            and self._num_tensors + len(model.places) < task.num_tensors
+            and self._num_tensors + len(model.tensors) < task.num_tensors
         )
         if not has_room:
             return False
         reach = OFFSETS[-1] + MIN_HORIZON
         start, stride = draw_place(rng, trajectory, reach, task.min_stride, task.max_stride)
         graph = model.graph
-        for piece, block, places in zip(graph.pieces, graph.blocks, model.places, strict=True):
+        for piece, block, edges in zip(graph.pieces, graph.blocks, model.tensors, strict=True):
             history, future = read_window(trajectory, trajectory.leaves[piece.leaf], start, stride)
             scale = scale_of(moments_of_tensor(list(history)))
-            window, number = places.shape
-            features = np.zeros([number, MAX_WINDOW, _CONTEXT], np.float32)
-            features[:, :window] = normalize(history[:, places].transpose(2, 1, 0), scale)
-            sources, targets = block.ends.at(np.arange(number), np)
+            number = len(edges.places)
+            features = normalize(np.moveaxis(history[:, edges.places], 0, -1), scale)
+            features = np.where(edges.places[..., None] < 0, 0, features).astype(np.float32).reshape(number, -1)
+            self._choose(edges.places, history, future, float(scale.std), rng)
             kinds = np.full(number, block.kind)
-            self._choose(places, history, future, float(scale.std), rng)
-            self._append(Edges(sources, targets, kinds, features.reshape(number, -1), np.ones(number, bool)))
+            self._append(Edges(edges.sources, edges.targets, kinds, features, np.ones(number, bool)))
             self._num_tensors += 1
         others = edges_of_no_tensor(graph)
         padding = [(0, 0), (0, (MAX_WINDOW - 1) * _CONTEXT)]
@@ -319,26 +339,31 @@ class _Filling:
         self, places: np.ndarray, history: np.ndarray, future: np.ndarray, std: float, rng: np.random.Generator
     ) -> None:
         """Draws the edges of a tensor whose forecasts count."""
-        window, number = places.shape
         size = self._task.num_weights
-        drawn = self._draw_edges(number, rng)
+        drawn = self._draw_edges(len(places), rng)
+        is_element = places[drawn] >= 0
         changes = np.zeros([size, NUM_HORIZONS, MAX_WINDOW], np.float32)
-        moved = future[:, places[:, drawn]] - history[-1][places[:, drawn]][None]
-        changes[:, : len(future), :window] = moved.transpose(2, 0, 1) / (std + 1e-6)
+        moved = future[:, places[drawn]] - history[-1][places[drawn]][None]
+        changes[:, : len(future)] = np.where(is_element, moved, 0).transpose(1, 0, 2) / (std + 1e-6)
         self._chosen.append(
             {
                 "chosen": (self._num_edges + drawn).astype(np.int32),
                 "changes": changes,
-                "is_element": np.broadcast_to(np.arange(MAX_WINDOW) < window, (size, MAX_WINDOW)),
+                "is_element": is_element,
                 "is_known": np.broadcast_to(np.arange(NUM_HORIZONS) < len(future), (size, NUM_HORIZONS)),
                 "tensor": np.full(size, self._num_tensors, np.int32),
             }
         )
 
 
-def _places_in(shape: tuple[int, ...]) -> np.ndarray:
-    """Of every weight of a leaf its place among these."""
-    return np.arange(np.prod(shape)).reshape(shape)
+def _edges_of(piece: Piece, block: Block, shape: tuple[int, ...]) -> _TensorEdges:
+    """The edges of a tensor that is, or is a part of, a leaf of this shape; one cut of the windows after the other."""
+    tensor = piece.of(np.arange(np.prod(shape)).reshape(shape))
+    matrix = block.layout.to_matrix(tensor)
+    cuts = [matrix[cut].T for cut in block.layout.cuts(tensor.shape)]
+    places = [np.pad(cut, [(0, 0), (0, MAX_WINDOW - cut.shape[1])], constant_values=-1) for cut in cuts]
+    ends = block.ends.at(np.tile(np.arange(matrix.shape[1]), len(cuts)), np)
+    return _TensorEdges(np.concatenate(places), *ends)
 
 
 def _fill(array: np.ndarray, size: int) -> np.ndarray:

@@ -7,7 +7,6 @@ import numpy as np
 
 from wnn_jax.nowcasters._neural_graph.graph import (
     KINDS,
-    MAX_WINDOW,
     NUM_POSITIONS,
     Block,
     Ends,
@@ -231,12 +230,7 @@ def _block(
     spans: Mapping[str, Span],
     own: Mapping[str, int],
 ) -> tuple[Block, Link]:
-    window, rows, columns = layout.sizes(tensor.shape)
-    if window > MAX_WINDOW:
-        raise ValueError(
-            f"the leaf {tensor.path!r} of shape {tensor.shape} has windows of {window} elements, but NiNo has edges "
-            f"for {MAX_WINDOW} at most, 3 x 3. Leave it out with optax.masked, or choose another nowcaster."
-        )
+    _, rows, columns = layout.sizes(tensor.shape)
     if not layout.rows:
         row, column = Span(own[tensor.path], 1), spans[names[-1]]
         return (
@@ -262,11 +256,11 @@ def _block(
 
 def _add_degrees(degrees: np.ndarray, block: Block, shape: Sequence[int]) -> None:
     _, rows, columns = block.layout.sizes(shape)
-    ends = block.ends
+    ends, num_cuts = block.ends, len(block.layout.cuts(shape))
     if ends.is_reversed:
-        degrees[ends.first_row : ends.first_row + ends.num_row_nodes] += rows * columns // ends.num_row_nodes
+        degrees[ends.first_row : ends.first_row + ends.num_row_nodes] += num_cuts * rows * columns // ends.num_row_nodes
     else:
-        degrees[ends.first_column : ends.first_column + columns] += rows
+        degrees[ends.first_column : ends.first_column + columns] += num_cuts * rows
 
 
 def _expand(links: Sequence[tuple[Link, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ KINDS: Mapping[str, int] = {
 NUM_KINDS = 15
 # How many numbers tell the place of a node.
 NUM_POSITIONS = 8
-# The largest window of a convolution, in elements.
+# How many elements of the window of a convolution an edge has at most. A larger window is cut into several edges.
 MAX_WINDOW = 9
 
 # The names of the parts of an attention module, as linen, nnx and Equinox have them, and of its projection back.
@@ -60,6 +60,11 @@ class Layout(NamedTuple):
         """How many elements a window has, and how many rows and columns there are."""
         window, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in self)
         return window, rows, columns
+
+    def cuts(self, shape: Sequence[int]) -> list[slice]:
+        """The elements of the window that an edge has, for each of the edges between two neurons."""
+        window = self.sizes(shape)[0]
+        return [slice(start, min(start + MAX_WINDOW, window)) for start in range(0, window, MAX_WINDOW)]
 
     def to_matrix(self, leaf: Any) -> Any:
         """`[window, rows * columns]`, of a NumPy or a JAX array."""
@@ -132,7 +137,7 @@ class Ends(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The edges of one tensor, an edge for every place in its matrix.
+    """The edges of one tensor, for every place in its matrix one, or one for each cut of the window.
 
     Attributes:
       kind: what its edges are.

@@ -1,6 +1,7 @@
 """The edges of the tensors of a model, a chunk of weights at a time, and what is forecast of them."""
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -31,20 +32,32 @@ class Weights(NamedTuple):
     scale: Scale
 
 
+class Cut(NamedTuple):
+    """What one edge has of the window between two neurons, for all of a tensor.
+
+    Attributes:
+      tensor: the number of the tensor.
+      elements: of its windows.
+    """
+
+    tensor: int
+    elements: slice
+
+
 class TensorEdges:
-    """The edges of tensors with windows of one size and of one dtype, in chunks.
+    """The edges of tensors, cut to windows of one size, of one dtype, in chunks.
 
     Args:
       graph: of the model.
       leaves: all its tensors, 5 snapshots of each.
       scales: of all of them, that of its leaf for a part of one.
       stream: the chunks of those that are meant.
-      chosen: their numbers, in the order of the stream.
-      window: how many elements their windows have.
+      chosen: their cuts, in the order of the stream.
+      window: how many elements these have.
     """
 
     def __init__(
-        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Stream, chosen: list[int], window: int
+        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Stream, chosen: list[Cut], window: int
     ) -> None:
         self._graph = graph
         self._leaves = leaves
@@ -58,8 +71,8 @@ class TensorEdges:
         """See `EdgeSource.edges`."""
         return self._read(self._stream.read(index))[0]
 
-    def forecast(self, messages: Messages, output: Layer) -> dict[int, jax.Array]:
-        """The forecasts of the tensors by their numbers, from a linear layer of one horizon."""
+    def forecast(self, messages: Messages, output: Layer) -> list[tuple[Cut, jax.Array]]:
+        """The forecasts of the cuts, `[window, rows * columns]` each, from a linear layer of one horizon."""
 
         def write(index: Any, out: jax.Array) -> jax.Array:
             chunk = self._stream.read(index)
@@ -70,18 +83,18 @@ class TensorEdges:
             return jax.lax.dynamic_update_slice_in_dim(out, forecast.T, chunk.start, axis=1)
 
         sizes = self._stream.sizes
-        out = jnp.zeros([self._window, sum(sizes)], self._leaves[self._chosen[0]][0].dtype)
+        out = jnp.zeros([self._window, sum(sizes)], self._leaves[self._chosen[0].tensor][0].dtype)
         out = for_each_chunk(self.num_chunks, write, out)
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        return {
-            leaf: self._graph.blocks[leaf].layout.from_matrix(out[:, start:stop], self._leaves[leaf][0].shape)
-            for leaf, (start, stop) in zip(self._chosen, itertools.pairwise(starts), strict=True)
-        }
+        return [
+            (cut, out[:, start:stop])
+            for cut, (start, stop) in zip(self._chosen, itertools.pairwise(starts), strict=True)
+        ]
 
     def _read(self, chunk: Chunk) -> tuple[Edges, Weights]:
         number = chunk.history[0].shape[0]
         before = np.concatenate([[0], np.cumsum(self._stream.sizes)[:-1]]).astype(np.int32)
-        blocks = [self._graph.blocks[leaf] for leaf in self._chosen]
+        blocks = [self._graph.blocks[cut.tensor] for cut in self._chosen]
         leaf = jnp.broadcast_to(chunk.leaf, (number,))
 
         def of_edges(of_leaves: Any) -> jax.Array:
@@ -91,7 +104,7 @@ class TensorEdges:
         sources, targets = ends.at(chunk.start + jnp.arange(number) - of_edges(before))
         history = jnp.stack(chunk.history, axis=-1).reshape(number, self._window, CONTEXT)
         wide = history.astype(wide_dtype(history))
-        chosen = of_edges(self._chosen)
+        chosen = of_edges([cut.tensor for cut in self._chosen])
         mean, std = (value.astype(wide.dtype)[chosen][:, None] for value in self._scales)
         values = normalize(wide, Scale(mean[..., None], std[..., None]))
         features = values.astype(jnp.float32).reshape(number, -1)
@@ -104,16 +117,32 @@ def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int
     numbers = np.array([piece.leaf for piece in graph.pieces])
     scales = Scale(*(of_leaves[numbers] for of_leaves in _scales(whole, chunk_size)))
     leaves: list[LeafHistory] = [tuple(map(piece.of, whole[piece.leaf])) for piece in graph.pieces]
-    alike: dict[Any, list[int]] = {}
+    alike: dict[Any, list[Cut]] = {}
     for index, (leaf, block) in enumerate(zip(leaves, graph.blocks, strict=True)):
         if leaf[0].size:
-            alike.setdefault((block.layout.sizes(leaf[0].shape)[0], leaf[0].dtype), []).append(index)
-    for (window, _), indices in alike.items():
-        # Snapshots of the first element of the windows, then those of the second, and so on.
-        matrices = [[graph.blocks[index].layout.to_matrix(snapshot) for snapshot in leaves[index]] for index in indices]
-        flat = [tuple(matrix[element] for element in range(window) for matrix in of_leaf) for of_leaf in matrices]
+            for elements in block.layout.cuts(leaf[0].shape):
+                key = elements.stop - elements.start, leaf[0].dtype
+                alike.setdefault(key, []).append(Cut(index, elements))
+    for (window, _), cuts in alike.items():
+        flat: list[tuple[jax.Array, ...]] = []
+        for cut in cuts:
+            layout = graph.blocks[cut.tensor].layout
+            matrices = [layout.to_matrix(snapshot)[cut.elements] for snapshot in leaves[cut.tensor]]
+            # Snapshots of the first element of the windows, then those of the second, and so on.
+            flat.append(tuple(matrix[element] for element in range(window) for matrix in matrices))
         for stream, positions in streams_of(flat, chunk_size):
-            yield TensorEdges(graph, leaves, scales, stream, [indices[position] for position in positions], window)
+            yield TensorEdges(graph, leaves, scales, stream, [cuts[position] for position in positions], window)
+
+
+def join_cuts(graph: Graph, forecasts: Sequence[tuple[Cut, jax.Array]], made: list[jax.Array]) -> None:
+    """Puts the forecasts of cuts into the leaves that they are of."""
+    matrices: dict[int, list[tuple[int, jax.Array]]] = {}
+    for cut, matrix in forecasts:
+        matrices.setdefault(cut.tensor, []).append((cut.elements.start, matrix))
+    for index, of_tensor in matrices.items():
+        piece, layout = graph.pieces[index], graph.blocks[index].layout
+        whole = jnp.concatenate([matrix for _, matrix in sorted(of_tensor, key=operator.itemgetter(0))])
+        made[piece.leaf] = piece.put(made[piece.leaf], layout.from_matrix(whole, piece.of(made[piece.leaf]).shape))
 
 
 def edges_of_no_tensor(graph: Graph) -> Edges:
