@@ -24,6 +24,7 @@ from wnn_jax.meta.training.program import Program
 from wnn_jax.meta.trajectories.collection import Leaf, Trajectory, verified_trajectories
 from wnn_jax.meta.trajectories.windows import read_window
 from wnn_jax.nowcasters import NiNo
+from wnn_jax.nowcasters._neural_graph.graph import KINDS
 
 # Room for one run of the largest network at least.
 SIZES = {"num_edges": 20_000, "num_nodes": 512, "num_tensors": 16}
@@ -109,7 +110,7 @@ def test_errors_are_those_of_the_nowcaster(make_task: Any, params: Any, monkeypa
     monkeypatch.setattr(
         graph_forecasting._Filling, "_draw_edges", lambda self, number, rng: np.arange(4 * largest) % number
     )
-    batch = task.batch(0, 0)
+    batch = next(task.evaluation_batches("test"))
     errors, is_known = task._errors(params, batch)
     horizon = 5
     history = [snapshot(trajectory, start + stride * time) for time in range(5)]
@@ -155,6 +156,29 @@ def test_the_batch_of_a_step_is_fixed(make_task: Any):
     assert np.any(task.batch(3, 5).changes != task.batch(4, 5).changes)
     assert np.any(task.batch(3, 5).changes != task.batch(3, 6).changes)
     assert jax.tree.map(np.shape, task.batch(3, 5)) == jax.tree.map(np.shape, task.batch(4, 6))
+
+
+def test_signs_are_drawn_in_training(make_task: Any, monkeypatch: pytest.MonkeyPatch):
+    """One for all weights of a model, and one for each of its eigenvectors."""
+    monkeypatch.setattr(graph_forecasting, "draw_place", lambda *_: (3, 2))
+    monkeypatch.setattr(graph_forecasting._Filling, "_draw_edges", lambda self, number, rng: np.arange(16) % number)
+    one = dict.fromkeys(SPLITS, make_task().trajectories["train"][:1])
+    task = make_task(trajectories=one, num_edges=make_task()._models["train"][0].num_edges)
+    expected = next(task.evaluation_batches("test"))
+    kinds, drawn = expected.edges.kinds, set[tuple[float, ...]]()
+    is_weight = (kinds != KINDS["self"]) & (kinds != 0)
+    for step in range(8):
+        batch = task.batch(0, step)
+        sign = np.sign(batch.changes.ravel() @ expected.changes.ravel())
+        signs = np.sign((batch.positions * expected.positions).sum(axis=0))
+        np.testing.assert_allclose(batch.changes, sign * expected.changes, rtol=1e-4, atol=1e-4)
+        features, before = batch.edges.features, expected.edges.features
+        np.testing.assert_allclose(features[is_weight], sign * before[is_weight], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(features[~is_weight], before[~is_weight])
+        np.testing.assert_allclose(batch.positions, signs * expected.positions)
+        drawn.add((sign, *signs))
+    assert {1, -1} == {sign for sign, *_ in drawn}
+    assert len(drawn) == 8
 
 
 @pytest.mark.slow

@@ -132,6 +132,9 @@ class GraphForecasting:
     horizons. Those of `Forecasting` are means over windows of roles, so that figures of the two do not compare; those
     of `wnn-jax forecast` do. Runs of networks whose graph cannot be read, or is too large for a batch, are left out.
 
+    In training the signs of models are drawn, one for all their weights, and of each of their eigenvectors, whose signs
+    mean nothing. Otherwise the few runs that there are would be learned by heart.
+
     Attributes:
       objective: what is trained.
       trajectories: the runs of every split.
@@ -203,8 +206,8 @@ class GraphForecasting:
         return jnp.sum(errors) / jnp.maximum(jnp.sum(is_known), 1), (model_state, {})
 
     def batch(self, seed: int, step: int) -> GraphBatch:
-        """Windows of the training runs."""
-        return self._draw(self._models["train"], seed, step)
+        """Windows of the training runs, with signs that are drawn."""
+        return self._draw(self._models["train"], seed, step, draws_signs=True)
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[GraphBatch]:
         """Windows that are always the same, of the runs and of the architectures of a split in turn."""
@@ -259,9 +262,9 @@ class GraphForecasting:
         fits = model.num_edges <= self.num_edges and graph.num_nodes <= self.num_nodes
         return model if fits and len(edges) < self.num_tensors else None
 
-    def _draw(self, models: Sequence[_Model], seed: int, number: int) -> GraphBatch:
+    def _draw(self, models: Sequence[_Model], seed: int, number: int, *, draws_signs: bool = False) -> GraphBatch:
         rng = np.random.default_rng([seed, number])
-        batch = _Filling(self)
+        batch = _Filling(self, draws_signs)
         while batch.add(models[int(rng.integers(len(models)))], rng):
             pass
         return batch.finish()
@@ -270,8 +273,9 @@ class GraphForecasting:
 class _Filling:
     """A batch in the making."""
 
-    def __init__(self, task: GraphForecasting) -> None:
+    def __init__(self, task: GraphForecasting, draws_signs: bool) -> None:
         self._task = task
+        self._draws_signs = draws_signs
         self._edges: list[Edges] = []
         self._positions: list[np.ndarray] = []
         self._degrees: list[np.ndarray] = []
@@ -291,8 +295,12 @@ class _Filling:
         reach = OFFSETS[-1] + MIN_HORIZON
         start, stride = draw_place(rng, trajectory, reach, task.min_stride, task.max_stride)
         graph = model.graph
+        signs = np.ones(1 + NUM_POSITIONS, np.float32)
+        if self._draws_signs:
+            signs = rng.choice(np.array([-1, 1], np.float32), len(signs))
         for piece, block, edges in zip(graph.pieces, graph.blocks, model.tensors, strict=True):
-            history, future = read_window(trajectory, trajectory.leaves[piece.leaf], start, stride)
+            window = read_window(trajectory, trajectory.leaves[piece.leaf], start, stride)
+            history, future = (signs[0] * snapshots for snapshots in window)
             scale = scale_of(moments_of_tensor(list(history)))
             number = len(edges.places)
             features = normalize(np.moveaxis(history[:, edges.places], 0, -1), scale)
@@ -304,7 +312,7 @@ class _Filling:
         others = edges_of_no_tensor(graph)
         padding = [(0, 0), (0, (MAX_WINDOW - 1) * _CONTEXT)]
         self._append(others._replace(features=np.pad(others.features, padding)))
-        self._positions.append(graph.positions)
+        self._positions.append(graph.positions * signs[1:])
         self._degrees.append(graph.degrees)
         self._num_nodes += graph.num_nodes
         return True
