@@ -93,10 +93,11 @@ class Pooled(MultiHorizonNowcaster):
     before, pooled over the window of a convolution. A vector is a single row, and each of its weights a column of its
     own.
 
-    The networks work on rows and columns; a weight takes some fifty multiply-adds, most of them for the sums, and the
-    temporary memory is at most that of the largest leaf. Where leaves are sharded, sums of rows and columns are all
-    that devices exchange. A pool ends with its leaf: that the columns of one are the rows of the next is not to be read
-    from names and shapes alone, where flattened convolutions, heads and residual sums come between.
+    The networks work on rows and columns; a weight takes some fifty multiply-adds, most of them for the sums. The
+    temporary memory is at most that of the largest leaf, and of its history where there are several of one shape. Where
+    leaves are sharded, sums of rows and columns are all that devices exchange. A pool ends with its leaf: that the
+    columns of one are the rows of the next is not to be read from names and shapes alone, where flattened convolutions,
+    heads and residual sums come between.
 
     Nothing that the networks are given depends on the scale of the weights or of their changes; a weight that did not
     move stays; and far from anything that was trained on the forecast is still a combination of recent changes.
@@ -164,9 +165,8 @@ def _forecast(
     def coefficients_of(sums: _Sums) -> Any:
         return network.apply({"params": params}, _pools(sums, shape), role, horizon)
 
-    # What is done with pools is done for all leaves at once, and so compiled once.
-    stacked = jax.tree.map(lambda *of_leaves: jnp.stack(of_leaves), *map(jax.jit(_sums), leaves))
-    coefficients = jax.vmap(coefficients_of)(stacked)
+    # Sums are made of one leaf after the other, and what is done with pools for all at once: both are compiled once.
+    coefficients = jax.vmap(coefficients_of)(_sums_of_all(leaves))
     return [
         _go_on(history, jax.tree.map(lambda of_leaves, index=index: of_leaves[index], coefficients))
         for index, history in enumerate(leaves)
@@ -207,6 +207,14 @@ def _sums(history: Sequence[Any]) -> _Sums:
     history = [snapshot.reshape((1,) * (2 - snapshot.ndim) + snapshot.shape) for snapshot in history]
     scales, std = _scales(history)
     return _Sums(Pools(*zip(*_means(history, scales), strict=True)), std * scales.change)
+
+
+def _sums_of_all(leaves: Sequence[LeafHistory]) -> _Sums:
+    """The sums of leaves of one shape, with a leading axis. If there are several, each is copied for it."""
+    if len(leaves) == 1:
+        return jax.tree.map(lambda of_leaf: of_leaf[None], _sums(leaves[0]))
+    branches = [functools.partial(tuple, leaf) for leaf in leaves]
+    return jax.lax.map(lambda index: _sums(jax.lax.switch(index, branches)), jnp.arange(len(leaves)))
 
 
 def _pools(sums: _Sums, shape: tuple[int, ...]) -> Pools:
