@@ -253,6 +253,17 @@ def test_plots_are_pngs(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_line_is_broken_where_all_runs_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {0.1: [0.5, 0.6], 0.2: [0.1, math.nan], 0.4: [0.5, 0.7]}
+    results = [result("arm", 0, values, rate=rate, diverged=rate == 0.2) for rate, values in scores.items()]
+    monkeypatch.setattr(plt, "close", lambda _: None)
+    plot_learning_rates(results, ACCURACY, tmp_path / "plot.png", reading="weights")
+    line = plt.gca().lines[0]
+    monkeypatch.undo()
+    plt.close()
+    np.testing.assert_array_equal(line.get_xydata(), [(0.1, 0.6), (0.2, np.nan), (0.4, 0.7)])
+
+
 @pytest.mark.parametrize("plot", ["curves", "rates"])
 def test_every_arm_is_within_the_axis_or_the_legend_says_why_not(
     plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,8 @@ def plot_curves(
 def plot_learning_rates(results: Sequence[Result], metric: Metric, path: Path, *, reading: str | None = None) -> None:
     """Draws the final score of every arm against the learning rate, every run as a dot and the mean as a line.
 
+    Where all runs of a rate diverged the line is broken.
+
     Args:
       results: of all arms at all rates.
       metric: what is drawn.
@@ -57,14 +59,18 @@ def plot_learning_rates(results: Sequence[Result], metric: Metric, path: Path, *
     """
     arms: dict[str, dict[float, list[float]]] = {result.arm: {} for result in results}
     for result in results:
+        finished = arms[result.arm].setdefault(result.learning_rate, [])
         if not result.diverged:
-            arms[result.arm].setdefault(result.learning_rate, []).append(_curve(result, metric, reading)[-1])
-    means = {arm: {rate: float(np.mean(scores[rate])) for rate in sorted(scores)} for arm, scores in arms.items()}
+            finished.append(_curve(result, metric, reading)[-1])
+    means = {
+        arm: {rate: float(np.mean(scores[rate])) if scores[rate] else np.nan for rate in sorted(scores)}
+        for arm, scores in arms.items()
+    }
     limits = _limits([score for scores in arms.values() for group in scores.values() for score in group], metric)
     with new_figure(path, figsize=(9, 5.5)) as (figure, axis):
         for index, (arm, mean) in enumerate(means.items()):
             style = _style(index)
-            why_unseen = _why_unseen(list(mean.values()), limits)
+            why_unseen = _why_unseen([value for value in mean.values() if np.isfinite(value)], limits)
             axis.plot(list(mean), list(mean.values()), label=f"{arm}{why_unseen}", **style)
             for rate, scores in arms[arm].items():
                 axis.plot([rate] * len(scores), scores, "o", color=style["color"], markersize=4, alpha=0.6)
