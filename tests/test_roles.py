@@ -130,11 +130,12 @@ class NnxModel(nnx.Module):
         self.adapted = nnx.LoRALinear(8, 8, lora_rank=2, rngs=rngs)
         self.value = nnx.Sequential(nnx.Conv(8, 8, (3,), rngs=rngs), nnx.Linear(8, 2, rngs=rngs))
 
+        @nnx.split_rngs(splits=3)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> nnx.Linear:
             return nnx.Linear(8, 8, rngs=rngs)
 
-        self.stacked = stack(rngs.split(3))
+        self.stacked = stack(rngs)
 
 
 NNX_ROLES = {
