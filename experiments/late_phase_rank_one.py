@@ -70,7 +70,7 @@ CONFIG = dataclasses.replace(
     LATE_PHASE,
     task="cifar10-16-three-conv",
     arms=tuple(ARMS),
-    learning_rates=(0.025, *LATE_PHASE.learning_rates),
+    learning_rates=(0.025, 0.05, 0.1, 0.2, 0.4, 0.8),
     output=Path("runs/late-phase-rank-one"),
 )
 

@@ -401,6 +401,19 @@ def test_it_jumps_in_a_training(params: Any):
     assert int(optax.tree.get(steps[4].state, "num_nowcasts")) == 1
 
 
+def test_the_bundled_one_foresees_weights_that_go_on():
+    """As the square root of time, in a direction of their own: it is nearer than no change in every leaf."""
+    shapes = {name: layer for name, layer in SHAPES.items() if name.startswith(("Conv", "Dense"))}
+    start, direction = walk(shapes)[0], walk(shapes, seed=1)[0]
+    at = [jax.tree.map(lambda leaf, step: leaf + t**0.5 * step, start, direction) for t in (1, 2, 3, 4, 5, 10)]  # noqa: B023
+    nino: Any = wnn_jax.load("nino")
+    forecast = nino(at[:5], wnn_jax.default_roles(start), 5)
+    share = jax.tree.map(
+        lambda new, then, last: jnp.abs(new - then).sum() / jnp.abs(last - then).sum(), forecast, at[5], at[4]
+    )
+    assert max(jax.tree.leaves(share)) < 0.9
+
+
 def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: Any):
     tx = wnn_jax.nowcast(NiNo(params), snapshot_every=1)
     model = {"decoder": {"kernel": jnp.zeros((4, 8))}, "encoder": {"kernel": jnp.zeros((8, 4))}}
