@@ -200,6 +200,7 @@ def test_shards_stay_where_they_are(axis_type: AxisType, in_mesh_context: bool):
     assert not [name for name in COLLECTIVES if name in summed and name != "all-reduce"]
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older JAX cannot return shards of different sizes")
 def test_shards_of_different_sizes():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     leaf = pair((12, 5))

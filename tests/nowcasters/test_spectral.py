@@ -234,6 +234,7 @@ def test_shards_of_an_attention_kernel(axis_type: AxisType):
     assert_close(jax.device_get(found), np.block(blocks).reshape(8, 4, 6), rtol=2e-2)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older JAX cannot return shards of different sizes")
 def test_shards_of_different_sizes_are_one_matrix():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     matrix = make_matrix(12, 5)
