@@ -65,6 +65,13 @@ def optimized() -> Generator[None]:
         yield
 
 
+@pytest.fixture
+def optimized_here() -> Generator[None]:
+    """For single tests, in which two programs are to agree to the last bit."""
+    with all_optimizations():
+        yield
+
+
 @pytest.fixture(scope="session")
 def wnn() -> wnn_jax.nowcasters.WNN:
     """An untrained network. What it forecasts is of no use, but finite and different from the last snapshot."""

@@ -16,7 +16,6 @@ from tests.helpers import (
     WINDOWS,
     HalfMemory,
     Step,
-    assert_close,
     assert_trees_close,
     assert_trees_equal,
     history_trees,
@@ -129,6 +128,7 @@ def test_float64_is_not_rounded_to_float32():
         assert (jnp.abs(steps[-1].params - (1 + 5e-12)) < 1e-15).all()
 
 
+@pytest.mark.usefixtures("optimized_here")
 def test_inject_hyperparams_changes_nothing(nowcaster: str | wnn_jax.Nowcaster):
     kwargs: dict[str, Any] = {"snapshot_every": SNAPSHOT_EVERY, "scale": 0.5, "start": 1, "stop": 100}
     if nowcaster == "linear":
@@ -138,7 +138,7 @@ def test_inject_hyperparams_changes_nothing(nowcaster: str | wnn_jax.Nowcaster):
     injected = train(inject(nowcaster, **kwargs), params, NUM_STEPS)
     plain = train(nowcast(nowcaster, **kwargs), params, NUM_STEPS)
     assert set(injected[-1].state.hyperparams) == set(kwargs)
-    jax.tree.map(assert_close, [step._replace(state=step.state.inner_state) for step in injected], plain)
+    assert_trees_close([step._replace(state=step.state.inner_state) for step in injected], plain)
     assert plain[-1].state.num_nowcasts == num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY)
 
 

@@ -144,4 +144,4 @@ def test_devices_exchange_sums_of_rows_and_columns_only(nowcaster: Pooled, axis_
         for line in sums
         for shape in re.findall(r"\w+\[([\d,]*)\]", line)
     ]
-    assert 1 < max(sizes) <= 2 * max(rows, columns)
+    assert 1 < max(sizes) <= max(rows, columns)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -20,11 +19,7 @@ from wnn_jax.nowcasters._neural_graph.building import Description, build_graph, 
 from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_KINDS, NUM_POSITIONS, Graph, Tensor
 from wnn_jax.nowcasters._neural_graph.messages import Messages, WholeEdges
 from wnn_jax.nowcasters._neural_graph.reading import read_graph
-from wnn_jax.nowcasters._neural_graph.tensor_edges import (
-    edges_of_no_tensor,
-    edges_of_tensors,
-    join_cuts,
-)
+from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor, edges_of_tensors, join_cuts
 
 
 def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None) -> dict[str, Any]:
@@ -197,10 +192,8 @@ class NiNo:
         others = WholeEdges(edges_of_no_tensor(graph))
         degrees = jnp.asarray(graph.degrees, jnp.float32)
         messages = Messages(params, jnp.asarray(graph.positions), degrees, [others, *of_tensors])
-        made = [leaf[-1] for leaf in whole]
-        forecasts = itertools.chain.from_iterable(edges.forecast(messages, output) for edges in of_tensors)
-        join_cuts(graph, list(forecasts), made)
-        forecast = map(_like, made, snapshots[-1])
+        forecasts = [made for edges in of_tensors for made in edges.forecast(messages, output)]
+        forecast = map(_like, join_cuts(graph, forecasts, [leaf[-1] for leaf in whole]), snapshots[-1])
         return jax.tree.unflatten(structure, forecast)
 
     def _graph_of(self, params: Any, roles: Any) -> Graph:

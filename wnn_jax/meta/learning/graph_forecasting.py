@@ -28,14 +28,7 @@ from wnn_jax.meta.trajectories.windows import MIN_HORIZON, NUM_HORIZONS, OFFSETS
 from wnn_jax.nowcasters import NiNo
 from wnn_jax.nowcasters._moments import moments_of_tensor
 from wnn_jax.nowcasters._multi_horizon import normalize, scale_of
-from wnn_jax.nowcasters._neural_graph.graph import (
-    MAX_WINDOW,
-    NUM_POSITIONS,
-    Block,
-    Graph,
-    Piece,
-    Tensor,
-)
+from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_POSITIONS, Block, Graph, Piece, Tensor
 from wnn_jax.nowcasters._neural_graph.messages import Edges, Messages, WholeEdges
 from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor
 from wnn_jax.nowcasters.nino import read_tensors

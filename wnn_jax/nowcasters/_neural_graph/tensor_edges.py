@@ -1,7 +1,6 @@
 """The edges of the tensors of a model, a chunk of weights at a time, and what is forecast of them."""
 
 import itertools
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -117,32 +116,32 @@ def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int
     numbers = np.array([piece.leaf for piece in graph.pieces])
     scales = Scale(*(of_leaves[numbers] for of_leaves in _scales(whole, chunk_size)))
     leaves: list[LeafHistory] = [tuple(map(piece.of, whole[piece.leaf])) for piece in graph.pieces]
-    alike: dict[Any, list[Cut]] = {}
+    alike: dict[Any, list[tuple[Cut, LeafHistory]]] = {}
     for index, (leaf, block) in enumerate(zip(leaves, graph.blocks, strict=True)):
         if leaf[0].size:
+            matrices = [block.layout.to_matrix(snapshot) for snapshot in leaf]
             for elements in block.layout.cuts(leaf[0].shape):
-                key = elements.stop - elements.start, leaf[0].dtype
-                alike.setdefault(key, []).append(Cut(index, elements))
-    for (window, _), cuts in alike.items():
-        flat: list[tuple[jax.Array, ...]] = []
-        for cut in cuts:
-            layout = graph.blocks[cut.tensor].layout
-            matrices = [layout.to_matrix(snapshot)[cut.elements] for snapshot in leaves[cut.tensor]]
-            # Snapshots of the first element of the windows, then those of the second, and so on.
-            flat.append(tuple(matrix[element] for element in range(window) for matrix in matrices))
-        for stream, positions in streams_of(flat, chunk_size):
-            yield TensorEdges(graph, leaves, scales, stream, [cuts[position] for position in positions], window)
+                window = range(elements.start, elements.stop)
+                # Snapshots of the first element of the windows, then those of the second, and so on.
+                flat = tuple(matrix[element] for element in window for matrix in matrices)
+                alike.setdefault((len(window), leaf[0].dtype), []).append((Cut(index, elements), flat))
+    for (window, _), group in alike.items():
+        for stream, positions in streams_of([flat for _, flat in group], chunk_size):
+            yield TensorEdges(graph, leaves, scales, stream, [group[position][0] for position in positions], window)
 
 
-def join_cuts(graph: Graph, forecasts: Sequence[tuple[Cut, jax.Array]], made: list[jax.Array]) -> None:
+def join_cuts(graph: Graph, forecasts: Sequence[tuple[Cut, jax.Array]], leaves: Sequence[jax.Array]) -> list[jax.Array]:
     """Puts the forecasts of cuts into the leaves that they are of."""
-    matrices: dict[int, list[tuple[int, jax.Array]]] = {}
+    matrices: dict[int, dict[int, jax.Array]] = {}
     for cut, matrix in forecasts:
-        matrices.setdefault(cut.tensor, []).append((cut.elements.start, matrix))
-    for index, of_tensor in matrices.items():
+        matrices.setdefault(cut.tensor, {})[cut.elements.start] = matrix
+    joined = list(leaves)
+    for index, cuts in matrices.items():
         piece, layout = graph.pieces[index], graph.blocks[index].layout
-        whole = jnp.concatenate([matrix for _, matrix in sorted(of_tensor, key=operator.itemgetter(0))])
-        made[piece.leaf] = piece.put(made[piece.leaf], layout.from_matrix(whole, piece.of(made[piece.leaf]).shape))
+        whole = jnp.concatenate([cuts[start] for start in sorted(cuts)])
+        leaf = joined[piece.leaf]
+        joined[piece.leaf] = piece.put(leaf, layout.from_matrix(whole, piece.of(leaf).shape))
+    return joined
 
 
 def edges_of_no_tensor(graph: Graph) -> Edges:
