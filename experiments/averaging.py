@@ -67,8 +67,8 @@ length, 5 seeds):
 
 | | EMA .998 | SWA | LAWA | TWA | late-phase |
 |---|---|---|---|---|---|
-| without a drift | 63.72 | 63.09 | 62.88 | 63.39 | 53.48 ± 0.80 |
-| with | 64.00 | 63.60 | 63.60 | 63.62 | 54.15 ± 1.19 |
+| without a drift | 63.72 | 63.09 | 62.88 | 63.39 | 54.93 ± 0.52 |
+| with | 64.00 | 63.60 | 63.60 | 63.62 | 54.74 ± 0.72 |
 
 What this says. At equal total cost TWA is level with SWA (0.3 points above it, less than the seeds differ), and below
 the EMA of .998 of a run that has no second stage. So the paper's gain over SWA, in long trainings of large networks, is
