@@ -61,8 +61,8 @@ validation and test runs: .809 and .755 without, .812 and .750 with. Nothing is 
 **Forecast errors**, as shares of those of forecasting no change, of all weights of two runs that no network here was
 trained on or selected by: of a transformer (1 layer of 32 features, tiny_shakespeare, SGD) and of a three-conv net
 (24-24-48, CIFAR-10 at 16x16, AdamW). CPU; Python 3.11, jax 0.10.2; one run and one training of each network. `pooled`,
-`adaptive-linear` and the NiNo called ours are trained by us on 6, 6 and 10 runs, the first two in 1,000 steps of 8 windows per role,
-the last in 500 steps of as many models as fit into 65,536 edges.
+`adaptive-linear` and the NiNo called ours are trained by us on 6, 6 and 10 runs, the first two in 1,000 steps of 8
+windows per role, the last in 500 steps of as many models as fit into 65,536 edges.
 
 | | weights | transformer, 5 ahead | 20 ahead | three-conv, 5 ahead | 20 ahead |
 |---|---|---|---|---|---|
