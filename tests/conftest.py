@@ -68,6 +68,7 @@ def optimized() -> Generator[None]:
 @pytest.fixture
 def optimized_here() -> Generator[None]:
     """For single tests, in which two programs are to agree to the last bit."""
+    jax.clear_caches()  # A program that was compiled before would be used as it is.
     with all_optimizations():
         yield
 
