@@ -184,7 +184,15 @@ def test_a_training_too_short_for_a_drift_is_refused() -> None:
 
 def test_arms_are_named_as_they_are_given(tmp_path: Path) -> None:
     wnn_jax.save(wnn_jax.nowcasters.WNN.init(jax.random.key(0)), tmp_path / "saved.npz")
-    names = ("plain", "cosine", "linear@0.5", "linear~5", "linear@2~40-1+wsd", "drift", "slow-drift@0.5+muon+cosine")
+    names = (
+        "plain",
+        "cosine",
+        "linear@0.5",
+        "linear~5",
+        "linear@2~40-1+ema+wsd",
+        "drift",
+        "slow-drift@0.5+muon+cosine",
+    )
     arms = find_arms((*names, f"{tmp_path / 'saved.npz'}@0.25+cosine"), ADAM)
     assert [arm.name for arm in arms] == [*names, "saved@0.25+cosine"]
     assert [arm.name for arm in arms if arm.is_plain] == ["plain", "cosine"]
@@ -201,6 +209,16 @@ def test_the_horizon_of_an_arm_goes_from_its_first_to_its_last() -> None:
     steps = train(arm.optimizer(1.0, 34), {"w": jnp.zeros([])}, 34, gradient=ones_like)
     updates = [step.updates["w"].item() for step in steps]
     assert [update - 1 for update in updates if update != 1] == [40, 13, 1]
+
+
+def test_an_arm_with_snapshots_of_a_running_mean() -> None:
+    (arm,) = find_arms(("linear@0.5~3+ema",), BASE_OPTIMIZERS["sgd"], snapshot_every=4)
+    by_hand = optax.chain(
+        optax.sgd(0.1), wnn_jax.nowcast("linear", snapshot_every=4, horizon=3, scale=0.5, average=0.75, stop=38)
+    )
+    own, expected = (train(tx, {"w": jnp.ones([3])}, 40) for tx in (arm.optimizer(0.1, 40), by_hand))
+    jax.tree.map(np.testing.assert_array_equal, own[-1].params, expected[-1].params)
+    assert own[-1].state[-1].num_nowcasts == 1
 
 
 def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
@@ -227,6 +245,7 @@ def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
         (("linear~5@0.5",), "is not known"),
         (("linear+lion",), r"'linear\+lion' is not known.*\[\+OPTIMIZER\]"),
         (("drift~5",), "--arms 'drift~5' cannot be used: horizon=5 was given, but Drift"),
+        (("drift+ema",), r"--arms 'drift\+ema' cannot be used: average=0.9 was given, but Drift"),
         (("",), "--arms '' is not known"),
     ],
 )

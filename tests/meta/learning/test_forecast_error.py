@@ -38,6 +38,21 @@ def test_a_straight_line_is_forecast_by_a_line(straight: list[Trajectory]):
     assert share(halfway, horizon=5, role="dense") == pytest.approx(0.5, abs=1e-4)
 
 
+def test_running_means_are_forecast_where_wanted(tmp_path: Path):
+    """Of noise around nothing the mean moves less, so that forecasting that it goes back costs less."""
+    noise = np.random.default_rng(0).normal(size=[120, 400]).astype(np.float32)
+    collection = Collection.create(tmp_path, tiny_family())
+    snapshots = [{"Dense_0": {"bias": row}} for row in noise]
+    collection.save(0, tiny_family().settings(0), "validation", snapshots, [1.0] * 120, {"loss": 1.0})
+    mean, single = (
+        sum(row["no_change"] for rows in forecast_errors("it", LINEAR, 1.0, runs, average=average) for row in rows)
+        for average, runs in ((True, collection.trajectories()), (False, collection.trajectories()))
+    )
+    # White noise of variance 1 has a mean of variance (1 - decay) / (1 + decay), with memories of 2 and of 8.
+    sizes = [np.sqrt((1 - decay) / (1 + decay)) for decay in np.exp([-1 / 2, -1 / 8])]
+    assert mean / single == pytest.approx(np.mean(sizes), rel=0.15)
+
+
 def test_no_change_has_a_share_of_one(straight: list[Trajectory]):
     rows = errors_of(wnn_jax.leafwise(lambda history, role, horizon: history[-1]), straight)
     assert share(rows) == pytest.approx(1)

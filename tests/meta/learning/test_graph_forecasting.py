@@ -137,6 +137,20 @@ def test_errors_are_those_of_the_nowcaster(make_task: Any, params: Any, monkeypa
     assert not np.any(is_known[:, num_known:])
 
 
+def test_running_means_are_forecast_where_wanted(make_task: Any, monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+
+    def read(*args: Any, average: bool) -> Any:
+        asked.append(average)
+        return read_window(*args, average=average)
+
+    monkeypatch.setattr(graph_forecasting, "read_window", read)
+    plain, means = (make_task(average=average).batch(0, 0) for average in (False, True))
+    assert set(asked) == {False, True}
+    assert np.any(plain.changes != means.changes)
+    np.testing.assert_array_equal(plain.chosen, means.chosen)
+
+
 def test_what_fills_up_changes_nothing(make_task: Any, params: Any):
     """A batch of one model, in little room and in much."""
     number = make_task()._models["train"][0].num_edges

@@ -191,6 +191,7 @@ def test_the_same_command_ends_in_the_same(trained: Path, tmp_path: Path, tiny_t
         ({"num_steps": 31}, r"holds another training: settings\.num_steps was 30 and is 31\. Go on with the options"),
         ({"seed": 1}, r"settings\.seed was 0 and is 1"),
         ({"num_weights": 8}, r"task\.num_weights was 16 and is 8"),
+        ({"average": True}, r"task\.average was False and is True"),
         ({"kind": "wnn"}, r"task\.objective was .* and is WNNObjective"),
     ],
 )
@@ -199,6 +200,15 @@ def test_what_is_different_is_named(trained: Path, tiny_train: Options, changes:
     with pytest.raises(UsageError, match=message):
         train(tiny_train(trained, **changes))
     assert {path: path.stat().st_mtime_ns for path in trained.iterdir()} == before
+
+
+def test_a_nowcaster_of_running_means_is_another_one(trained: Path, tmp_path: Path, tiny_train: Options):
+    train(tiny_train(tmp_path, average=True))
+    own, other = record_of(tmp_path), record_of(trained)
+    assert own["settings"] == {**other["settings"], "average": True}
+    assert own["data"] == other["data"]
+    assert own["validation"]["forecast error"] != other["validation"]["forecast error"]
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, map(params_of, (tmp_path, trained))), strict=True))
 
 
 def test_another_collection_is_noticed(collection: Path, trained: Path, tmp_path: Path, tiny_train: Options):

@@ -1,15 +1,19 @@
+import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import wnn_jax
 from tests.meta.conftest import tiny_family
 from wnn_jax._roles import ROLES
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.trajectories.collection import Collection, Trajectory
-from wnn_jax.meta.trajectories.windows import MIN_HORIZON, OFFSETS, WindowSampler
+from wnn_jax.meta.trajectories.windows import MIN_HORIZON, OFFSETS, WindowSampler, read_window
 
 CONTEXT = len(OFFSETS)
 
@@ -93,6 +97,37 @@ def test_snapshots_are_where_the_nowcaster_wants_them(trajectories: list[Traject
         )
 
 
+@pytest.mark.parametrize("stride", [1, 4])
+def test_windows_of_running_means_are_those_that_nowcast_has(trajectories: list[Trajectory], stride: int):
+    """Step by step, with the decay of a memory of one spacing; by `nowcast` itself, with steps as of the run."""
+    walk = np.cumsum(np.random.default_rng(0).normal(size=[LONG, 26]), axis=0).astype(np.float32)
+    run = dataclasses.replace(trajectories[0])
+    run.__dict__["snapshots"] = walk
+    leaf = run.leaves[1]
+    history, targets = read_window(run, leaf, 2, stride, average=True)
+    decay = float(np.exp(-1 / stride))
+    mean, means = walk[0, leaf.columns].astype(np.float64), []
+    for row in walk[:, leaf.columns]:
+        mean = decay * mean + (1 - decay) * row
+        means.append(mean)
+    expected = means[2::stride][: CONTEXT + 40]
+    np.testing.assert_allclose(np.concatenate([history, targets]), expected, rtol=1e-6, atol=1e-6)
+
+    seen: list[np.ndarray] = []
+
+    def look(history: Any, role: str, horizon: Any) -> Any:
+        jax.debug.callback(lambda *snapshots: seen.append(np.stack(snapshots)), *history, ordered=True)
+        return history[-1]
+
+    tx = wnn_jax.nowcast(wnn_jax.leafwise(look), snapshot_every=stride, start=stride - 1, average=decay)
+    params = {"kernel": jnp.asarray(walk[0, leaf.columns].reshape(leaf.shape))}
+    state = tx.init(params)
+    for before, after in itertools.pairwise(walk[:, leaf.columns].reshape(-1, *leaf.shape)[: 5 * stride + 1]):
+        _, state = tx.update({"kernel": jnp.asarray(after - before)}, state, {"kernel": jnp.asarray(before)})
+    history, _ = read_window(run, leaf, stride, stride, average=True)
+    np.testing.assert_allclose(seen[0].reshape(5, -1), history, rtol=1e-5, atol=1e-5)
+
+
 def test_statistics_are_of_the_whole_tensor(trajectories: list[Trajectory]):
     window = sampler(trajectories, roles=("dense",), num_weights=2).window(0, 0)
     run, _, time = (int(x.flat[0]) for x in decode(window.history))
@@ -111,6 +146,17 @@ def test_statistics_may_be_of_the_drawn_weights(trajectories: list[Trajectory]):
     window = sampler(trajectories, roles=("dense",), statistics=statistics).window(0, 0)
     assert set(shapes) == {(CONTEXT, *leaf.shape) for leaf in trajectories[0].leaves if leaf.role == "dense"}
     np.testing.assert_array_equal(window.statistics, window.history)
+
+
+def test_a_sampler_draws_running_means_from_the_same_places(trajectories: list[Trajectory]):
+    settings: dict[str, Any] = {"roles": ("dense",), "num_weights": 2}
+    plain, means = (sampler(trajectories, average=average, **settings).window(0, 3) for average in (False, True))
+    stride = int(decode(plain.history)[2][1, 0] - decode(plain.history)[2][0, 0])
+    # Of a straight line the mean is behind by its memory, less what is left of its beginning.
+    behind = np.concatenate([plain.history - means.history, (plain.targets - means.targets)[plain.is_known]])
+    assert (behind >= -0.2).all()
+    np.testing.assert_allclose(behind[-1], 1 / np.expm1(1 / stride), atol=0.5)
+    np.testing.assert_array_equal(plain.is_known, means.is_known)
 
 
 def test_the_window_of_an_index_is_fixed(trajectories: list[Trajectory]):

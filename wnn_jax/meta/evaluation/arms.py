@@ -26,7 +26,8 @@ ARM_HELP = (
     "Arms to compare. By name: `plain`, `cosine` and `wsd` (warm-up-stable-decay) train as usual; `ademamix-3`, "
     "`ademamix-6`, `snoo`, `lookahead`, `schedule-free`, `muon`, `lawa` and `swa` are alternatives to nowcasting. A "
     "nowcaster is a name from wnn_jax.available() or the path of a saved one; `@SCALE` behind it scales its jumps, "
-    "`~HORIZON` forecasts so many snapshots ahead (`~40-1`: from 40 at first to 1 at last; not for drifts), "
+    "`~HORIZON` forecasts so many snapshots ahead (`~40-1`: from 40 at first to 1 at last; not for drifts), `+ema` "
+    "gives it snapshots of the weights' running mean with a memory of one spacing (not for drifts), "
     f"`+OPTIMIZER` ({', '.join(f'`+{name}`' for name in BASE_OPTIMIZERS)}) puts it behind another optimizer than that "
     "of the comparison, `+cosine` and `+wsd` decay the learning rate: `drift`, `linear@0.5`, `wnn-plus~40-1`, "
     "`drift+muon+wsd`."
@@ -37,7 +38,7 @@ DEFAULT_NUM_SNAPSHOTS = 30
 
 _SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {"cosine": cosine, "wsd": warmup_stable_decay}
 _NOWCASTER = re.compile(
-    r"(?P<name>[^@~+]+)(?P<scale>@[^@~+]+)?(?P<horizon>~(?P<first>\d+)(-(?P<last>\d+))?)?"
+    r"(?P<name>[^@~+]+)(?P<scale>@[^@~+]+)?(?P<horizon>~(?P<first>\d+)(-(?P<last>\d+))?)?(?P<average>\+ema)?"
     rf"(?P<optimizer>\+({'|'.join(BASE_OPTIMIZERS)}))?(?P<schedule>\+({'|'.join(_SCHEDULES)}))?"
 )
 
@@ -163,6 +164,7 @@ def nowcast_arm(
     snapshot_every: int | None = None,
     scale: float = 1.0,
     horizon: tuple[int, int] | None = None,
+    average: bool = False,
     schedule: Callable[[float, int], Any] = constant,
 ) -> Arm:
     """An arm with a nowcaster behind the optimizer.
@@ -177,14 +179,20 @@ def nowcast_arm(
         whole training.
       scale: multiplies the jumps.
       horizon: of the first and of the last nowcast, in snapshots; `None` for the nowcaster's own.
+      average: whether snapshots are of the running mean of the parameters, with a memory of one spacing.
       schedule: of the learning rate.
     """
 
     def of_drift(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-        # A drift has no horizon: given one, it says so, and so it does of a training without a jump.
+        # A drift takes neither a horizon nor a running mean, and refuses whatever value is given, as it refuses a
+        # training without a jump.
         try:
             nowcast = wnn_jax.nowcast(
-                nowcaster, num_steps=num_steps, scale=scale, horizon=horizon[0] if horizon else None
+                nowcaster,
+                num_steps=num_steps,
+                scale=scale,
+                horizon=horizon[0] if horizon else None,
+                average=0.9 if average else None,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -205,7 +213,14 @@ def nowcast_arm(
             horizons = wnn_jax.decaying_horizon(num_nowcasts, first=horizon[0], last=horizon[1])
         # A run is not judged right after a jump, from which it has yet to recover.
         stop = max(num_steps - every // 2, 1)
-        nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=every, scale=scale, horizon=horizons, stop=stop)
+        nowcast = wnn_jax.nowcast(
+            nowcaster,
+            snapshot_every=every,
+            average=1 - 1 / every if average else None,
+            horizon=horizons,
+            scale=scale,
+            stop=stop,
+        )
         return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
 
     optimizer = of_drift if is_drift(nowcaster) else of_window
@@ -253,18 +268,19 @@ def _parse_nowcaster(
     if match is None or not (_is_file(match["name"]) or match["name"] in wnn_jax.available()):
         raise UsageError(
             f"--arms {specification!r} is not known. Arms: {', '.join(known)}. Nowcasters, in the form "
-            f"NAME-or-FILE[@SCALE][~HORIZON][+OPTIMIZER][+cosine|+wsd]: {', '.join(wnn_jax.available())}, or the "
+            f"NAME-or-FILE[@SCALE][~HORIZON][+ema][+OPTIMIZER][+cosine|+wsd]: {', '.join(wnn_jax.available())}, or the "
             "path of a saved one, which ends in .npz."
         )
     label, nowcaster, scale = load_nowcaster(f"{match['name']}{match['scale'] or ''}")
     horizon = (int(match["first"]), int(match["last"] or match["first"])) if match["horizon"] else None
     arm = nowcast_arm(
-        f"{label}{match['horizon'] or ''}{match['optimizer'] or ''}{match['schedule'] or ''}",
+        f"{label}{match['horizon'] or ''}{match['average'] or ''}{match['optimizer'] or ''}{match['schedule'] or ''}",
         bases[(match["optimizer"] or "+")[1:]],
         nowcaster,
         snapshot_every=snapshot_every,
         scale=scale,
         horizon=horizon,
+        average=match["average"] is not None,
         schedule=_SCHEDULES[match["schedule"][1:]] if match["schedule"] else constant,
     )
     try:

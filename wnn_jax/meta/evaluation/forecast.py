@@ -48,6 +48,8 @@ class Forecast:
     """Folder for the table `summary.csv`, the plot, and the errors of every run."""
     split: EvaluationSplit = "test"
     """Which runs to forecast: those of `test`, which no nowcaster was selected by, or those of `validation`."""
+    average: bool = False
+    """Forecast running means of the weights, with a memory of one spacing, as `nowcast(average=...)` does."""
 
 
 def forecast(options: Forecast) -> list[dict[str, Any]]:
@@ -83,7 +85,7 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
         for label, nowcaster, scale in loaded:
             identity = {"arm": label, "fingerprint": fingerprint(nowcaster)}
             rows_of_nowcaster: list[ErrorRow] = []
-            for rows_of_run in forecast_errors(label, nowcaster, scale, trajectories):
+            for rows_of_run in forecast_errors(label, nowcaster, scale, trajectories, average=options.average):
                 rows_of_nowcaster += [{**row, "fingerprint": identity["fingerprint"]} for row in rows_of_run]
                 progress.advance()
             rows.append({**identity, **_summarize(rows_of_nowcaster, options.split)})

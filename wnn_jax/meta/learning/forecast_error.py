@@ -28,7 +28,12 @@ ErrorRow = dict[str, Any]
 
 
 def forecast_errors(
-    label: str, nowcaster: wnn_jax.Nowcaster, scale: float, trajectories: Iterable[Trajectory]
+    label: str,
+    nowcaster: wnn_jax.Nowcaster,
+    scale: float,
+    trajectories: Iterable[Trajectory],
+    *,
+    average: bool = False,
 ) -> Iterator[list[ErrorRow]]:
     """Sums of absolute errors, and those of forecasting no change.
 
@@ -39,6 +44,7 @@ def forecast_errors(
       nowcaster: what forecasts.
       scale: multiplies its jumps.
       trajectories: the runs.
+      average: see `read_window`.
 
     Yields:
       For every run, a row per role, stage, spacing and horizon. A nowcaster that takes no horizon has rows for
@@ -57,7 +63,10 @@ def forecast_errors(
                 _NowcasterOfRoles(nowcaster, {leaf.name: leaf.role for leaf in trajectory.leaves})
             )
         for stage, start, stride in _windows(trajectory, offsets[-1] + max(MIN_HORIZON, horizons[0])):
-            windows = {leaf.name: read_window(trajectory, leaf, start, stride, offsets) for leaf in trajectory.leaves}
+            windows = {
+                leaf.name: read_window(trajectory, leaf, start, stride, offsets, average=average)
+                for leaf in trajectory.leaves
+            }
             history = [
                 {leaf.name: jnp.asarray(windows[leaf.name][0][time].reshape(leaf.shape)) for leaf in trajectory.leaves}
                 for time in range(len(offsets))

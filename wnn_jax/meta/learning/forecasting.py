@@ -61,6 +61,7 @@ class Forecasting:
       num_weights: weights of one tensor in a window.
       min_stride: smallest spacing of the snapshots in a window, in snapshots of the run.
       max_stride: largest spacing.
+      average: see `read_window`.
 
     Raises:
       UsageError: if a split has no run, or a run is too short.
@@ -72,6 +73,7 @@ class Forecasting:
     num_weights: int
     min_stride: int
     max_stride: int
+    average: bool = False
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -110,6 +112,7 @@ class Forecasting:
             "num_weights": self.num_weights,
             "min_stride": self.min_stride,
             "max_stride": self.max_stride,
+            "average": self.average,
             "evaluation": {"seed": EVALUATION_SEED, "windows_per_role": _EVALUATION_WINDOWS_PER_ROLE},
             "runs": {split: describe_runs(self.trajectories[split]) for split in SPLITS},
         }
@@ -188,6 +191,7 @@ class Forecasting:
             num_weights=self.num_weights,
             min_stride=self.min_stride,
             max_stride=self.max_stride,
+            average=self.average,
             offsets=self.objective.offsets,
             min_horizon=max(MIN_HORIZON, self.objective.horizons[0]),
         )

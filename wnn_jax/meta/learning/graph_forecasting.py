@@ -137,6 +137,7 @@ class GraphForecasting:
       num_edges: the size of a batch: as many models as fit in.
       num_nodes: of a batch.
       num_tensors: of a batch.
+      average: see `read_window`.
 
     Raises:
       UsageError: if a split has no run whose graph can be read and fits into a batch, or a run is too short.
@@ -150,6 +151,7 @@ class GraphForecasting:
     num_edges: int = 2**16
     num_nodes: int = 2**12
     num_tensors: int = 64
+    average: bool = False
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -177,7 +179,7 @@ class GraphForecasting:
 
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on: the objective, how windows are drawn, and the content of all runs."""
-        settings = ("num_weights", "min_stride", "max_stride", "num_edges", "num_nodes", "num_tensors")
+        settings = ("num_weights", "min_stride", "max_stride", "num_edges", "num_nodes", "num_tensors", "average")
         return {
             "kind": "graph forecasting",
             "objective": repr(self.objective),
@@ -292,7 +294,8 @@ class _Filling:
         if self._draws_signs:
             signs = rng.choice(np.array([-1, 1], np.float32), len(signs))
         for piece, block, edges in zip(graph.pieces, graph.blocks, model.tensors, strict=True):
-            window = read_window(trajectory, trajectory.leaves[piece.leaf], start, stride)
+            leaf = trajectory.leaves[piece.leaf]
+            window = read_window(trajectory, leaf, start, stride, average=task.average)
             history, future = (signs[0] * snapshots for snapshots in window)
             scale = scale_of(moments_of_tensor(list(history)))
             number = len(edges.places)

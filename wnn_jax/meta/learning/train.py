@@ -61,6 +61,8 @@ class Train:
     """Smallest spacing of the snapshots in a window, in snapshots of the run."""
     max_stride: int = 16
     """Largest spacing."""
+    average: bool = False
+    """Train on running means of the weights, with a memory of one spacing, for `nowcast(average=...)`."""
     validate_every: int = 250
     """Steps between validations."""
     patience: int = 8
@@ -126,7 +128,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
 def _make_task(
     options: Train, objective: Objective | NiNoObjective, splits: Mapping[SplitName, Sequence[Trajectory]]
 ) -> Forecasting | GraphForecasting:
-    settings = {name: getattr(options, name) for name in ("num_weights", "min_stride", "max_stride")}
+    settings = {name: getattr(options, name) for name in ("num_weights", "min_stride", "max_stride", "average")}
     if isinstance(objective, NiNoObjective):
         return GraphForecasting(objective=objective, trajectories=splits, **settings)
     return Forecasting(objective=objective, trajectories=splits, windows_per_role=options.windows_per_role, **settings)
@@ -322,7 +324,7 @@ def _plot_errors(options: Train, nowcaster: wnn_jax.Nowcaster, trajectories: Seq
     rows = [
         row
         for label, drawn, scale in arms
-        for rows_of_run in forecast_errors(label, drawn, scale, trajectories)
+        for rows_of_run in forecast_errors(label, drawn, scale, trajectories, average=options.average)
         for row in rows_of_run
     ]
     plot_forecast_errors(rows, options.output / "forecast-errors.png")

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.signal
 
 from wnn_jax._roles import ROLES
 from wnn_jax.meta.errors import UsageError
@@ -75,6 +77,7 @@ class WindowSampler:
       max_stride: the largest spacing. Both give way where a run is too short for them.
       offsets: where the snapshots of a window are, in spacings, from 0 on.
       min_horizon: how far ahead of the last one a window reaches at least, in spacings.
+      average: see `read_window`.
 
     Raises:
       UsageError: if no run has one of the roles, or a run is too short for a window.
@@ -88,6 +91,7 @@ class WindowSampler:
     max_stride: int
     offsets: tuple[int, ...] = OFFSETS
     min_horizon: int = MIN_HORIZON
+    average: bool = False
 
     def __post_init__(self) -> None:
         shortest = self._reach + 1
@@ -110,7 +114,7 @@ class WindowSampler:
         trajectory, leaves = candidates[rng.integers(len(candidates))]
         leaf = leaves[rng.integers(len(leaves))]
         start, stride = draw_place(rng, trajectory, self._reach, self.min_stride, self.max_stride)
-        history, targets = read_window(trajectory, leaf, start, stride, self.offsets)
+        history, targets = read_window(trajectory, leaf, start, stride, self.offsets, average=self.average)
         size = history.shape[-1]
         chosen = rng.choice(size, self.num_weights, replace=size < self.num_weights)
         padded = np.zeros([NUM_HORIZONS, self.num_weights], np.float32)
@@ -171,7 +175,13 @@ def draw_place(
 
 
 def read_window(
-    trajectory: Trajectory, leaf: Leaf, start: int, stride: int, offsets: tuple[int, ...] = OFFSETS
+    trajectory: Trajectory,
+    leaf: Leaf,
+    start: int,
+    stride: int,
+    offsets: tuple[int, ...] = OFFSETS,
+    *,
+    average: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads one window of one tensor, of one run.
 
@@ -181,10 +191,24 @@ def read_window(
       start: the first snapshot.
       stride: the spacing, in snapshots of the run.
       offsets: where the snapshots of the history are, in spacings, from 0 on.
+      average: reads the running mean of the snapshots with a memory of one spacing, which begins as the first snapshot
+        of the run, as `wnn_jax.nowcast(average=...)` has it of the weights.
 
     Returns:
       The history `[context, size]`, and as much as there is of the future `[<= 40, size]`.
     """
     last = offsets[-1]
-    rows = trajectory.snapshots[start : start + (last + NUM_HORIZONS) * stride + 1 : stride, leaf.columns]
+    stop = start + (last + NUM_HORIZONS) * stride + 1
+    if average:
+        rows = _running_mean(trajectory.snapshots[:stop, leaf.columns], memory=stride)[start::stride]
+    else:
+        rows = trajectory.snapshots[start:stop:stride, leaf.columns]
     return np.array(rows[list(offsets)]), np.array(rows[last + 1 :])
+
+
+def _running_mean(rows: np.ndarray, memory: float) -> np.ndarray:
+    """The exponential moving average of rows, which begins as the first one; `memory` is in rows."""
+    decay = math.exp(-1 / memory)
+    first = rows[0].astype(np.float64)
+    means, _ = scipy.signal.lfilter([1 - decay], [1, -decay], rows.astype(np.float64), axis=0, zi=decay * first[None])
+    return means.astype(np.float32)
