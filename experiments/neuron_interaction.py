@@ -36,7 +36,7 @@ seeds, every arm at the better of 3e-3 and 6e-3 and read from the EMA of .99; th
 **Our own NiNo**, trained in 1,500 steps on 43 runs (`params/nino.json` names them; 22 minutes of one core) and bundled
 as `nino`, beside the other bundled networks, jumping as the published one does. On the three-conv net with 6 seeds at
 6e-3, the best of the three rates for each with the first 3 seeds; on the transformer with 3 seeds, at the better of two
-rates. The results are in `results/neuron-interaction-trained-by-us/` and
+rates, and with Adam. The results are in `results/neuron-interaction-trained-by-us/` and
 `results/neuron-interaction-transformer-trained-by-us/`, where it is called `nino5`:
 
 | arm | three-conv: steps saved % | loss | test loss | transformer: steps saved % | loss |
