@@ -89,8 +89,8 @@ and by as much on the others, with intervals that touch those of plain training 
 with it, and a linear fit of the weights saves as much on the fine-tuning and more on the language model, the only gain
 of these three that is clear. The drift saves most on the diffusion, where its best rate is that of plain training, and,
 twice as much as the linear fit, on the language model, where its own is half of it (test perplexity 6.33 ± .11, plain
-6.50 ± .14). On the segmentation, too at a rate twice as high as its own, its gain is not confirmed, and at four times
-its own, on the fine-tuning, there is none: the rate has to be searched for it.
+6.50 ± .14). On the segmentation, at twice its own rate as well, its gain is not confirmed, and at four times its own,
+on the fine-tuning, there is none: the rate has to be searched for it.
 """
 
 from pathlib import Path
