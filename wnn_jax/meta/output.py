@@ -56,6 +56,21 @@ def new_figure(path: Path, *shape: int, **options: Any) -> Generator[Any]:
         plt.close(figure)
 
 
+def add_legend(figure: Any, *entries: Any, fontsize: int) -> None:
+    """Puts a legend below the axes, in as many columns as fit beside each other, at most 4.
+
+    Args:
+      figure: what `new_figure` yielded.
+      *entries: handles and labels. Default: those of all axes.
+      fontsize: in points.
+    """
+    for num_columns in (4, 3, 2, 1):
+        legend = figure.legend(*entries, loc="outside lower center", ncols=num_columns, fontsize=fontsize)
+        if num_columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
 def _cell(value: Any) -> Any:
     if not isinstance(value, float):
         return value

@@ -265,6 +265,25 @@ def test_a_line_is_broken_where_all_runs_diverged(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("plot", ["curves", "rates"])
+def test_a_legend_of_long_names_is_not_cut_off(plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["adaptive-linear-average~40-1+ema", "wnn-plus@1.5~40-1+ema+muon", "nino-published~40-1+ema+cosine"]
+    names.append("late-phase-and-then-adaptive-linear-average~20+ema+adamw+wsd")
+    results = [result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)]
+    monkeypatch.setattr(plt, "close", lambda _: None)
+    if plot == "curves":
+        plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "plot.png")
+    else:
+        plot_learning_rates(results, ACCURACY, tmp_path / "plot.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    plt.close(figure)
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+    assert {text.get_text().partition(",")[0] for text in legend.get_texts()} >= set(names)
+
+
+@pytest.mark.parametrize("plot", ["curves", "rates"])
 def test_every_arm_is_within_the_axis_or_the_legend_says_why_not(
     plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from wnn_jax.meta.evaluation.results import Result
 from wnn_jax.meta.evaluation.summary import Row
-from wnn_jax.meta.output import new_figure
+from wnn_jax.meta.output import add_legend, new_figure
 from wnn_jax.meta.tasks.task import Metric
 
 
@@ -43,7 +43,7 @@ def plot_curves(
         axis.set_ylim(*limits)
         axis.set(xlabel="steps", ylabel=f"validation {metric.name} ({reading or 'of the best reading at each step'})")
         axis.grid(alpha=0.3)
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+        add_legend(figure, fontsize=8)
 
 
 def plot_learning_rates(results: Sequence[Result], metric: Metric, path: Path, *, reading: str | None = None) -> None:
@@ -81,7 +81,7 @@ def plot_learning_rates(results: Sequence[Result], metric: Metric, path: Path, *
         axis.set_ylim(*limits)
         axis.set(xlabel="learning rate", ylabel=f"final validation {metric.name} ({reading or 'best reading'})")
         axis.grid(alpha=0.3)
-        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+        add_legend(figure, fontsize=8)
 
 
 def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Path) -> None:

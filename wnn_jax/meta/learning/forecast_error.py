@@ -13,7 +13,7 @@ from rich.console import Console
 
 import wnn_jax
 from wnn_jax._nowcaster import DEFAULT_HORIZON, offsets_of
-from wnn_jax.meta.output import new_figure
+from wnn_jax.meta.output import add_legend, new_figure
 from wnn_jax.meta.trajectories.collection import Trajectory
 from wnn_jax.meta.trajectories.windows import MIN_HORIZON, read_window
 
@@ -160,7 +160,7 @@ def plot_forecast_errors(rows: Sequence[ErrorRow], path: Path) -> None:
             axis.axhline(1.0, color="0.4", linestyle=":", linewidth=1, label="last value")
             axis.grid(alpha=0.3)
         axes[0, 0].set_ylabel(f"error, as a share of that of the last value ({_SHOWN[1]:g}: or more)")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+        add_legend(figure, *axes[0, 0].get_legend_handles_labels(), fontsize=9)
 
 
 class _NowcasterOfRoles:
