@@ -135,8 +135,7 @@ horizon were chosen with seeds 10 and 11 of the three-conv net, and nothing on t
 So half of the gain is that of the spacing and the horizon, and some of the rest that of running means (seed by seed 5
 points, -1 to 10). *Training* on running means gains nothing, though forecasts of them are much better: the errors on
 the validation runs are .745 (`adaptive-linear`) and .737 (NiNo) of those of no change, where some .78 and .83 are
-reached of the weights.
-`adaptive-linear-average` and `nino-average` are
+reached of the weights. `adaptive-linear-average` and `nino-average` are
 
     wnn-jax train --average --collection small pooled --output DIR --num-steps 1000 --windows-per-role 16
     wnn-jax train --average --kind nino --collection small pooled --output DIR --num-steps 1500 --learning-rate 1e-3
