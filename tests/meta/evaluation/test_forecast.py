@@ -42,6 +42,17 @@ def test_a_table_has_the_errors_of_the_split_alone(collection: Path, saved: Path
     assert (tmp_path / "forecast-errors.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_running_means_are_forecast_under_a_name_of_their_own(collection: Path, tmp_path: Path):
+    plain, means = (
+        forecast(Forecast(nowcasters=("linear",), collection=(collection,), output=tmp_path, average=average))[0]
+        for average in (False, True)
+    )
+    assert (plain["arm"], means["arm"]) == ("linear", "linear+ema")
+    assert means["fingerprint"] == plain["fingerprint"]
+    # Of a mean a straight line is a better forecast.
+    assert means["test, 5 ahead"] < plain["test, 5 ahead"]
+
+
 def test_the_default_is_what_no_nowcaster_was_selected_by():
     assert Forecast(nowcasters=("linear",), collection=(Path(),), output=Path()).split == "test"
 

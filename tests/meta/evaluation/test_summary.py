@@ -264,18 +264,23 @@ def test_a_line_is_broken_where_all_runs_diverged(tmp_path: Path, monkeypatch: p
     np.testing.assert_array_equal(line.get_xydata(), [(0.1, 0.6), (0.2, np.nan), (0.4, 0.7)])
 
 
+def drawn(plot: str, results: list[Result], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The figure of a plot, left open."""
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", lambda _: None)
+        if plot == "curves":
+            plot_curves(results, list(rows(results).values()), ACCURACY, folder / "plot.png")
+        else:
+            plot_learning_rates(results, ACCURACY, folder / "plot.png")
+    return plt.gcf()
+
+
 @pytest.mark.parametrize("plot", ["curves", "rates"])
 def test_a_legend_of_long_names_is_not_cut_off(plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["adaptive-linear-average~40-1+ema", "wnn-plus@1.5~40-1+ema+muon", "nino-published~40-1+ema+cosine"]
     names.append("late-phase-and-then-adaptive-linear-average~20+ema+adamw+wsd")
     results = [result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)]
-    monkeypatch.setattr(plt, "close", lambda _: None)
-    if plot == "curves":
-        plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "plot.png")
-    else:
-        plot_learning_rates(results, ACCURACY, tmp_path / "plot.png")
-    figure = plt.gcf()
-    monkeypatch.undo()
+    figure = drawn(plot, results, tmp_path, monkeypatch)
     (legend,) = figure.legends
     extent = legend.get_window_extent()
     plt.close(figure)
@@ -292,13 +297,7 @@ def test_every_arm_is_within_the_axis_or_the_legend_says_why_not(
         result("broken", 0, [0.1, math.nan], diverged=True),
         result("useless", 0, [-1e6, -1e6, -1e6, -1e6]),
     ]
-    monkeypatch.setattr(plt, "close", lambda _: None)
-    if plot == "curves":
-        plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "plot.png")
-    else:
-        plot_learning_rates(results, ACCURACY, tmp_path / "plot.png")
-    figure = plt.gcf()
-    monkeypatch.undo()
+    figure = drawn(plot, results, tmp_path, monkeypatch)
     labels = {text.get_text().partition(",")[0]: text.get_text() for text in figure.legends[0].get_texts()}
     assert set(labels) >= {"plain", "decayed", "fast", "slow", "broken", "useless"}
     assert "diverged" in labels["broken"]

@@ -44,9 +44,10 @@ def test_running_means_are_forecast_where_wanted(tmp_path: Path):
     collection = Collection.create(tmp_path, tiny_family())
     snapshots = [{"Dense_0": {"bias": row}} for row in noise]
     collection.save(0, tiny_family().settings(0), "validation", snapshots, [1.0] * 120, {"loss": 1.0})
+    runs = collection.trajectories()
     mean, single = (
         sum(row["no_change"] for rows in forecast_errors("it", LINEAR, 1.0, runs, average=average) for row in rows)
-        for average, runs in ((True, collection.trajectories()), (False, collection.trajectories()))
+        for average in (True, False)
     )
     # White noise of variance 1 has a mean of variance (1 - decay) / (1 + decay), with memories of 2 and of 8.
     sizes = [np.sqrt((1 - decay) / (1 + decay)) for decay in np.exp([-1 / 2, -1 / 8])]

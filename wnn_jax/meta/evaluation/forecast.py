@@ -49,7 +49,8 @@ class Forecast:
     split: EvaluationSplit = "test"
     """Which runs to forecast: those of `test`, which no nowcaster was selected by, or those of `validation`."""
     average: bool = False
-    """Forecast running means of the weights, with a memory of one spacing, as `nowcast(average=...)` does."""
+    """Forecast running means of the weights, with a memory of one spacing, as `nowcast(average=...)` does. Tables say
+    `NAME+ema`, as the arms of comparisons do."""
 
 
 def forecast(options: Forecast) -> list[dict[str, Any]]:
@@ -69,7 +70,7 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
                 f"--nowcasters {specification}: a drift makes no forecast of snapshots; compare trainings with it, by: "
                 "wnn-jax compare"
             )
-        loaded.append((label, nowcaster, scale))
+        loaded.append((f"{label}+ema" if options.average else label, nowcaster, scale))
     labels = [label for label, _, _ in loaded]
     if not labels or len(set(labels)) < len(labels):
         raise UsageError(f"--nowcasters {' '.join(labels) or '(none)'} must name at least one, and none twice.")

@@ -293,10 +293,13 @@ class _Filling:
         signs = np.ones(1 + NUM_POSITIONS, np.float32)
         if self._draws_signs:
             signs = rng.choice(np.array([-1, 1], np.float32), len(signs))
+        # Of leaves, of which several tensors can be parts.
+        windows = {
+            number: read_window(trajectory, trajectory.leaves[number], start, stride, average=task.average)
+            for number in {piece.leaf for piece in graph.pieces}
+        }
         for piece, block, edges in zip(graph.pieces, graph.blocks, model.tensors, strict=True):
-            leaf = trajectory.leaves[piece.leaf]
-            window = read_window(trajectory, leaf, start, stride, average=task.average)
-            history, future = (signs[0] * snapshots for snapshots in window)
+            history, future = (signs[0] * snapshots for snapshots in windows[piece.leaf])
             scale = scale_of(moments_of_tensor(list(history)))
             number = len(edges.places)
             features = normalize(np.moveaxis(history[:, edges.places], 0, -1), scale)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.signal
 
 from wnn_jax._roles import ROLES
 from wnn_jax.meta.errors import UsageError
@@ -208,7 +207,9 @@ def read_window(
 
 def _running_mean(rows: np.ndarray, memory: float) -> np.ndarray:
     """The exponential moving average of rows, which begins as the first one; `memory` is in rows."""
+    from scipy import signal  # Not needed by what draws no running means, and slow to import.
+
     decay = math.exp(-1 / memory)
     first = rows[0].astype(np.float64)
-    means, _ = scipy.signal.lfilter([1 - decay], [1, -decay], rows.astype(np.float64), axis=0, zi=decay * first[None])
+    means, _ = signal.lfilter([1 - decay], [1, -decay], rows.astype(np.float64), axis=0, zi=decay * first[None])
     return means.astype(np.float32)
