@@ -181,18 +181,21 @@ def nowcast_arm(
       horizon: of the first and of the last nowcast, in snapshots; `None` for the nowcaster's own.
       average: whether snapshots are of the running mean of the parameters, with a memory of one spacing.
       schedule: of the learning rate.
+
+    Raises:
+      UsageError: if `average` is given for a drift, which has no snapshots.
     """
+    if average and is_drift(nowcaster):
+        raise UsageError("average=True was given, but a drift is an average itself, without snapshots; leave +ema out.")
 
     def of_drift(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-        # A drift takes neither a horizon nor a running mean, and refuses whatever value is given, as it refuses a
-        # training without a jump.
+        # A drift takes no horizon and refuses whatever value is given, as it refuses a training without a jump.
         try:
             nowcast = wnn_jax.nowcast(
                 nowcaster,
                 num_steps=num_steps,
                 scale=scale,
                 horizon=horizon[0] if horizon else None,
-                average=0.9 if average else None,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -273,17 +276,17 @@ def _parse_nowcaster(
         )
     label, nowcaster, scale = load_nowcaster(f"{match['name']}{match['scale'] or ''}")
     horizon = (int(match["first"]), int(match["last"] or match["first"])) if match["horizon"] else None
-    arm = nowcast_arm(
-        f"{label}{match['horizon'] or ''}{match['average'] or ''}{match['optimizer'] or ''}{match['schedule'] or ''}",
-        bases[(match["optimizer"] or "+")[1:]],
-        nowcaster,
-        snapshot_every=snapshot_every,
-        scale=scale,
-        horizon=horizon,
-        average=match["average"] is not None,
-        schedule=_SCHEDULES[match["schedule"][1:]] if match["schedule"] else constant,
-    )
     try:
+        arm = nowcast_arm(
+            "".join((label, *(match[part] or "" for part in ("horizon", "average", "optimizer", "schedule")))),
+            bases[(match["optimizer"] or "+")[1:]],
+            nowcaster,
+            snapshot_every=snapshot_every,
+            scale=scale,
+            horizon=horizon,
+            average=match["average"] is not None,
+            schedule=_SCHEDULES[match["schedule"][1:]] if match["schedule"] else constant,
+        )
         # What is out of its range is refused now rather than in the middle of a comparison.
         num_steps = 100 if is_drift(nowcaster) else (offsets_of(nowcaster)[-1] + 1) * (snapshot_every or 100)
         arm.optimizer(1e-3, num_steps)

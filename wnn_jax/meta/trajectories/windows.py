@@ -191,7 +191,8 @@ def read_window(
       stride: the spacing, in snapshots of the run.
       offsets: where the snapshots of the history are, in spacings, from 0 on.
       average: reads the running mean of the snapshots with a memory of one spacing, which begins as the first snapshot
-        of the run, as `wnn_jax.nowcast(average=...)` has it of the weights.
+        of the run, as `wnn_jax.nowcast(average=...)` has it of the weights. What was 20 spacings before `start` counts
+        as the beginning: its share of a mean is less than a float's last digit.
 
     Returns:
       The history `[context, size]`, and as much as there is of the future `[<= 40, size]`.
@@ -199,7 +200,8 @@ def read_window(
     last = offsets[-1]
     stop = start + (last + NUM_HORIZONS) * stride + 1
     if average:
-        rows = _running_mean(trajectory.snapshots[:stop, leaf.columns], memory=stride)[start::stride]
+        begin = max(start - 20 * stride, 0)
+        rows = _running_mean(trajectory.snapshots[begin:stop, leaf.columns], memory=stride)[start - begin :: stride]
     else:
         rows = trajectory.snapshots[start:stop:stride, leaf.columns]
     return np.array(rows[list(offsets)]), np.array(rows[last + 1 :])
