@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.helpers import COLLECTIVES, assert_dots_are_precise, assert_trees_close, train
 from wnn_jax import averaging
+from wnn_jax.averaging._dependence import sketch
 from wnn_jax.averaging._packing import pack, unpack
 
 SHAPES = {"kernel": (8, 6), "bias": (6,), "scale": ()}
@@ -294,6 +295,15 @@ def test_no_more_than_two_checkpoints_are_held_beside_the_result(form: Any, bits
     result = sum(leaf.nbytes for leaf in jax.tree.leaves(subspace))
     assert subspace.size == 4
     assert checkpoints.most - before <= result + 2 * of_one
+
+
+@pytest.mark.slow_but(3)
+@pytest.mark.parametrize("has_origin", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_working_memory_of_a_sketch_is_bounded_by_a_tensor(dtype: Any, has_origin: bool):
+    tree = [jax.ShapeDtypeStruct((1000, 600), dtype)] * 8
+    analysis: Any = sketch.lower(tree, tree if has_origin else None).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes <= 4 * 4.1 * 1000 * 600
 
 
 def test_a_list_and_what_is_loaded_make_one_subspace(form: Any):

@@ -13,7 +13,7 @@ from wnn_jax._checks import check_choice
 from wnn_jax._history import wide_dtype
 from wnn_jax._norm import following, norm
 from wnn_jax._norm import norms as norms_of
-from wnn_jax.averaging._dependence import independent, narrowest_dtype, sketch
+from wnn_jax.averaging._dependence import distance, independent, narrowest_dtype, sketch
 from wnn_jax.averaging._means import toward
 from wnn_jax.averaging._packing import BITS, pack
 from wnn_jax.averaging._subspace import Subspace
@@ -24,9 +24,9 @@ def make_subspace(
 ) -> Subspace:
     """The subspace of the weights that averages of checkpoints are in.
 
-    Goes through the checkpoints twice, and holds two of them at most beside what it returns, and a few copies of the
-    largest tensor while it works. So checkpoints that are loaded one at a time, as a `WeightHistory` on disk does it,
-    need never be in memory all at once.
+    Goes through the checkpoints twice, and holds two of them at most beside what it returns, and the directions of one
+    and a few copies of the largest tensor while it works. So checkpoints that are loaded one at a time, as a
+    `WeightHistory` on disk does it, need never be in memory all at once.
 
     Args:
       checkpoints: trees like the parameters, oldest first; a `WeightHistory`, a list, or anything else that can be gone
@@ -133,7 +133,7 @@ def _gather(
     for tree in checkpoints:
         origin = last if index < number - 1 else None
         if origin is not None or form == "orthonormal":
-            sketches.append(jax.device_get(_sketch_of(tree, origin)))
+            sketches.append(jax.device_get(sketch(tree, origin)))
         one = _delta(tree, mean, bits) if form == "deltas" else _whole(tree, origin)
         kept = _make_room(one, number) if index == 0 else _write(kept, one, index)
         index += 1
@@ -153,16 +153,10 @@ def _add_to_mean(mean: Any, tree: Any, share: Any) -> Any:
     return jax.tree.map(lambda mean, leaf: toward(mean, leaf, share), mean, tree)
 
 
-@jax.jit
-def _sketch_of(tree: Any, origin: Any) -> tuple[jax.Array, jax.Array]:
-    """The sketch of the distance of a tree from another, or from zero."""
-    return sketch(_distance(tree, origin))
-
-
 @functools.partial(jax.jit, static_argnames="bits")
 def _delta(tree: Any, mean: Any, bits: int | None) -> tuple[Any, Any]:
     """The distance from the mean, each tensor divided by its norm; and the norms."""
-    leaves, treedef = jax.tree.flatten(_distance(tree, mean))
+    leaves, treedef = jax.tree.flatten(distance(tree, mean))
     directions: list[Any] = []
     norms: list[jax.Array] = []
     for leaf in leaves:
@@ -177,17 +171,10 @@ def _delta(tree: Any, mean: Any, bits: int | None) -> tuple[Any, Any]:
 @jax.jit
 def _whole(tree: Any, origin: Any) -> tuple[Any, Any]:
     """The distance from another tree, or from zero, divided by its norm as a whole; and that norm, for each tensor."""
-    move = _distance(tree, origin)
+    move = distance(tree, origin)
     length = norm(norms_of(move))
     norms = jax.tree.map(lambda leaf: length.astype(leaf.dtype), move)
     return jax.tree.map(jnp.divide, move, norms), norms
-
-
-def _distance(tree: Any, origin: Any) -> Any:
-    wide = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), tree)
-    if origin is None:
-        return wide
-    return jax.tree.map(lambda leaf, other: leaf - other.astype(leaf.dtype), wide, origin)
 
 
 @functools.partial(jax.jit, static_argnames="size")
