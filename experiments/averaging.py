@@ -261,6 +261,7 @@ SGD_RATES = (0.2,)
 CONFIG = Compare(
     task=TASK,
     arms=tuple(ARMS),
+    optimizer="sgd",
     learning_rates=(0.1, 0.2, 0.4, 0.8),
     own_rates={
         **dict.fromkeys(("averages", "averages-lowered", "drift"), CONSTANT_RATES),

@@ -195,6 +195,7 @@ def make_task(data_dir: Path, model: nn.Module = MODEL) -> Task:
 CONFIG = Compare(
     task="cifar10-16-resnet",
     arms=tuple(ARMS),
+    optimizer="sgd",
     learning_rates=(0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
     search_seeds=(10,),
     seeds=(0, 1, 2, 3, 4),

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,27 @@ def test_what_a_comparison_names_exists(name: str) -> None:
     arms = find_arms(module.CONFIG.arms, base, further=getattr(module, "ARMS", None))
     assert any(arm.is_plain for arm in arms)
     assert len(module.CONFIG.seeds) >= 3
+
+
+@pytest.mark.slow_but(1)
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("averaging", "--task digits-cnn"),
+        ("averaging", "--optimizer adam"),
+        ("late_phase", "--task digits-cnn"),
+        ("late_phase_rank_one", "--task cifar10-16-resnet"),
+        ("late_phase_rank_one", "--optimizer adam"),
+        ("pendulum", "--optimizer sgd"),
+    ],
+)
+def test_options_that_an_experiment_fixes_are_refused(name: str, option: str, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", f"experiments.{name}", *option.split(), "--output", str(tmp_path / "out")]
+    failed = subprocess.run(program, check=False, capture_output=True, text=True, cwd=FOLDER.parent)
+    flag, value = option.split()
+    assert failed.stderr.startswith(f"error: {flag} {value!r} has no effect")
+    assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", SURVEYS)

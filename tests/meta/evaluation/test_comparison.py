@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import wnn_jax
 from tests.meta.toys import Exploding, LinearRegression, NormalizedRegression
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation import comparison
-from wnn_jax.meta.evaluation.comparison import Compare, compare
+from wnn_jax.meta.evaluation.comparison import Compare, compare, main
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -304,6 +305,22 @@ def test_a_killed_comparison_goes_on_to_identical_weights(tmp_path: Path) -> Non
     for before, after in zip(one["evaluations"], other["evaluations"], strict=True):
         assert {**before, "seconds": 0} == {**after, "seconds": 0}
     assert not (killed / "runs" / "checkpoints").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize("name", ["task", "optimizer"])
+def test_what_an_experiment_fixes_is_not_ignored(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = options(tmp_path / "out", optimizer="sgd")
+
+    def run_main(value: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["experiment.py", f"--{name}", value])
+        main(config, None, make_task=lambda data_dir: pytest.fail("loads data"), base=optax.sgd)
+
+    with pytest.raises(
+        SystemExit, match=rf"error: --{name} 'other' has no effect, because the {name} is .*leave it out"
+    ):
+        run_main("other")
+    with pytest.raises(pytest.fail.Exception, match="loads data"):
+        run_main(getattr(config, name))
 
 
 def test_help_and_errors_on_the_command_line() -> None:

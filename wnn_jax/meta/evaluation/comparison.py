@@ -444,4 +444,10 @@ def main(
     program = f"python -m experiments.{Path(sys.argv[0]).stem}"
     options = tyro.cli(Compare, prog=program, description=description, default=config)
     with one_line_errors():
+        for name, own in (("task", make_task), ("optimizer", base)):
+            if own is not None and getattr(options, name) != getattr(config, name):
+                raise UsageError(
+                    f"--{name} {getattr(options, name)!r} has no effect, because the {name} is the experiment's own; "
+                    "leave it out, or give it to wnn-jax compare."
+                )
         compare(options, make_task=make_task, base=base, arms=arms)
