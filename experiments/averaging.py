@@ -110,6 +110,7 @@ coefficients of 3 checkpoints) 66.15 ± 0.06, nowcasts and TWA 66.28 ± 0.26, th
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ import optax
 
 import wnn_jax
 from wnn_jax import averaging
+from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation.comparison import Compare, main
 from wnn_jax.meta.evaluation.stages import TrainCoefficients
 from wnn_jax.meta.tasks import load_task
@@ -198,6 +200,12 @@ def twa(name: str, make_optimizer: Any = constant, *, base_task: Any = same_task
 
     def with_checkpoints(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         del learning_rate
+        least = math.ceil(2 * EPOCH / (1 - SHARE))
+        if num_steps < least:
+            raise UsageError(
+                f"--num-steps {num_steps}: the arm {name!r} needs 2 checkpoints, one every {EPOCH} steps; give at "
+                f"least {least}."
+            )
         return optax.chain(
             make_optimizer(BASE_RATES[make_optimizer], num_steps), averaging.lawa(NUM_CHECKPOINTS, EPOCH)
         )

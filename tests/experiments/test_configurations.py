@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.meta.tasks.synthetic import use_synthetic_data
+from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation.arms import find_arms
 from wnn_jax.meta.evaluation.comparison import Compare, check, compare
 from wnn_jax.meta.tasks import TASKS, load_task
@@ -110,6 +111,16 @@ def test_the_grid_is_of_the_networks_and_the_data_of_its_paper(tmp_path: Path) -
         assert (config.num_steps, config.snapshot_every) == (10_000, 200)
         arms = find_arms(config.arms, base_optimizer(config.optimizer), snapshot_every=config.snapshot_every)
         assert [arm.is_plain for arm in arms] == [True, False, False]
+
+
+def test_too_few_steps_for_two_checkpoints_are_refused() -> None:
+    averaging = experiment("averaging")
+    arm = averaging.ARMS["twa-tail"]
+    with pytest.raises(UsageError, match=r"--num-steps 393: the arm 'twa-tail' needs 2 checkpoints, .* at least 394"):
+        arm.optimizer(0.1, 393)
+    arm.optimizer(0.1, 394)
+    (stage,) = arm.stages
+    assert [stage.first_step(num_steps) // averaging.EPOCH for num_steps in (393, 394)] == [1, 2]
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from tests.meta.toys import Exploding, LinearRegression, NormalizedRegression
 from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation import comparison
 from wnn_jax.meta.evaluation.comparison import Compare, compare, main
+from wnn_jax.meta.evaluation.stages import TrainMembers
+from wnn_jax.meta.training.arm import Arm
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -239,6 +241,33 @@ def test_a_task_that_breaks_the_protocol_is_refused(fault: str, message: str, tm
     with pytest.raises(UsageError, match=message):
         run(tmp_path / "out", Broken(fault=fault))
     assert not (tmp_path / "out").exists()
+
+
+def train_members(learning_rate: float, num_steps: int, first_cycle: int, cycle: int) -> optax.GradientTransformation:
+    return optax.sgd(learning_rate)
+
+
+ARMS = {
+    "of-an-actor": Arm("of-an-actor", lambda rate, num_steps: optax.masked(optax.sgd(rate), {"actor": True})),
+    "of-norms": Arm("of-norms", lambda rate, num_steps: optax.sgd(rate), stages=(TrainMembers(train_members),)),
+}
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"), [("of-an-actor", "pytree structure error"), ("of-norms", "mask selects nothing")]
+)
+def test_an_arm_that_cannot_train_the_task_is_refused_before_any_is_trained(
+    arm: str, message: str, tmp_path: Path
+) -> None:
+    prefix = f"--arms '{arm}' does not fit --task 'toy' or --num-steps 20, change one of them: "
+    with pytest.raises(UsageError, match=f"^{prefix}.*{message}[^\n]*$"):
+        compare(options(tmp_path / "out", arms=("plain", arm)), make_task=lambda _: LinearRegression(), arms=ARMS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_short_a_training_is_refused_before_data_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--snapshot-every 10: the arm 'linear' jumps first after 5 snapshots"):
+        compare(options(tmp_path, snapshot_every=10), make_task=lambda data_dir: pytest.fail("loads data"))
 
 
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:

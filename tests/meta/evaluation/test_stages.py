@@ -11,6 +11,7 @@ from tests.meta.tasks.conformance import check_conformance
 from tests.meta.toys import Interrupted, LinearRegression, NormalizedRegression, interrupt_after
 from wnn_jax import averaging
 from wnn_jax.late_phase import average_members, select_member
+from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.evaluation.stages import TrainCoefficients, TrainMembers, kept_checkpoints
 from wnn_jax.meta.tasks.coefficients import Coefficients
 from wnn_jax.meta.training.arm import Arm
@@ -56,7 +57,7 @@ def test_checkpoints_come_oldest_first() -> None:
     weights = base_run(task, 11)
     for kept, step in zip(kept_checkpoints(fitted.state.opt_state), (6, 8, 10), strict=True):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), kept, weights[step - 1])
-    with pytest.raises(ValueError, match=r"opt_state has 0 checkpoints of averaging\.lawa"):
+    with pytest.raises(UsageError, match=r"opt_state has 0 checkpoints of averaging\.lawa"):
         kept_checkpoints(optax.sgd(0.1).init(weights[0]))
 
 

@@ -6,7 +6,7 @@ import functools
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from wnn_jax.meta.evaluation.summary import Row, best_rates, summarize
 from wnn_jax.meta.output import save_rows
 from wnn_jax.meta.progress import Progress
 from wnn_jax.meta.tasks import TASKS, Metric, Task, load_task
-from wnn_jax.meta.training.arm import Arm
+from wnn_jax.meta.training.arm import Arm, check_arm
 from wnn_jax.meta.training.claims import claim, run_shared
 from wnn_jax.meta.training.keys import describe_task, run_key
 from wnn_jax.meta.training.optimizers import ADAMW_WEIGHT_DECAY, BASE_OPTIMIZERS, BaseOptimizer, base_optimizer
@@ -314,17 +314,38 @@ def make_plan(
     )
     refuse_old_folder(options.output)
     check_reading(options.reading, chosen)
+    for arm in chosen:  # Before data is loaded: some need a longer training.
+        with _errors_of(arm.name, options):
+            arm.optimizer(options.rates_of(arm.name)[0], options.num_steps)
     # Absolute, because the workers of a cluster have working directories of their own.
     make_this_task = functools.partial(task_factory, options.data_dir.absolute())
     task = make_this_task()
+    task_description = describe_task(task)
+    for arm in chosen:
+        with _errors_of(arm.name, options):
+            check_arm(arm, task, options.rates_of(arm.name)[0], options.num_steps)
     return Plan(
         options,
         {arm.name: arm for arm in chosen},
         target_first(task.metrics, options.metric),
         make_this_task,
         task,
-        describe_task(task),
+        task_description,
     )
+
+
+@contextlib.contextmanager
+def _errors_of(arm: str, options: Compare) -> Generator[None]:
+    """Says of an error, in one line, which arm does not fit the task or the length of the training."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(
+            f"--arms {arm!r} does not fit --task {options.task!r} or --num-steps {options.num_steps}, change one of "
+            f"them: {' '.join(str(error).split())}"
+        ) from error
 
 
 def make_console() -> Console:

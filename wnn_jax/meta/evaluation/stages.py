@@ -85,11 +85,11 @@ def kept_checkpoints(opt_state: Any) -> list[Any]:
     """The checkpoints that `averaging.lawa` has kept, oldest first.
 
     Raises:
-      ValueError: if there are none.
+      UsageError: if there are fewer than two.
     """
     checkpoints, num_taken = optax.tree.get(opt_state, "checkpoints"), int(optax.tree.get(opt_state, "num_taken", 0))
     if checkpoints is None or num_taken < 2:
-        raise ValueError(f"opt_state has {num_taken} checkpoints of averaging.lawa; let the stage before keep some.")
+        raise UsageError(f"opt_state has {num_taken} checkpoints of averaging.lawa; let the stage before keep some.")
     size = len(checkpoints)
     return [checkpoints[taken % size] for taken in range(max(num_taken - size, 0), num_taken)]
 

@@ -1,14 +1,16 @@
 """What an arm of a comparison is: a named recipe for training."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import optax
 
 from wnn_jax.meta.tasks.task import Params, Task
 from wnn_jax.meta.training.readings import Reading
-from wnn_jax.meta.training.step import TrainState, View
+from wnn_jax.meta.training.step import TrainState, View, init_state
 
 
 class StageStart(NamedTuple):
@@ -84,3 +86,26 @@ class Arm:
     task: Callable[[Task], Task] = same_task
     nowcaster: str | None = None
     is_plain: bool = False
+
+
+def check_arm(arm: Arm, task: Task, learning_rate: float, num_steps: int) -> None:
+    """Begins an arm with shapes, so that one that cannot train a task is refused before anything is trained.
+
+    Args:
+      arm: how to train.
+      task: what to train.
+      learning_rate: given to the arm.
+      num_steps: given to the arm.
+
+    Raises:
+      ValueError: if the optimizer does not take the task's parameters, or a second stage cannot begin with them.
+    """
+
+    def begin(key: jax.Array) -> None:
+        state = init_state(arm.task(task), arm.optimizer(learning_rate, num_steps), key, arm.view)
+        for stage in arm.stages[:1]:
+            stage.start(task, state, learning_rate, num_steps, 0)
+
+    # A stage that looks at values, such as those of checkpoints, can only begin with them.
+    with contextlib.suppress(jax.errors.JAXTypeError):
+        jax.eval_shape(begin, jax.random.key(0))
