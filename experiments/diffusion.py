@@ -83,10 +83,11 @@ def draw_samples(options: Samples) -> None:
       UsageError: if an option cannot be used, or data is missing.
     """
     check_options(options, positive=("num_steps",))
+    if options.task not in TASKS:
+        raise UsageError(f"--task {options.task!r} is no denoising; choose from {', '.join(TASKS)}.")
     arms = find_arms(options.learning_rates, base_optimizer("adam"))
     task = load_task(options.task, options.data_dir.absolute())
-    if not isinstance(task, Denoising):
-        raise UsageError(f"--task {options.task!r} is no denoising; choose from {', '.join(TASKS)}.")
+    assert isinstance(task, Denoising)
     real = task.dataset.test.images[: NUM_ROWS**2]
     noise = jax.random.normal(jax.random.key(options.seed), real.shape)
     panels = {"test images": real / task.dataset.max_value}

@@ -49,7 +49,8 @@ def test_images_are_put_side_by_side() -> None:
     assert grid[2, 3, 0] == 1
 
 
-def test_another_kind_of_task_is_refused(tmp_path: Path) -> None:
+def test_another_kind_of_task_is_refused_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion, "load_task", lambda name, data_dir: pytest.fail("loads data"))
     options = dataclasses.replace(diffusion.CONFIG, task="digits-cnn", data_dir=tmp_path)
     with pytest.raises(UsageError, match="--task 'digits-cnn' is no denoising; choose from mnist-diffusion, "):
         diffusion.draw_samples(options)
