@@ -94,7 +94,7 @@ from wnn_jax.late_phase import module_mask
 from wnn_jax.meta.evaluation.calibration import Calibration
 from wnn_jax.meta.evaluation.comparison import Compare, main
 from wnn_jax.meta.evaluation.stages import TrainMembers
-from wnn_jax.meta.tasks import Task
+from wnn_jax.meta.tasks import Task, check_data
 from wnn_jax.meta.tasks.data import load_images, random_mirror
 from wnn_jax.meta.tasks.models import ResNet
 from wnn_jax.meta.training.arm import Arm
@@ -177,6 +177,7 @@ ARMS = {
 
 def make_task(data_dir: Path, model: nn.Module = MODEL) -> Task:
     """CIFAR-10 at 16x16 with so few images that an epoch has 60 minibatches; outliers are MNIST's digits."""
+    check_data(("cifar10-16", "mnist-14"), data_dir)
     digits = load_images("mnist-14", data_dir)
     outliers = {
         split: np.pad(images[:NUM_OUTLIERS], [(0, 0), (1, 1), (1, 1), (0, 0)]).repeat(3, axis=-1)

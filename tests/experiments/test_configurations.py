@@ -113,6 +113,16 @@ def test_the_grid_is_of_the_networks_and_the_data_of_its_paper(tmp_path: Path) -
         assert [arm.is_plain for arm in arms] == [True, False, False]
 
 
+def test_all_data_that_is_missing_of_a_task_with_outliers_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    with pytest.raises(
+        UsageError, match=r"no 'cifar10' and no 'mnist' folder .* trained now: pendulum-ddpg, digits-cnn\.$"
+    ):
+        experiment("late_phase").make_task(tmp_path)
+
+
 def test_too_few_steps_for_two_checkpoints_are_refused() -> None:
     averaging = experiment("averaging")
     arm = averaging.ARMS["twa-tail"]

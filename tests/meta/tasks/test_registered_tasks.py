@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 import subprocess
@@ -13,7 +14,8 @@ from tests.meta.tasks.conformance import Training, check_conformance, target
 from tests.meta.tasks.synthetic import use_synthetic_data
 from wnn_jax.meta import tasks
 from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.tasks import TASKS, Metric, Task, find_tasks, load_task, load_tasks
+from wnn_jax.meta.tasks import TASKS, Metric, Task, check_data, find_tasks, load_task, load_tasks
+from wnn_jax.meta.tasks.data import DATASETS, MissingDatasetError
 
 LEARNING_RATES = {"mnist-diffusion": 3e-3, "cifar10-16-diffusion": 3e-3}
 
@@ -79,8 +81,36 @@ def test_all_missing_data_sets_are_listed_at_once(tmp_path: Path, monkeypatch: p
     with pytest.raises(UsageError, match="holds no 'cifar10' and no 'mnist' folder prepared by TensorFlow Datasets"):
         load_tasks(["cifar10-vanilla", "digits-cnn", "mnist-mlp", "cifar10-16-resnet"], tmp_path)
     assert list(load_tasks(["digits-cnn"], tmp_path)) == ["digits-cnn"]
-    with pytest.raises(UsageError, match=r"Data sets that are there: digits\. Tasks .* on them: digits-cnn\.$"):
+    with pytest.raises(UsageError, match=r"sets that are there: digits\. Tasks .* now: pendulum-ddpg, digits-cnn\.$"):
         load_task("coco-pose-unet", tmp_path)
+
+
+def test_missing_data_is_noticed_before_any_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(tasks, "load_task", lambda name, data_dir: pytest.fail("loads data"))
+    with pytest.raises(UsageError, match="holds no 'mnist' folder"):
+        load_tasks(["digits-cnn", "mnist-mlp"], tmp_path)
+
+
+def test_all_tasks_that_can_be_trained_are_named_where_data_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    (tmp_path / "tiny_shakespeare" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "tiny_shakespeare" / "1.0.0" / "dataset_info.json").touch()
+    names = (
+        "pendulum-ddpg, shakespeare-fine-tuning, shakespeare-lora, digits-cnn, shakespeare-transformer, shakespeare-"
+    )
+    for check in (lambda: load_tasks(["mnist-mlp"], tmp_path), lambda: check_data(["mnist"], tmp_path)):
+        with pytest.raises(MissingDatasetError, match=rf"Tasks that can be trained now: {names}lstm\.$"):
+            check()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_needs_the_data_that_it_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()
+    dataset = getattr(TASKS[name], "keywords", {}).get("dataset")
+    prepared = None if dataset is None else DATASETS[dataset].prepared
+    with contextlib.nullcontext() if prepared is None else pytest.raises(MissingDatasetError, match=f"no '{prepared}'"):
+        TASKS[name](tmp_path)
 
 
 MODULE = """

@@ -1,7 +1,8 @@
 """Tasks: what is trained, to make nowcasters and to judge them.
 
 A kind of task is one file in this folder, with a class that has the methods of `Task` and a table `TASKS` from the name
-of each task to a function that makes it, given the folder of data sets. Nothing else has to know of it.
+of each task to a function that makes it, given the folder of data sets. A function that loads one of `DATASETS` names
+it, as `functools.partial(..., dataset=NAME)`. Nothing else has to know of it.
 """
 
 import functools
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from wnn_jax.meta.errors import look_up
-from wnn_jax.meta.tasks.data.datasets import MissingDatasetError, available_datasets
+from wnn_jax.meta.tasks.data.datasets import MissingDatasetError, available_datasets, check_datasets
 from wnn_jax.meta.tasks.task import Metric as Metric
 from wnn_jax.meta.tasks.task import Task as Task
 from wnn_jax.meta.tasks.task import check_task as check_task
@@ -67,6 +68,22 @@ def load_task(name: str, data_dir: Path) -> Task:
     return task
 
 
+def check_data(datasets: Iterable[str], data_dir: Path) -> None:
+    """Makes sure that data sets can be loaded, as `check_datasets` does, or says which tasks can be trained instead.
+
+    Args:
+      datasets: names in `DATASETS`.
+      data_dir: the folder of data sets prepared by TensorFlow Datasets.
+
+    Raises:
+      UsageError: if a name is not known, or data is missing; all data sets that are missing are listed at once.
+    """
+    try:
+        check_datasets(datasets, data_dir)
+    except MissingDatasetError as error:
+        raise MissingDatasetError(error.prepared, data_dir, _tasks_on_what_is_there(data_dir)) from None
+
+
 def load_tasks(names: Sequence[str], data_dir: Path) -> dict[str, Task]:
     """Several tasks by their names.
 
@@ -75,21 +92,19 @@ def load_tasks(names: Sequence[str], data_dir: Path) -> dict[str, Task]:
       data_dir: the folder of data sets prepared by TensorFlow Datasets.
 
     Raises:
-      UsageError: as `load_task` does, but all data sets that are missing are listed at once.
+      UsageError: as `load_task` does, but all data sets that are missing are listed at once, before any is loaded.
     """
-    tasks: dict[str, Task] = {}
-    missing: list[str] = []
-    for name in names:
-        try:
-            tasks[name] = load_task(name, data_dir)
-        except MissingDatasetError as error:
-            missing += error.prepared
-    if missing:
-        raise MissingDatasetError(missing, data_dir, _tasks_on_what_is_there(data_dir))
-    return tasks
+    datasets = [_dataset(look_up(TASKS, name, "the task")) for name in names]
+    check_data(filter(None, datasets), data_dir)
+    return {name: load_task(name, data_dir) for name in names}
+
+
+def _dataset(factory: TaskFactory) -> str | None:
+    """The data set that a task is trained on, or `None` if it needs none."""
+    return getattr(factory, "keywords", {}).get("dataset")
 
 
 def _tasks_on_what_is_there(data_dir: Path) -> list[str]:
-    """The tasks whose tables name, by `functools.partial(..., dataset=NAME)`, data that can be loaded."""
-    available = available_datasets(data_dir)
-    return [name for name, factory in TASKS.items() if getattr(factory, "keywords", {}).get("dataset") in available]
+    """The tasks that can be trained."""
+    available = [None, *available_datasets(data_dir)]
+    return [name for name, factory in TASKS.items() if _dataset(factory) in available]

@@ -157,12 +157,15 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
-def shakespeare_half(half: Literal["first", "second"], data_dir: Path) -> LanguageModel:
+def shakespeare_half(
+    half: Literal["first", "second"], data_dir: Path, dataset: str = "tiny_shakespeare"
+) -> LanguageModel:
     """The task `shakespeare-transformer` on one half of its training text.
 
     The second half ends in the play from which the validation text is; nothing of that is in the first one.
     """
-    task: Any = LANGUAGE_MODELS["shakespeare-transformer"](data_dir)
+    load: Any = LANGUAGE_MODELS["shakespeare-transformer"]
+    task = load(data_dir, dataset=dataset)
     middle = len(task.dataset.train) // 2
     return task.with_training_text(slice(middle) if half == "first" else slice(middle, None))
 
@@ -179,11 +182,11 @@ def load_params(file: Path) -> Params:
     return serialization.msgpack_restore(file.read_bytes())
 
 
-def _fine_tune_shakespeare(kind: type[FineTuning], data_dir: Path) -> FineTuning:
-    return kind(shakespeare_half("second", data_dir), load_params(PRETRAINED))
+def _fine_tune_shakespeare(kind: type[FineTuning], data_dir: Path, *, dataset: str) -> FineTuning:
+    return kind(shakespeare_half("second", data_dir, dataset), load_params(PRETRAINED))
 
 
 TASKS: dict[str, Callable[[Path], Task]] = {
-    "shakespeare-fine-tuning": functools.partial(_fine_tune_shakespeare, FineTuning),
-    "shakespeare-lora": functools.partial(_fine_tune_shakespeare, LowRankFineTuning),
+    "shakespeare-fine-tuning": functools.partial(_fine_tune_shakespeare, FineTuning, dataset="tiny_shakespeare"),
+    "shakespeare-lora": functools.partial(_fine_tune_shakespeare, LowRankFineTuning, dataset="tiny_shakespeare"),
 }

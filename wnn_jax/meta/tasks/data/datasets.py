@@ -69,7 +69,7 @@ class MissingDatasetError(UsageError):
         Args:
           prepared: the names in TensorFlow Datasets of what is missing.
           data_dir: the folder of prepared data sets.
-          tasks: names of tasks that can be trained on what is there.
+          tasks: names of tasks that can be trained with what is there.
         """
         self.prepared = tuple(dict.fromkeys(prepared))
         self._data_dir, self._tasks = data_dir, tuple(tasks)
@@ -89,7 +89,7 @@ class MissingDatasetError(UsageError):
         sentences += [builders[name] for name in self.prepared if name in builders]
         sentences.append(f"Data sets that are there: {', '.join(available_datasets(data_dir))}.")
         if self._tasks:
-            sentences.append(f"Tasks that can be trained on them: {', '.join(self._tasks)}.")
+            sentences.append(f"Tasks that can be trained now: {', '.join(self._tasks)}.")
         else:
             sentences.append("The family 'digits' needs no download.")
         super().__init__(" ".join(sentences))
