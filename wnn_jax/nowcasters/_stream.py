@@ -20,7 +20,7 @@ class Chunk(NamedTuple):
     """Some weights of a stream.
 
     Attributes:
-      history: snapshots, arrays `[n]`.
+      history: snapshots, arrays `[..., n]`.
       leaf: which leaf they are of: a scalar, or `[n]`.
       start: where they are among all weights of the stream.
       is_new: `[n]`, `False` for those that the chunk before had as well. The last chunk of a leaf begins early enough
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
 
 
 class Stream(Protocol):
-    """Flat leaves of one dtype, in chunks."""
+    """Flat leaves of one dtype, in chunks along their last axis."""
 
     num_chunks: int
     sizes: list[int]
@@ -56,16 +56,16 @@ def streams_of(leaves: Sequence[LeafHistory], chunk_size: int) -> Iterator[tuple
     """Puts leaves into streams.
 
     Args:
-      leaves: flat and not empty, of one dtype.
-      chunk_size: the largest number of weights in a chunk.
+      leaves: flat and not empty, of one dtype: arrays `[n]`, or `[k, n]` of one `k`, which have no moments.
+      chunk_size: the largest number of weights in a chunk, or of the `k` that belong together.
 
     Yields:
       A stream, and the indices of its leaves, in its order.
     """
     for kind, in_kind in ((SmallLeaves, operator.lt), (LargeLeaves, operator.ge)):
-        chosen = [index for index, leaf in enumerate(leaves) if in_kind(leaf[0].size, chunk_size)]
-        chosen.sort(key=lambda index: leaves[index][0].size)
-        for indices in _pack(chosen, [leaves[index][0].size for index in chosen]):
+        chosen = [index for index, leaf in enumerate(leaves) if in_kind(leaf[0].shape[-1], chunk_size)]
+        chosen.sort(key=lambda index: leaves[index][0].shape[-1])
+        for indices in _pack(chosen, [leaves[index][0].shape[-1] for index in chosen]):
             yield kind([leaves[index] for index in indices], chunk_size), indices
 
 
@@ -89,7 +89,7 @@ class LargeLeaves:
     def __init__(self, leaves: list[LeafHistory], chunk_size: int) -> None:
         self._leaves = leaves
         self._chunk_size = chunk_size
-        self.sizes = [leaf[0].size for leaf in leaves]
+        self.sizes = [leaf[0].shape[-1] for leaf in leaves]
         self._chunks = [-(-size // chunk_size) for size in self.sizes]
         self.num_chunks = sum(self._chunks)
 
@@ -106,7 +106,7 @@ class LargeLeaves:
         start = jnp.minimum(begin, size - self._chunk_size)
 
         def read_leaf(snapshots: LeafHistory, start: jax.Array) -> LeafHistory:
-            return tuple(jax.lax.dynamic_slice_in_dim(snapshot, start, self._chunk_size) for snapshot in snapshots)
+            return _slices(snapshots, start, self._chunk_size)
 
         history = jax.lax.switch(
             leaf, [lambda start, leaf=leaf: read_leaf(leaf, start) for leaf in self._leaves], start
@@ -142,8 +142,8 @@ class SmallLeaves:
 
     def __init__(self, leaves: list[LeafHistory], chunk_size: int) -> None:
         self._leaves = leaves
-        self.sizes = [leaf[0].size for leaf in leaves]
-        self._history = tuple(jnp.concatenate(snapshots) for snapshots in zip(*leaves, strict=True))
+        self.sizes = [leaf[0].shape[-1] for leaf in leaves]
+        self._history = tuple(jnp.concatenate(snapshots, axis=-1) for snapshots in zip(*leaves, strict=True))
         self._chunk_size = min(chunk_size, sum(self.sizes))
         self.num_chunks = -(-sum(self.sizes) // self._chunk_size)
 
@@ -155,7 +155,7 @@ class SmallLeaves:
         """See `Stream.read`."""
         begin = index * self._chunk_size
         start = jnp.minimum(begin, sum(self.sizes) - self._chunk_size)
-        history = tuple(jax.lax.dynamic_slice_in_dim(snapshot, start, self._chunk_size) for snapshot in self._history)
+        history = _slices(self._history, start, self._chunk_size)
         position = start + jnp.arange(self._chunk_size)
         leaf = jnp.searchsorted(_stack(itertools.accumulate(self.sizes)), position, side="right")
         return Chunk(history, leaf, start, position >= begin)
@@ -176,6 +176,10 @@ class SmallLeaves:
             end, last = start + size * number, first + number
             yield slice(first, last), [snapshot[start:end].reshape(number, size) for snapshot in self._history]
             start, first = end, last
+
+
+def _slices(snapshots: LeafHistory, start: jax.Array, size: int) -> LeafHistory:
+    return tuple(jax.lax.dynamic_slice_in_dim(snapshot, start, size, axis=-1) for snapshot in snapshots)
 
 
 def _anchors(leaves: Sequence[LeafHistory], mesh_axes: tuple[str, ...]) -> jax.Array:

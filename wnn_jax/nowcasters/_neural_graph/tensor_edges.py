@@ -91,7 +91,7 @@ class TensorEdges:
         ]
 
     def _read(self, chunk: Chunk) -> tuple[Edges, Weights]:
-        number = chunk.history[0].shape[0]
+        number = chunk.history[0].shape[-1]
         before = np.concatenate([[0], np.cumsum(self._stream.sizes)[:-1]]).astype(np.int32)
         blocks = [self._graph.blocks[cut.tensor] for cut in self._chosen]
         leaf = jnp.broadcast_to(chunk.leaf, (number,))
@@ -101,7 +101,7 @@ class TensorEdges:
 
         ends = Ends(*map(of_edges, zip(*(block.ends for block in blocks), strict=True)))
         sources, targets = ends.at(chunk.start + jnp.arange(number) - of_edges(before))
-        history = jnp.stack(chunk.history, axis=-1).reshape(number, self._window, CONTEXT)
+        history = jnp.stack([snapshot.T for snapshot in chunk.history], axis=-1)
         wide = history.astype(wide_dtype(history))
         chosen = of_edges([cut.tensor for cut in self._chosen])
         mean, std = (value.astype(wide.dtype)[chosen][:, None] for value in self._scales)
@@ -121,10 +121,8 @@ def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int
         if leaf[0].size:
             matrices = [block.layout.to_matrix(snapshot) for snapshot in leaf]
             for elements in block.layout.cuts(leaf[0].shape):
-                window = range(elements.start, elements.stop)
-                # Snapshots of the first element of the windows, then those of the second, and so on.
-                flat = tuple(matrix[element] for element in window for matrix in matrices)
-                alike.setdefault((len(window), leaf[0].dtype), []).append((Cut(index, elements), flat))
+                flat = tuple(matrix[elements] for matrix in matrices)
+                alike.setdefault((flat[0].shape[0], leaf[0].dtype), []).append((Cut(index, elements), flat))
     for (window, _), group in alike.items():
         for stream, positions in streams_of([flat for _, flat in group], chunk_size):
             yield TensorEdges(graph, leaves, scales, stream, [group[position][0] for position in positions], window)
