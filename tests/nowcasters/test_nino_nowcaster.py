@@ -364,20 +364,36 @@ def test_matrix_products_are_precise(params: Any):
     assert_dots_are_precise(lambda history: nowcaster(history, roles), walk())
 
 
+def lower(params: Any, model: Any, chunk_size: int | None = None) -> jax.stages.Lowered:
+    """The forecast of a model of which only shapes are known."""
+    roles = wnn_jax.default_roles(model)
+    return jax.jit(lambda history: NiNo(params, chunk_size=chunk_size)(history, roles)).lower([model] * 5)
+
+
 @pytest.mark.slow
-def test_working_memory_is_bounded_by_the_chunk(params: Any):
+@pytest.mark.parametrize("window", [(), (3, 3)])
+def test_working_memory_is_bounded_by_the_chunk(params: Any, window: tuple[int, ...]):
     """Four times as many weights between as many neurons, in the same chunks."""
 
     def temporaries(width: int) -> int:
-        shape = jax.ShapeDtypeStruct((width, width), jnp.float32)
-        history = [{"Dense_0": {"kernel": shape}}] * 5
-        roles = {"Dense_0": {"kernel": "dense"}}
-        compiled = jax.jit(lambda history: NiNo(params, chunk_size=256)(history, roles)).lower(history).compile()
+        kernel = jax.ShapeDtypeStruct((*window, width, width), jnp.float32)
+        compiled = lower(params, {"Layer_0": {"kernel": kernel}}, 256).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None
-        return analysis.temp_size_in_bytes - 4 * width**2
+        return analysis.temp_size_in_bytes - 4 * kernel.size
 
     assert temporaries(400) - temporaries(200) < 2_000 * 400
+
+
+def test_compilation_is_of_the_network_and_of_little_for_every_leaf(params: Any):
+    def lines_and_products(num_layers: int) -> tuple[int, int]:
+        shapes = {"kernel": jax.ShapeDtypeStruct((8, 8), jnp.float32), "bias": jax.ShapeDtypeStruct((8,), jnp.float32)}
+        text = lower(params, {f"Dense_{index}": shapes for index in range(num_layers)}).as_text()
+        return text.count("\n"), text.count("stablehlo.dot_general")
+
+    (lines, products), (more_lines, same) = map(lines_and_products, (5, 25))
+    assert 0 < products == same
+    assert (more_lines - lines) / 40 < 25
 
 
 # As a nowcaster

@@ -116,7 +116,7 @@ class LargeLeaves:
 
     def moments(self, mesh_axes: tuple[str, ...]) -> Moments:
         """See `Stream.moments`."""
-        anchors = _anchors(self._leaves, mesh_axes)
+        anchors = _anchors(jnp.stack([leaf[0][0] for leaf in self._leaves]), mesh_axes)
 
         def find_largest(index: Any, largest: jax.Array) -> jax.Array:
             chunk = self.read(index)
@@ -162,7 +162,8 @@ class SmallLeaves:
 
     def moments(self, mesh_axes: tuple[str, ...]) -> Moments:
         """See `Stream.moments`."""
-        anchors = _anchors(self._leaves, mesh_axes)
+        ends = _stack(itertools.accumulate(self.sizes))
+        anchors = _anchors(self._history[0][ends - _stack(self.sizes)], mesh_axes)
         alike = list(self._alike())
         units = _units(jnp.concatenate([largest_of(history) for _, history in alike]), mesh_axes)
         sums = [sum_terms(history, anchors[chosen], units[chosen]) for chosen, history in alike]
@@ -182,9 +183,9 @@ def _slices(snapshots: LeafHistory, start: jax.Array, size: int) -> LeafHistory:
     return tuple(jax.lax.dynamic_slice_in_dim(snapshot, start, size, axis=-1) for snapshot in snapshots)
 
 
-def _anchors(leaves: Sequence[LeafHistory], mesh_axes: tuple[str, ...]) -> jax.Array:
-    anchors = jnp.stack([leaf[0][0] for leaf in leaves])
-    anchors = anchors.astype(wide_dtype(anchors))
+def _anchors(first: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
+    """Those of leaves, given the first weight of each."""
+    anchors = first.astype(wide_dtype(first))
     # Of all devices the same, and no sum of these, which could overflow.
     return jax.lax.pmax(anchors, mesh_axes) if mesh_axes else anchors
 

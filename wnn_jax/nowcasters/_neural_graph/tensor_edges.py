@@ -152,7 +152,8 @@ def edges_of_no_tensor(graph: Graph) -> Edges:
 
 def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
     """Mean and standard deviation of every tensor's history."""
-    mean, std = ([jnp.zeros([])] * len(leaves) for _ in range(2))
+    scales: list[Scale] = []
+    order: list[int] = []
     alike: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
         if leaf[0].size:
@@ -160,7 +161,11 @@ def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
     for indices in alike.values():
         flat = [tuple(snapshot.reshape(-1) for snapshot in leaves[index]) for index in indices]
         for stream, positions in streams_of(flat, chunk_size):
-            scale = scale_of(stream.moments(()))
-            for number, position in enumerate(positions):
-                mean[indices[position]], std[indices[position]] = scale.mean[number], scale.std[number]
-    return Scale(jnp.stack(mean), jnp.stack(std))
+            scales.append(scale_of(stream.moments(())))
+            order += [indices[position] for position in positions]
+
+    def of_leaves(of_streams: list[jax.Array]) -> jax.Array:
+        known = jnp.concatenate([jnp.zeros([0]), *of_streams])
+        return jnp.zeros(len(leaves), known.dtype).at[np.array(order, int)].set(known)
+
+    return Scale(of_leaves([scale.mean for scale in scales]), of_leaves([scale.std for scale in scales]))
