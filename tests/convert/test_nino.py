@@ -134,6 +134,26 @@ def test_a_tensor_of_another_shape(
         nino_mlp(path)
 
 
+def test_a_network_of_more_layers(torch: Any, state: dict[str, np.ndarray], path: Path):
+    write(torch, path, state | {"edge_mlp.fc.8.weight": np.ones([40, 40], np.float32)})
+    with pytest.raises(ValueError, match=r"not a weight file of the published WNN.*it has 'edge_mlp\.fc\.8\.weight'"):
+        nino_mlp(path)
+
+
+def test_numbers_that_are_not_finite(torch: Any, state: dict[str, np.ndarray], path: Path):
+    state["edge_mlp.fc.2.bias"][3] = np.nan
+    write(torch, path, state)
+    with pytest.raises(ValueError, match=f"path='{path}' has numbers that are not finite in 'edge_mlp.fc.2.bias'"):
+        nino_mlp(path)
+
+
+def test_numbers_of_lower_precision(torch: Any, state: dict[str, np.ndarray], path: Path):
+    torch.save({"state_dict": {name: torch.from_numpy(array).bfloat16() for name, array in state.items()}}, path)
+    kernel: Any = nino_mlp(path).params["hidden_0"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel, state["edge_mlp.fc.0.weight"].T, rtol=2**-8)
+
+
 def test_without_torch_the_error_says_how_to_install_it(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
@@ -218,6 +238,15 @@ def test_any_number_of_rounds(torch: Any, nino_state: dict[str, np.ndarray], pat
     }
     write(torch, path, {**others, **of_rounds})
     assert sorted(nino(path).params["rounds"]) == [str(level) for level in range(number)]
+
+
+@pytest.mark.parametrize(
+    "more", ["edge_proj.fc.2", "node_proj.fc.2", "edge_out.fc.4", "gnn.convs.0.pre_nns.0.2", "gnn.norms.0"]
+)
+def test_a_nino_of_more_layers(torch: Any, nino_state: dict[str, np.ndarray], path: Path, more: str):
+    write(torch, path, nino_state | {f"{more}.weight": np.ones([WIDTH, WIDTH], np.float32)})
+    with pytest.raises(ValueError, match=f"not a weight file of the published NiNo.*it has '{more}.weight'"):
+        nino(path)
 
 
 def test_a_file_of_the_other_network(

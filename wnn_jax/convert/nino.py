@@ -1,6 +1,8 @@
 """The weight files that the authors of NiNo published (PyTorch): of NiNo itself, and of WNN+."""
 
+import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,12 +48,10 @@ def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
     """
     state = _read_state(os.fspath(path))
     try:
-        params: dict[str, Any] = {
-            ours: {"kernel": jnp.asarray(state[f"{theirs}.weight"].T), "bias": jnp.asarray(state[f"{theirs}.bias"])}
-            for ours, theirs in _LAYERS.items()
-        }
-        types = state["layer_embed.weight"][[_TYPES[role] for role in ROLES]]
+        params: dict[str, Any] = {ours: _pop_dense(state, theirs) for ours, theirs in _LAYERS.items()}
+        types = state.pop("layer_embed.weight")[[_TYPES[role] for role in ROLES]]
         params["role"] = {"embedding": jnp.asarray(types)}
+        _check_all_read(state)
         return WNNPlus(params, record={"source": "the published weights of Knyazev et al., ICLR 2025"})
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"path={os.fspath(path)!r} is not a weight file of the published WNN+: {error!r}.") from error
@@ -87,8 +87,7 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
             "the file that was published as nino_no_posw.pt."
         )
 
-    def dense(theirs: str) -> dict[str, Any]:
-        return {"kernel": jnp.asarray(state[f"{theirs}.weight"].T), "bias": jnp.asarray(state[f"{theirs}.bias"])}
+    dense = functools.partial(_pop_dense, state)
 
     def one_round(level: int) -> dict[str, Any]:
         node, edge = f"gnn.convs.{level}", f"gnn.edge_update.{level}"
@@ -103,6 +102,7 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
             },
         }
 
+    num_rounds = len({key.split(".")[2] for key in state if key.startswith("gnn.edge_update.")})
     try:
         output = dense("edge_out.fc.2")
         # There, horizons come after the elements of a window.
@@ -110,18 +110,30 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
             ours: jnp.moveaxis(array.reshape(*array.shape[:-1], MAX_WINDOW, NUM_HORIZONS), -1, -2)
             for ours, array in output.items()
         }
-        num_rounds = len({key.split(".")[2] for key in state if key.startswith("gnn.edge_update.")})
         params = {
-            "kind": {"embedding": jnp.asarray(state["layer_embed.weight"])},
+            "kind": {"embedding": jnp.asarray(state.pop("layer_embed.weight"))},
             "position": dense("node_proj.fc.0"),
             "weights": dense("edge_proj.fc.0"),
             "rounds": {str(level): one_round(level) for level in range(num_rounds)},
             "hidden": dense("edge_out.fc.0"),
             "output": output,
         }
+        # The last round of nodes reaches no forecast.
+        _check_all_read(key for key in state if not key.startswith(f"gnn.convs.{num_rounds}."))
         return NiNo(params, record={"source": "the published weights of Knyazev et al., ICLR 2025"})
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise ValueError(f"path={name!r} is not a weight file of the published NiNo: {error!r}.") from error
+
+
+def _pop_dense(state: dict[str, np.ndarray], name: str) -> dict[str, Any]:
+    """A linear layer, which is taken out of the state."""
+    return {"kernel": jnp.asarray(state.pop(f"{name}.weight").T), "bias": jnp.asarray(state.pop(f"{name}.bias"))}
+
+
+def _check_all_read(rest: Iterable[str]) -> None:
+    """Raises a `ValueError` if anything is left, such as a layer that the published networks do not have."""
+    if unread := sorted(rest):
+        raise ValueError(f"it has {unread[0]!r}, which the published network has not")
 
 
 def _read_state(path: str) -> dict[str, np.ndarray]:
@@ -133,9 +145,12 @@ def _read_state(path: str) -> dict[str, np.ndarray]:
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in content["state_dict"].items()}
+        state = {name: tensor.float().numpy() for name, tensor in content["state_dict"].items()}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"path={path!r} does not exist; give the path of a published .pt file.") from error
     # What reading a file of another kind raises differs with the kind and with PyTorch's version.
     except Exception as error:
         raise ValueError(f"path={path!r} cannot be read as a PyTorch file with a `state_dict` ({error!r}).") from error
+    if unknown := [name for name, array in state.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"path={path!r} has numbers that are not finite in {unknown[0]!r}; get the file anew.")
+    return state
