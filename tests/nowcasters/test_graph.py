@@ -346,6 +346,20 @@ def test_a_description_is_json(params: Any):
 # What cannot be read
 
 
+def kernel(*shape: int) -> Any:
+    return {"kernel": jnp.zeros(shape)}
+
+
+def norm(size: int = 8) -> Any:
+    return {"scale": jnp.zeros(size)}
+
+
+def block(**norms: Any) -> Any:
+    """Of a transformer."""
+    parts = {name: kernel(8, 2, 4) for name in ("query", "key", "value")}
+    return {"attn": {**parts, "out": kernel(2, 4, 8)}, "mlp": {"w1": kernel(8, 32), "w2": kernel(32, 8)}, **norms}
+
+
 def pair(one: tuple[int, int], other: tuple[int, int], names: tuple[str, str] = ("encoder", "decoder")) -> Any:
     return {name: {"kernel": jnp.zeros(shape)} for name, shape in zip(names, (one, other), strict=True)}
 
@@ -356,7 +370,7 @@ def pair(one: tuple[int, int], other: tuple[int, int], names: tuple[str, str] = 
         (lambda: init(ARCHITECTURES["resnet"](10), IMAGES), "Conv_5/kernel", "its inputs are the outputs of no layer"),
         (lambda: init(ARCHITECTURES["densenet"](10), IMAGES), "ConvNorm_2/Conv_0/kernel", "outputs of no layer"),
         (lambda: init(LSTM(5), TOKENS), "OptimizedLSTMCell_0/", "could come before"),
-        (lambda: init(UNet(), IMAGES, jnp.zeros(1)), "ResidualBlock_1/", "its inputs are the outputs of no layer"),
+        (lambda: init(UNet(), IMAGES, jnp.zeros(1)), "ResidualBlock_0/", "its inputs are the outputs of no layer"),
         (lambda: pair((8, 4), (4, 8)), "decoder/kernel", "its module could come before 'encoder'"),
         (lambda: pair((8, 4), (5, 7)), "encoder/kernel", "its inputs are the outputs of no layer before it"),
         (lambda: {**pair((8, 4), (4, 3)), "cls": jnp.zeros([1, 8])}, "cls", "it lies beside other modules"),
@@ -365,13 +379,120 @@ def pair(one: tuple[int, int], other: tuple[int, int], names: tuple[str, str] = 
             "norm/scale",
             "there are 2 layers of its size, and 1 such norms",
         ),
-        (lambda: {"attention": pair((4, 4), (4, 4), ("query", "key"))}, "attention/", "could come before"),
+        (
+            lambda: {"attention": pair((4, 4), (4, 4), ("query", "key"))},
+            "attention/",
+            "has no queries, keys and values",
+        ),
+        (lambda: pair((0, 4), (4, 2)), "encoder/kernel", "it is empty"),
+        (lambda: {"Dense_0": kernel(3, 8), "layers": kernel(4, 8, 8), "head": kernel(8, 2)}, "layers", "of no layer"),
     ],
-    ids=["residual", "dense", "recurrent", "unet", "both orders", "no order", "parameter", "norms", "attention"],
+    ids=[
+        *("residual", "dense", "recurrent", "unet", "both orders", "no order", "parameter", "norms", "attention"),
+        *("empty", "scanned"),
+    ],
 )
 def test_what_cannot_be_read_is_refused_by_a_leaf(make: Any, leaf: str, reason: str):
     with pytest.raises(ValueError, match=rf"the leaf '{leaf}.*{reason}.*NiNo\(graph=\.\.\.\)"):
         neural_graph(make())
+
+
+class Generator(nn.Module):
+    """Makes images, by convolutions of a class, of what a dense layer gives out."""
+
+    convolution: Any
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(7 * 7 * 16)(x).reshape(-1, 7, 7, 16)
+        x = self.convolution(8, (3, 3))(x)
+        return self.convolution(self.channels, (3, 3))(x)
+
+
+RESIDUAL = {"Dense_0": kernel(3, 8), "head": kernel(8, 2)}
+CONVOLUTIONS = {"conv1": kernel(3, 3, 3, 8), "conv2": kernel(3, 3, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("params", "leaf", "reason"),
+    [
+        (init(Generator(nn.ConvTranspose, 1), jnp.zeros((1, 64))), "Dense_0/", "before a transposed convolution"),
+        (init(Generator(nn.Conv, 3), jnp.zeros((1, 48))), "Dense_0/", "it may come before the convolutions"),
+        ({"Conv_0": kernel(3, 3, 3, 1), "Dense_0": kernel(64, 8)}, "Dense_0/", "outputs of no layer before it"),
+        ({"Embed_0": {"embedding": jnp.zeros((10, 3))}, "Conv_0": kernel(3, 3, 3, 8)}, "Conv_0/", "of no layer"),
+        ({"actor": kernel(4, 4), "critic": kernel(4, 1)}, "critic/", "may be beside 'actor'"),
+        ({**CONVOLUTIONS, "SE_0": pair((8, 2), (2, 8), ("a", "b"))}, "SE_0/a/", "a module beside the layers"),
+        ({**RESIDUAL, "SelfAttention_0": pair((8, 8), (8, 8), ("a1", "a2"))}, "SelfAttention_0/a", "no queries"),
+        ({**RESIDUAL, "ResBlock_0": pair((8, 8), (8, 8), ("fc", "proj"))}, "ResBlock_0/proj/", "or the projection"),
+        ({**RESIDUAL, "blocks": [pair((8, 8), (8, 8), ("a1", "a2"))]}, "blocks/0/", "whether a residual connection"),
+        ({**CONVOLUTIONS, "second": norm(), "first": norm()}, "second/", "it may come before 'first' or behind it"),
+        ({**CONVOLUTIONS, "PReLU_0": {"negative_slope": jnp.zeros([])}}, "PReLU_0/", "it is one number"),
+        ({"wte": {"embedding": jnp.zeros((11, 8))}, "Block_0": block(ln=norm())}, "Block_0/ln/", "0 places for it"),
+        (
+            {
+                "wte": {"embedding": jnp.zeros((11, 8))},
+                "Block_0": {**block(), "mlp": {**block()["mlp"], "w3": kernel(8, 32)}},
+            },
+            "Block_0/mlp/",
+            "there are 3 layers after attention",
+        ),
+    ],
+    ids=[
+        *("transposed", "generator", "one channel", "class", "side by side", "gate", "attention", "projection"),
+        *("block", "norms", "scalar", "parallel", "gated"),
+    ],
+)
+def test_a_model_that_could_be_connected_in_another_way_is_refused(params: Any, leaf: str, reason: str):
+    with pytest.raises(ValueError, match=rf"the leaf '{leaf}.*{reason}"):
+        neural_graph(params)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_residual"),
+    [
+        *(
+            (name, True)
+            for name in ("ResNetBlock", "BottleneckResNetBlock", "ResidualBlock", "res_block", "BasicBlock")
+        ),
+        *((name, True) for name in ("PreActResBlock", "bottleneck_block", "encoder_ResBlock")),
+        *(
+            (name, False)
+            for name in ("RegressionBlock", "CompressBlock", "BasicConvBlock", "ConvBlock", "ProgressBlock")
+        ),
+    ],
+)
+def test_a_block_is_residual_by_its_name(name: str, is_residual: bool):
+    params = {**RESIDUAL, f"{name}_0": {"Dense_0": kernel(8, 8), "Dense_1": kernel(8, 8)}}
+    expected = [["dense_0", f"{name}_0/dense_1".lower()]] if is_residual else None
+    assert neural_graph(params).get("residual") == expected
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "expected"),
+    [
+        ({"ln_f": 1}, {}, {"ln_f": "block_0/mlp/w2"}),
+        ({"LayerNorm_0": 1}, {}, {"LayerNorm_0": "block_0/mlp/w2"}),
+        ({"embed_ln": 1}, {}, {"embed_ln": "wte"}),
+        ({"embed_ln": 1, "ln_f": 1}, {}, {"embed_ln": "wte", "ln_f": "block_0/mlp/w2"}),
+        ({}, {"self_attention_norm": 1, "feed_forward_norm": 1}, {"self_attention_norm": "wte"}),
+        ({}, {"input_layernorm": 1, "post_attention_layernorm": 1}, {"post_attention_layernorm": "block_0/attn"}),
+        ({}, {"norm1": 1, "norm2": 1, "final_norm": 1}, {"norm2": "block_0/attn", "final_norm": "block_0/mlp/w2"}),
+    ],
+)
+def test_norms_of_a_transformer_are_where_their_names_say(outside: Any, inside: Any, expected: dict[str, str]):
+    params = {"wte": {"embedding": jnp.zeros((11, 8))}, "Block_0": block(**dict.fromkeys(inside, norm()))}
+    edges = neural_graph({**params, **dict.fromkeys(outside, norm()), "head": kernel(8, 11)})["edges"]
+    places = {path.split("/")[-2]: names[0] for path, names in edges.items() if path.endswith("scale")}
+    assert len(places) == len(outside) + len(inside)
+    assert expected.items() <= places.items()
+
+
+def test_norms_of_a_preactivated_block_come_before_its_layers():
+    layers = {"a1": kernel(3, 8), "a2": kernel(8, 8), "norm1": norm(3), "norm2": norm()}
+    edges = neural_graph({"Dense_0": kernel(3, 3), "PreActResBlock_0": layers})["edges"]
+    assert edges["PreActResBlock_0/norm1/scale"] == ["dense_0"]
+    assert edges["PreActResBlock_0/norm2/scale"] == ["preactresblock_0/a1"]
 
 
 def test_attention_without_a_projection_back():
@@ -419,6 +540,16 @@ def test_a_graph_of_another_model_is_refused_by_the_first_leaf_that_differs():
         ({"residual": [["input", "dense_0"]]}, "'input' with 'dense_0', but these are 768 and 64 neurons"),
         ({"heads": {"dense_0": 7}}, "graph\\['heads'\\] has 7 heads for the 64 neurons 'dense_0'"),
         ({"heads": {"elsewhere": 2}}, "graph\\['heads'\\] names 'elsewhere'"),
+        ({"heads": {"dense_0": "two"}}, "graph\\['heads'\\]\\['dense_0'\\]='two' must be an int"),
+        ({"heads": "two"}, "graph\\['heads'\\]='two' must be a mapping"),
+        ({"kinds": ["query"]}, "graph\\['kinds'\\]=\\['query'\\] must be a mapping"),
+        ({"kinds": {"Dense_0/bias": "self"}}, "the unknown kind 'self' for 'Dense_0/bias'"),
+        (
+            {"kinds": {"Dense_7/bias": "bias"}},
+            "graph\\['kinds'\\] names 'Dense_7/bias', but the parameters have no such",
+        ),
+        ({"residual": ["input"]}, "graph\\['residual'\\]=\\['input'\\] must be pairs"),
+        ({"positions": "x"}, "graph\\['positions'\\] must be 8 numbers for each node"),
         ({"positions": np.zeros([3, 8])}, "graph\\['positions'\\] has the shape \\(3, 8\\)"),
     ],
 )
@@ -426,6 +557,24 @@ def test_a_description_that_makes_no_graph(change: Any, message: str):
     params = model_of("mlp-64")
     with pytest.raises(ValueError, match=message):
         graph_of(params, {**neural_graph(params), **change})
+
+
+def test_a_convolution_has_as_many_inputs_as_there_are_neurons():
+    description = neural_graph(CONVOLUTIONS)
+    with pytest.raises(
+        ValueError, match=r"the leaf 'conv2/kernel' of shape \(3, 3, 16, 8\) has 16 inputs, but 'conv1'"
+    ):
+        graph_of({**CONVOLUTIONS, "conv2": kernel(3, 3, 16, 8)}, description)
+
+
+@pytest.mark.parametrize("role", ["dense", "conv", "embedding"])
+def test_a_role_that_has_more_axes(role: str):
+    with pytest.raises(ValueError, match=rf"no edges for the leaf 'w' of shape \(5,\) as '{role}'.*'bias' or 'norm'"):
+        neural_graph({"w": jnp.zeros(5)}, {"w": role})
+
+
+def test_an_array_is_a_model():
+    assert neural_graph(jnp.zeros((3, 4)))["edges"] == {"": ["input", "model"]}
 
 
 def test_a_description_of_another_form():
@@ -438,10 +587,11 @@ def test_a_description_of_another_form():
     [
         ("Dense_0/bias", ["input", "dense_0"], "must be one name of neurons, for the leaf has the shape \\(64,\\)"),
         ("Dense_0/kernel", ["dense_0"], "must be two names of neurons"),
+        ("Dense_0/kernel", None, "graph\\['edges'\\]\\['Dense_0/kernel'\\]=None must be a list of names"),
         ("Dense_1/bias", ["dense_0"], "the leaf 'Dense_1/bias' has 10 of the neurons 'dense_0', of which there are 64"),
     ],
 )
-def test_edges_that_do_not_fit_a_leaf(path: str, names: list[str], message: str):
+def test_edges_that_do_not_fit_a_leaf(path: str, names: Any, message: str):
     params = model_of("mlp-64")
     description = neural_graph(params)
     description["edges"][path] = names

@@ -1,6 +1,7 @@
 """NiNo against its equations and against the published code, and what it does with any tree of parameters."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -451,6 +452,15 @@ def test_a_graph_is_saved_with_it(params: Any, tmp_path: Path):
     assert isinstance(loaded, NiNo)
     assert (loaded.graph, loaded.default_horizon) == (nowcaster.graph, 7)
     jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), dict(nowcaster.params))
+
+
+def test_a_graph_that_is_changed_afterwards_changes_nothing(params: Any):
+    description = neural_graph(walk()[0])
+    nowcaster = NiNo(params, graph=description)
+    given = json.dumps(description)
+    description["edges"].clear()
+    assert json.dumps(nowcaster.graph) == given
+    nowcaster.check_params(walk()[0], wnn_jax.default_roles(walk()[0]))
 
 
 def test_masked_parameters(params: Any):

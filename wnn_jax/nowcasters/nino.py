@@ -1,5 +1,6 @@
 """NiNo: a network that passes messages along the weights of a model, over its neural graph."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,12 @@ def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None
     sizes leave one possibility; attention whose parts are called query, key, value and out, or query_proj and so on, or
     lie in this order in one layer called c_attn or qkv, in transformers whose blocks have two dense layers after it;
     and residual blocks that are called so. Names are understood as Flax linen, Flax nnx, Haiku and Equinox give them.
-    All else is refused. What no name and no size tells is not seen: a residual connection in a chain of layers of one
-    width, or that a layer is used twice.
+    All else is refused, and so is what may be connected in another way, such as a projection in a residual block,
+    convolutions after dense layers, or networks side by side. What no name and no size tells is not seen: a residual
+    connection in a chain of layers of one width, or that a layer is used twice. Normalisation layers are taken to come
+    before attention and the dense layers after it, at the end of a transformer unless their name says otherwise, before
+    the layers of blocks that are called preactivated, and else behind the layers of their size; tables of embeddings to
+    be added up.
 
     Args:
       params: the parameters.
@@ -135,9 +140,11 @@ class NiNo:
             )
         if self.graph is not None:
             check_description(self.graph)
-            if "positions" in self.graph:  # An array could not be saved.
-                positions = np.asarray(self.graph["positions"], np.float32).tolist()
-                object.__setattr__(self, "graph", {**self.graph, "positions": positions})
+            # A copy, which nobody changes: the graph that is built of it is kept.
+            graph = copy.deepcopy(dict(self.graph))
+            if "positions" in graph:  # An array could not be saved.
+                graph["positions"] = np.asarray(graph["positions"], np.float32).tolist()
+            object.__setattr__(self, "graph", graph)
         object.__setattr__(
             self, "default_horizon", check_horizon("default_horizon", self.default_horizon, NUM_HORIZONS)
         )
@@ -220,7 +227,7 @@ def _like(new: Any, leaf: Any) -> jax.Array:
 
 def _tensors_of(params: Any, roles: Any) -> tuple[Tensor, ...]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return tuple(
+    tensors = tuple(
         Tensor(
             jax.tree_util.keystr(path, simple=True, separator="/"),
             names_along(params, path),
@@ -229,6 +236,13 @@ def _tensors_of(params: Any, roles: Any) -> tuple[Tensor, ...]:
         )
         for (path, leaf), role in zip(leaves, jax.tree.leaves(roles), strict=True)
     )
+    for tensor in tensors:
+        if len(tensor.shape) < 2 and tensor.role not in ("bias", "norm"):
+            raise ValueError(
+                f"NiNo has no edges for the leaf {tensor.path!r} of shape {tensor.shape} as {tensor.role!r}, which has "
+                "two axes or more: give it the role 'bias' or 'norm'."
+            )
+    return tensors
 
 
 def _paths_of(params: Any) -> tuple[tuple[str, ...], ...]:

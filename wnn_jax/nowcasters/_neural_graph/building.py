@@ -36,6 +36,8 @@ def build_graph(description: Description, tensors: Sequence[Tensor]) -> Graph:
     edges: Mapping[str, Sequence[str]] = description["edges"]
     _check_same_leaves(edges, tensors)
     kinds: Mapping[str, str] = description.get("kinds", {})
+    if unknown := [path for path in kinds if path not in edges]:
+        raise ValueError(f"graph['kinds'] names {unknown[0]!r}, but the parameters have no such leaf.")
     heads: Mapping[str, int] = description.get("heads", {})
     layouts = {tensor.path: layout_of(tensor.names, tensor.shape, tensor.role) for tensor in tensors}
     sizes = _neuron_sizes(edges, {tensor.path: tensor.shape for tensor in tensors}, layouts, kinds)
@@ -137,9 +139,32 @@ def check_description(description: Any) -> None:
         )
     if unknown := [name for name in description if name not in parts]:
         raise ValueError(f"graph has the unknown part {unknown[0]!r}; it may have {', '.join(parts)}. {remedy}")
+    for name in ("parts", "heads", "kinds"):
+        if not isinstance(part := description.get(name, {}), Mapping):
+            raise ValueError(f"graph[{name!r}]={part!r} must be a mapping. {remedy}")
+    for path, names in description["edges"].items():
+        if not _is_of_names(names):
+            raise ValueError(f"graph['edges'][{path!r}]={names!r} must be a list of names of neurons. {remedy}")
+    residual = description.get("residual", ())
+    if not isinstance(residual, Sequence) or not all(_is_of_names(pair) and len(pair) == 2 for pair in residual):
+        raise ValueError(f"graph['residual']={residual!r} must be pairs of names of neurons. {remedy}")
+    for name, number in description.get("heads", {}).items():
+        if not isinstance(number, int):
+            raise ValueError(f"graph['heads'][{name!r}]={number!r} must be an int, how many heads there are.")
+    if "positions" in description:
+        try:
+            np.asarray(description["positions"], np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"graph['positions'] must be {NUM_POSITIONS} numbers for each node: {error}.") from error
+    kinds = [kind for kind in KINDS if kind not in ("residual", "head", "self")]
     for path, kind in description.get("kinds", {}).items():
-        if kind not in KINDS:
-            raise ValueError(f"graph['kinds'] has the unknown kind {kind!r} for {path!r}; choose from {[*KINDS]}.")
+        if kind not in kinds:
+            raise ValueError(f"graph['kinds'] has the unknown kind {kind!r} for {path!r}; choose from {kinds}.")
+
+
+def _is_of_names(value: Any) -> bool:
+    """Whether it is a list or a tuple of strings."""
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
 def _check_same_leaves(edges: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
@@ -164,7 +189,7 @@ def _neuron_sizes(
     for path, names in edges.items():
         _, rows, columns = layouts[path].sizes(shapes[path])
         is_matrix = bool(layouts[path].rows)
-        if isinstance(names, str) or len(names) != 1 + is_matrix:
+        if len(names) != 1 + is_matrix:
             raise ValueError(
                 f"graph['edges'][{path!r}]={names!r} must be {'two names' if is_matrix else 'one name'} of neurons, "
                 f"for the leaf has the shape {shapes[path]}."
@@ -242,7 +267,8 @@ def _block(
     is_reversed = kind == KINDS["key"]
     row, column = (target, source) if is_reversed else (source, target)
     is_diagonal = rows == 1 and columns == row.size > 1
-    if not is_diagonal and rows % row.size:
+    # Of the positions of an image, dense layers alone are given more than one.
+    if not is_diagonal and (rows != row.size if layout.window else rows % max(row.size, 1)):
         raise ValueError(
             f"graph is of another model: the leaf {tensor.path!r} of shape {tensor.shape} has {rows} inputs, but "
             f"{names[0]!r} are {row.size} neurons."

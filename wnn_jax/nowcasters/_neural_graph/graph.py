@@ -90,7 +90,7 @@ def layout_of(names: Sequence[str], shape: Sequence[int], role: str) -> Layout:
         return Layout((), (), axes)
     if role == "embedding":
         return Layout((), axes[:-1], axes[-1:])
-    if names[-1] == "weight":
+    if names[-1:] == ("weight",):
         return Layout(axes[2:], axes[1:2], axes[:1])
     if role == "conv":
         return Layout(axes[:-2], axes[-2:-1], axes[-1:])

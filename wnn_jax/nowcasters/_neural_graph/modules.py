@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
@@ -10,8 +11,34 @@ from wnn_jax.nowcasters._neural_graph.graph import KEY, QUERY, VALUE, Tensor, la
 
 # A module's name and the number that tells it from others of its kind.
 _NUMBERED = re.compile(r"(.*?)_?(\d*)")
-_RESIDUAL_BLOCK = re.compile(r".*(res(net|idual)?|basic|bottleneck).*block.*")
-_SHORTCUT = re.compile(r".*(proj|shortcut|downsample|skip).*")
+_RESIDUAL_BLOCK = re.compile(
+    r"(.*_)?(pre_?act(ivation)?_?|wide_?|inverted_?|basic_?|bottleneck_?)*"
+    r"(res(net|idual)?|basic|bottleneck)_?(v\d_?)?(basic_?|bottleneck_?)*block"
+)
+_SHORTCUT = re.compile(r".*(shortcut|downsample|skip).*|.*(conv|norm)_?proj(ection)?")
+# Beside a block or in it.
+_PROJECTION = re.compile(r"proj(ection)?")
+# Lists of blocks have no names of their own.
+_SOME_BLOCK = re.compile(r"(.*_)?blocks?")
+_ATTENTION = re.compile(r".*att(entio)?n.*")
+_TRANSPOSED = re.compile(r".*transpose.*")
+# Networks that are given the same rather than what the other gives out.
+_SIDE_BY_SIDE = re.compile(
+    r"(actor|critic|policy|pi|value|values|vf|qf|q|target|online|teacher|student|branch|tower|left|right|generator"
+    r"|discriminator)(_?(net|network|head|fn|function|model))?"
+)
+# Where the normalisation layers of a transformer are, in their order.
+_FIRST_NORM = re.compile(r"(.*_)?(emb\w*|pre|in|input)(_.*)?")
+_ATTENTION_NORM = re.compile(r"(?!post)(.*_)?(self_?)?att(entio)?n(_.*)?")
+_HIDDEN_NORM = re.compile(r"post_?att\w*|(.*_)?(mlp|ffn?|feed_?forward)(_.*)?")
+_LAST_NORM = re.compile(r"(.*_)?(f|post|last|final|out|output)(_.*)?")
+_NORMS = (_FIRST_NORM, _ATTENTION_NORM, _HIDDEN_NORM, _LAST_NORM)
+# What scales or shifts the outputs of other layers, or is added to them.
+_ASIDE = re.compile(
+    r"se(_?(net|block|layer|module))?|squeeze.*|.*excit.*|.*gat(e|ing).*|film.*|time.*|cond.*|lora.*|adapter.*"
+)
+# An image has as many channels at most.
+_MAX_IMAGE_CHANNELS = 4
 
 _REMEDY = (
     "Say how the model is connected, with NiNo(graph=...): begin with the description of a model that can be read, see "
@@ -41,7 +68,7 @@ class Module:
     @property
     def stem(self) -> tuple[str, int]:
         """Its name without its number, and the number."""
-        match = _NUMBERED.fullmatch(self.path[-1])
+        match = _NUMBERED.fullmatch(self.path[-1] if self.path else "")
         assert match is not None
         return match[1], int(match[2] or 0)
 
@@ -68,12 +95,58 @@ class Module:
     @property
     def is_residual_block(self) -> bool:
         """Whether its name is that of a block with a residual link around it."""
-        return bool(self.path) and _RESIDUAL_BLOCK.fullmatch(self.stem[0]) is not None
+        return _RESIDUAL_BLOCK.fullmatch(self.stem[0]) is not None
 
     @property
     def is_shortcut(self) -> bool:
         """Whether its name is that of the projection beside such a block, or of its normalisation."""
-        return _SHORTCUT.fullmatch(self.stem[0]) is not None
+        return any(name.fullmatch(self.stem[0]) for name in (_SHORTCUT, _PROJECTION))
+
+    @property
+    def may_be_in_block(self) -> bool:
+        """Whether it could be a layer of such a block as well."""
+        return _PROJECTION.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_some_block(self) -> bool:
+        """Whether its name does not tell if there is a residual link around it."""
+        num_matrices = sum(module.matrix is not None for module in self.walk())
+        return num_matrices > 1 and not self.is_residual_block and _SOME_BLOCK.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_called_attention(self) -> bool:
+        """Whether its name is that of attention."""
+        return _ATTENTION.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
+        return self.matrix is not None and _TRANSPOSED.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_preactivated(self) -> bool:
+        """Whether it is a block whose normalisation layers come before the layers of their number."""
+        return self.is_residual_block and "act" in self.stem[0]
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether its name is that of a module which is in no chain."""
+        return _ASIDE.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_side_by_side(self) -> bool:
+        """Whether its name is that of a network which is beside others."""
+        return _SIDE_BY_SIDE.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_first_norm(self) -> bool:
+        """Whether it is a normalisation layer whose name says that it comes before all others."""
+        return _FIRST_NORM.fullmatch(self.stem[0]) is not None
+
+    @property
+    def is_last_norm(self) -> bool:
+        """Whether it is one whose name says that it comes behind them."""
+        return _LAST_NORM.fullmatch(self.stem[0]) is not None
 
     @property
     def has_attention(self) -> bool:
@@ -144,6 +217,25 @@ def _without_lists(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(flat)
 
 
+def norms_in_order(norms: Sequence[Module]) -> list[Module]:
+    """Normalisation layers of one size, in the order of their numbers and of what their names say."""
+    order: dict[int, str] = {}
+
+    def place_of(norm: Module) -> tuple[int, int]:
+        name, number = norm.stem
+        place = next((place for place, names in enumerate(_NORMS) if names.fullmatch(name)), 1)
+        if order.setdefault(place, name) != name:
+            refuse(norm.vectors[0], f"it may come before {order[place]!r} or behind it")
+        return place, number
+
+    return sorted(norms, key=place_of)
+
+
+def fits_in_a_row(items: Sequence[Module], before: Neurons | None) -> bool:
+    """Whether each of these can be given what another one gives out, in some order."""
+    return any(True for _ in _orders(items, before, is_numbered=False))
+
+
 def groups_in_order(items: Sequence[Module], before: Neurons | None) -> list[list[Module]]:
     """The order of modules, in groups of one; in a transformer, dense layers that follow attention are a group."""
     attention = sorted((item for item in items if item.is_attention), key=lambda item: item.stem)
@@ -163,7 +255,9 @@ def groups_in_order(items: Sequence[Module], before: Neurons | None) -> list[lis
 
 
 def _dense_in_order(layers: Sequence[Module], before: Neurons | None) -> list[Module]:
-    """The dense layers of a block of a transformer."""
+    """The two dense layers of a block of a transformer."""
+    if len(layers) != 2:
+        refuse(layers[0].first, f"there are {len(layers)} layers after attention, where a transformer has two")
     for layer in layers:
         if layer.matrix is None or layer.children:
             refuse(layer.first, "it is not one of the dense layers after attention")
@@ -172,15 +266,45 @@ def _dense_in_order(layers: Sequence[Module], before: Neurons | None) -> list[Mo
 
 def _only_order(items: Sequence[Module], before: Neurons | None) -> list[Module]:
     """The order of modules, if there is one and no other."""
+    aside = next((item for item in items if item.is_aside), None)
+    if aside is not None:
+        refuse(aside.first, "its name is that of a module beside the layers")
+    beside = [item for item in items if item.is_side_by_side]
+    if len(beside) > 1:
+        refuse(beside[1].first, f"its module may be beside {beside[0].label!r} rather than behind it")
+    dense = [item for item in items if item.rank > 1]
+    if dense and any(item.is_transposed for item in items):
+        refuse(
+            dense[0].first, "it may come before a transposed convolution, and there are no edges for what is reshaped"
+        )
     # Flax numbers modules as they are made: in `Dense(10)(Dense(32)(x))` the last layer is made first.
     for is_numbered in (True, False):
         orders = list(itertools.islice(_orders(items, before, is_numbered=is_numbered), 2))
         if len(orders) == 1:
+            if _may_be_generator(orders[0], before):
+                refuse(dense[0].first, "it may come before the convolutions, which would be given its outputs reshaped")
             return orders[0]
         if orders:
             one, other = next((a, b) for a, b in zip(*orders, strict=True) if a is not b)
             refuse(one.first, f"its module could come before {other.label!r} or after it")
     return refuse(_first_misfit(items, before).first, "its inputs are the outputs of no layer before it")
+
+
+def _may_be_generator(order: Sequence[Module], before: Neurons | None) -> bool:
+    """Whether its dense layers could come first as well: they would make an image, and the convolutions another."""
+    images = list(itertools.takewhile(lambda item: item.rank < 2, order))
+    kernels, dense = (
+        [module.matrix for item in items for module in item.walk() if module.matrix is not None]
+        for items in (images, order[len(images) :])
+    )
+    if before is not None or not dense or not kernels:
+        return False
+    channels, outputs = sizes_of(kernels[0])[1], sizes_of(dense[-1])[2]
+    last, flattened = sizes_of(kernels[-1])[2], sizes_of(dense[0])[1]
+    if channels == 1 or outputs % channels or last > _MAX_IMAGE_CHANNELS or flattened == last:
+        return False
+    num_positions = outputs // channels
+    return num_positions > 1 and (len(kernels[0].shape) != 4 or math.isqrt(num_positions) ** 2 == num_positions)
 
 
 def _orders(items: Sequence[Module], before: Neurons | None, *, is_numbered: bool) -> Iterator[list[Module]]:
@@ -218,9 +342,12 @@ def _outputs(item: Module, before: Neurons | None) -> Iterator[Neurons]:
         _, rows, columns = sizes_of(matrix)
         fits = before is None or rows == before.size
         if before is not None and not fits:
-            is_flattened = matrix.role == "dense" and before.is_image and rows % before.size == 0
+            # Of one channel there is nothing to tell its positions from any other numbers by.
+            is_flattened = matrix.role == "dense" and before.is_image and before.size > 1 and rows % before.size == 0
             is_depthwise = matrix.role == "conv" and rows == 1 and columns == before.size
             fits = is_flattened or is_depthwise
+        if before is not None and matrix.role == "conv" and len(matrix.shape) > 3:
+            fits = fits and before.is_image
         if fits:
             yield Neurons(item.label, columns, is_image=matrix.role == "conv")
         return
@@ -253,7 +380,8 @@ def _first_misfit(items: Sequence[Module], before: Neurons | None) -> Module:
                 extend([*order, item], [other for other in rest if other is not item], after)
 
     extend([], items, before)
-    return min((item for item in items if item not in longest), key=lambda item: (item.rank, item.stem))
+    rest = [item for item in items if item not in longest] or items
+    return min(rest, key=lambda item: (item.rank, item.stem))
 
 
 def sizes_of(tensor: Tensor) -> tuple[int, int, int]:

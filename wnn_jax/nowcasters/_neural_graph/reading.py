@@ -7,7 +7,16 @@ from typing import Any
 
 from wnn_jax.nowcasters._neural_graph.building import split_tensors
 from wnn_jax.nowcasters._neural_graph.graph import KEY, OUT, QUERY, VALUE, Tensor, layout_of
-from wnn_jax.nowcasters._neural_graph.modules import Module, Neurons, groups_in_order, module_tree, refuse, sizes_of
+from wnn_jax.nowcasters._neural_graph.modules import (
+    Module,
+    Neurons,
+    fits_in_a_row,
+    groups_in_order,
+    module_tree,
+    norms_in_order,
+    refuse,
+    sizes_of,
+)
 
 _POSITION = re.compile(r"wpe|.*pos.*emb.*")
 _INPUT = "input"
@@ -30,6 +39,9 @@ def read_graph(
     Raises:
       ValueError: if it cannot be read, naming a leaf.
     """
+    for tensor in tensors:
+        if 0 in tensor.shape:
+            refuse(tensor, "it is empty")
     parts = {
         tensor.path: list(_FUSED_PARTS)
         for tensor, path in zip(tensors, paths, strict=True)
@@ -146,7 +158,9 @@ class _Reader:
     def _read_container(self, module: Module, before: Neurons | None) -> Neurons | None:
         if module.tensors:
             refuse(module.tensors[0], "it lies beside other modules")
-        norms = sorted((child for child in module.children.values() if child.is_norm), key=lambda child: child.stem)
+        if module.is_called_attention and not module.has_attention:
+            refuse(module.first, "it is in what is called attention, which has no queries, keys and values")
+        norms = [child for child in module.children.values() if child.is_norm]
         items = [child for child in module.children.values() if not child.is_norm]
         given, outputs = before, list[Neurons]()
         embeddings = [item for item in items if item.rank == 0]
@@ -157,8 +171,10 @@ class _Reader:
         shortcuts = list[Module]()
         if module.is_residual_block:
             shortcuts = [item for item in items if item.is_shortcut]
+            if any(item.may_be_in_block for item in shortcuts) and fits_in_a_row(items, before):
+                refuse(shortcuts[0].first, "it may be a layer of its block or the projection beside it")
             items = [item for item in items if not item.is_shortcut]
-        streams = [before] if before is not None else []
+        stream = _Stream(has_blocks=not any(item.is_attention for item in items))
         for group in groups_in_order(items, before):
             start = before
             for item in group:
@@ -167,16 +183,24 @@ class _Reader:
                 if item.matrix is not None:
                     outputs.append(before)
             assert before is not None
-            if start is not None and before.size == start.size and len(group) > 1:
-                self.residual.append([start.name, before.name])  # Around the dense layers after attention.
-            streams.append(before)
-        if module.is_residual_block and before is not None and given is not None:
+            if start is not None and len(group) > 1:  # Around the dense layers after attention.
+                if before.size != start.size:
+                    refuse(group[-1].first, f"it has {before.size} outputs where the stream has {start.size} features")
+                self.residual.append([start.name, before.name])
+            if start is not None and (len(group) > 1 or group[0].has_attention):
+                stream.places.append(start)
+                stream.end = before
+        if before is not None and given is not None:
+            if module.is_some_block and not module.has_attention and given.size == before.size:
+                refuse(module.first, "no name tells whether a residual connection goes around its block")
             if shortcuts:
                 self._read_shortcut(shortcuts, norms, given, before)
                 norms = [norm for norm in norms if not norm.is_shortcut]
-            elif given.size == before.size:
+            elif module.is_residual_block and given.size == before.size:
                 self.residual.append([given.name, before.name])
-        self._place_norms(norms, outputs, streams if module.has_attention else [])
+        if module.is_preactivated and given is not None:
+            outputs = [given, *outputs[:-1]]
+        self._place_norms(norms, outputs, stream)
         return before
 
     def _read_embeddings(self, embeddings: Sequence[Module]) -> Neurons:
@@ -210,18 +234,49 @@ class _Reader:
         for vector in vectors:
             self.edges[vector.path] = [after.name]
 
-    def _place_norms(self, norms: Sequence[Module], outputs: Sequence[Neurons], streams: Sequence[Neurons]) -> None:
+    def _place_norms(self, norms: Sequence[Module], outputs: Sequence[Neurons], stream: "_Stream") -> None:
         """Normalisation layers belong to neurons of their size: as many layers as there are such, in their order."""
         by_size: dict[int, list[Module]] = {}
         for norm in norms:
+            if not norm.vectors[0].shape:
+                refuse(norm.vectors[0], "it is one number, which belongs to no neuron")
             by_size.setdefault(sizes_of(norm.vectors[0])[2], []).append(norm)
         for size, alike in by_size.items():
-            # Those of the layers beside; those along the stream of a transformer; its end.
-            own, along = ([neurons for neurons in each if neurons.size == size] for each in (outputs, streams))
-            candidates = (own, along, along[:-1], along[-1:])
-            neurons = next((each for each in candidates if len(each) == len(alike)), None)
-            if neurons is None:
-                refuse(alike[0].vectors[0], f"there are {len(own)} layers of its size, and {len(alike)} such norms")
-            for norm, place in zip(alike, neurons, strict=True):
+            alike = norms_in_order(alike)
+            if stream.end is not None and stream.end.size == size:
+                places = stream.places_of(alike)
+            else:
+                places = [neurons for neurons in outputs if neurons.size == size]
+            if len(places) != len(alike):
+                where = "layers of its size" if stream.end is None else "places for it"
+                refuse(alike[0].vectors[0], f"there are {len(places)} {where}, and {len(alike)} such norms")
+            for norm, place in zip(alike, places, strict=True):
                 for vector in norm.vectors:
                     self.edges[vector.path] = [place.name]
+
+
+@dataclasses.dataclass
+class _Stream:
+    """What a transformer adds to: where it is given to attention, to dense layers, or to whole blocks, and its end.
+
+    Attributes:
+      has_blocks: whether those are blocks.
+      places: what each of them is given.
+      end: what the last one gives out, or `None` if there are none.
+    """
+
+    has_blocks: bool
+    places: list[Neurons] = dataclasses.field(default_factory=list[Neurons])
+    end: Neurons | None = None
+
+    def places_of(self, norms: Sequence[Module]) -> list[Neurons]:
+        """Where normalisation layers are: before each part, and at the end, or there alone; few where none fit."""
+        assert self.end is not None
+        inner = [] if self.has_blocks else self.places
+        if len(norms) == len(inner) > 0:
+            return inner
+        if len(norms) == len(inner) + 1 and not norms[0].is_first_norm:
+            return [*inner, self.end]
+        if self.has_blocks and norms[0].is_first_norm:
+            return [self.places[0], self.end][: len(norms)]
+        return [self.end] if len(norms) == 1 and norms[0].is_last_norm else []
