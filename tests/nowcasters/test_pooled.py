@@ -114,8 +114,9 @@ def test_compile_time_does_not_grow_with_leaves_of_one_shape(nowcaster: Pooled):
     """What sums rows and columns is there once."""
 
     def num_reductions(num_leaves: int) -> int:
-        history = [[leaf] * num_leaves for leaf in random_history((3, 4))]
-        lowered = jax.jit(lambda history: nowcaster(history, ["dense"] * num_leaves)).lower(history)
+        roles = {f"Dense_{index}": {"kernel": "dense"} for index in range(num_leaves)}
+        history = [jax.tree.map(lambda _, leaf=leaf: leaf, roles) for leaf in random_history((3, 4))]
+        lowered = jax.jit(lambda history: nowcaster(history, roles)).lower(history)
         return lowered.as_text().count("stablehlo.reduce(")
 
     assert num_reductions(2) == num_reductions(6) > 0
@@ -124,17 +125,26 @@ def test_compile_time_does_not_grow_with_leaves_of_one_shape(nowcaster: Pooled):
 @pytest.mark.slow_but(1)
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize(
-    "spec", [PartitionSpec("x", "y"), pytest.param(PartitionSpec(None, ("x", "y")), marks=pytest.mark.slow)], ids=str
+    "specs",
+    [
+        (PartitionSpec("x", "y"),) * 2,
+        pytest.param((PartitionSpec(None, ("x", "y")),) * 2, marks=pytest.mark.slow),
+        (PartitionSpec("x"), PartitionSpec(None, "x")),
+    ],
+    ids=str,
 )
-def test_devices_exchange_sums_of_rows_and_columns_only(nowcaster: Pooled, axis_type: AxisType, spec: PartitionSpec):
+def test_devices_exchange_sums_of_rows_and_columns_only(
+    nowcaster: Pooled, axis_type: AxisType, specs: tuple[PartitionSpec, PartitionSpec]
+):
     rows, columns = 24, 40
     # Of leaves of one shape, too.
-    history = [[leaf, 2 * leaf] for leaf in random_history((rows, columns))]
+    history = [{"query": leaf, "out": 2 * leaf} for leaf in random_history((rows, columns))]
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in zip(("query", "out"), specs, strict=True)}
     with jax.set_mesh(mesh):
-        sharded = jax.device_put(history, NamedSharding(mesh, spec))
+        sharded = jax.device_put(history, [shardings] * 5)
         predicted = predict(nowcaster.params, sharded)
-        assert all(leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2) for leaf in predicted)
+        assert all(predicted[name].sharding.is_equivalent_to(sharding, 2) for name, sharding in shardings.items())
         text = predict.lower(nowcaster.params, sharded).compile().as_text() or ""
     jax.tree.map(assert_close, predicted, predict(nowcaster.params, history))
     assert not [name for name in COLLECTIVES if name in text and name != "all-reduce"]

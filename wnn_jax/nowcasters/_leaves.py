@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ def map_by_role(
     *,
     context: int,
     handled: Iterable[str],
+    by_name: bool = False,
 ) -> Any:
     """Forecasts a tree of parameters, all leaves of one role at once.
 
@@ -35,6 +37,7 @@ def map_by_role(
       predict: `(role, histories of leaves) -> forecasts`, of the shapes of the leaves.
       context: how many snapshots there must be.
       handled: the roles to forecast; leaves of others come back as they are in the last snapshot.
+      by_name: at once are only those of one name, without the numbers in it; these are sharded alike.
 
     Returns:
       The forecast: the tree, shapes and dtypes of the parameters.
@@ -48,9 +51,14 @@ def map_by_role(
     snapshots = [treedef.flatten_up_to(snapshot) for snapshot in history]
     leaves: list[LeafHistory] = [tuple(map(jnp.asarray, leaf)) for leaf in zip(*snapshots, strict=True)]
     forecast = [leaf[-1] for leaf in leaves]
-    for role in handled:
-        chosen = [index for index, this in enumerate(role_of) if this == role]
-        predicted = predict(role, [leaves[index] for index in chosen]) if chosen else ()
+    names = [re.sub(r"\d+", "", jax.tree_util.keystr(path)) for path, _ in jax.tree_util.tree_leaves_with_path(roles)]
+    known = set(handled)
+    alike: dict[tuple[str, str], list[int]] = {}
+    for index, (role, name) in enumerate(zip(role_of, names, strict=True)):
+        if role in known:
+            alike.setdefault((role, name if by_name else ""), []).append(index)
+    for (role, _), chosen in alike.items():
+        predicted = predict(role, [leaves[index] for index in chosen])
         for index, new in zip(chosen, predicted, strict=True):
             forecast[index] = new.astype(forecast[index].dtype)
     return jax.tree.unflatten(treedef, forecast)

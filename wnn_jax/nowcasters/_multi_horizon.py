@@ -43,6 +43,8 @@ class MultiHorizonNowcaster:
     roles = ROLES
 
     network_class: ClassVar[type["HorizonNetwork"]]
+    # Whether leaves are forecast at once only where they have one name.
+    by_name: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         try:
@@ -96,7 +98,7 @@ class MultiHorizonNowcaster:
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
             return self.forecast_leaves(leaves, jnp.array(ROLES.index(role)), known)
 
-        return map_by_role(history, roles, predict, context=CONTEXT, handled=ROLES)
+        return map_by_role(history, roles, predict, context=CONTEXT, handled=ROLES, by_name=self.by_name)
 
     def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
         """Forecasts leaves of one role.

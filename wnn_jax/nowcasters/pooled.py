@@ -95,7 +95,8 @@ class Pooled(MultiHorizonNowcaster):
 
     The networks work on rows and columns; a weight takes some fifty multiply-adds, most of them for the sums. The
     temporary memory is at most that of the largest leaf, and of its history where there are several of one shape. Where
-    leaves are sharded, sums of rows and columns are all that devices exchange. A pool ends with its leaf: that the
+    leaves are sharded, sums of rows and columns are all that devices exchange; over automatic mesh axes leaves of one
+    shape whose names differ in numbers only are to be sharded alike for that. A pool ends with its leaf: that the
     columns of one are the rows of the next is not to be read from names and shapes alone, where flattened convolutions,
     heads and residual sums come between.
 
@@ -112,6 +113,8 @@ class Pooled(MultiHorizonNowcaster):
     """
 
     network_class: ClassVar[type[HorizonNetwork]] = PooledNetwork
+    # What is compiled once is given leaves that are sharded in one way, which over automatic mesh axes no type tells.
+    by_name = True
 
     def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
         """See `MultiHorizonNowcaster.forecast_leaves`."""
