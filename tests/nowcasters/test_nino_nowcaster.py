@@ -418,13 +418,14 @@ def test_it_jumps_in_a_training(params: Any):
     assert int(optax.tree.get(steps[4].state, "num_nowcasts")) == 1
 
 
-def test_the_bundled_one_foresees_weights_that_go_on():
+@pytest.mark.parametrize("name", ["nino", "pooled"])
+def test_the_bundled_one_foresees_weights_that_go_on(name: str):
     """As the square root of time, in a direction of their own: it is nearer than no change in every leaf."""
     shapes = {name: layer for name, layer in SHAPES.items() if name.startswith(("Conv", "Dense"))}
     start, direction = walk(shapes)[0], walk(shapes, seed=1)[0]
     at = [jax.tree.map(lambda leaf, step: leaf + t**0.5 * step, start, direction) for t in (1, 2, 3, 4, 5, 10)]  # noqa: B023
-    nino: Any = wnn_jax.load("nino")
-    forecast = nino(at[:5], wnn_jax.default_roles(start), 5)
+    nowcaster: Any = wnn_jax.load(name)
+    forecast = nowcaster(at[:5], wnn_jax.default_roles(start), 5)
     share = jax.tree.map(
         lambda new, then, last: jnp.abs(new - then).sum() / jnp.abs(last - then).sum(), forecast, at[5], at[4]
     )
