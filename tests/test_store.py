@@ -165,7 +165,7 @@ BUNDLED = Path(__file__).parents[1] / "params"
 def test_the_record_of_a_bundled_network_says_what_was_held_out_and_what_it_scored(path: Path):
     record = json.loads(path.with_suffix(".json").read_text())
     nowcaster = wnn_jax.load(path.stem)
-    assert isinstance(nowcaster, (WNN, WNNPlus, AdaptiveLinear, Introspection, NiNo))
+    assert isinstance(nowcaster, (WNN, WNNPlus, AdaptiveLinear, Introspection, NiNo, Pooled))
     assert record == nowcaster.record
     assert record["name"] == path.stem
     data = record["data"]
