@@ -7,36 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+from wnn_jax.nowcasters._neural_graph import names
 from wnn_jax.nowcasters._neural_graph.graph import KEY, QUERY, VALUE, Tensor, layout_of
 
 # A module's name and the number that tells it from others of its kind.
 _NUMBERED = re.compile(r"(.*?)_?(\d*)")
-_RESIDUAL_BLOCK = re.compile(
-    r"(.*_)?(pre_?act(ivation)?_?|wide_?|inverted_?|basic_?|bottleneck_?)*"
-    r"(res(net|idual)?|basic|bottleneck)_?(v\d_?)?(basic_?|bottleneck_?)*block"
-)
-_SHORTCUT = re.compile(r".*(shortcut|downsample|skip).*|.*(conv|norm)_?proj(ection)?")
-# Beside a block or in it.
-_PROJECTION = re.compile(r"proj(ection)?")
-# Lists of blocks have no names of their own.
-_SOME_BLOCK = re.compile(r"(.*_)?blocks?")
-_ATTENTION = re.compile(r".*att(entio)?n.*")
-_TRANSPOSED = re.compile(r".*transpose.*")
-# Networks that are given the same rather than what the other gives out.
-_SIDE_BY_SIDE = re.compile(
-    r"(actor|critic|policy|pi|value|values|vf|qf|q|target|online|teacher|student|branch|tower|left|right|generator"
-    r"|discriminator)(_?(net|network|head|fn|function|model))?"
-)
-# Where the normalisation layers of a transformer are, in their order.
-_FIRST_NORM = re.compile(r"(.*_)?(emb\w*|pre|in|input)(_.*)?")
-_ATTENTION_NORM = re.compile(r"(?!post)(.*_)?(self_?)?att(entio)?n(_.*)?")
-_HIDDEN_NORM = re.compile(r"post_?att\w*|(.*_)?(mlp|ffn?|feed_?forward)(_.*)?")
-_LAST_NORM = re.compile(r"(.*_)?(f|post|last|final|out|output)(_.*)?")
-_NORMS = (_FIRST_NORM, _ATTENTION_NORM, _HIDDEN_NORM, _LAST_NORM)
-# What scales or shifts the outputs of other layers, or is added to them.
-_ASIDE = re.compile(
-    r"se(_?(net|block|layer|module))?|squeeze.*|.*excit.*|.*gat(e|ing).*|film.*|time.*|cond.*|lora.*|adapter.*"
-)
 # An image has as many channels at most.
 _MAX_IMAGE_CHANNELS = 4
 
@@ -92,61 +67,16 @@ class Module:
         """Whether it has queries, keys and values."""
         return all(self.part(names) is not None for names in (QUERY, KEY, VALUE))
 
-    @property
-    def is_residual_block(self) -> bool:
-        """Whether its name is that of a block with a residual link around it."""
-        return _RESIDUAL_BLOCK.fullmatch(self.stem[0]) is not None
-
-    @property
-    def is_shortcut(self) -> bool:
-        """Whether its name is that of the projection beside such a block, or of its normalisation."""
-        return any(name.fullmatch(self.stem[0]) for name in (_SHORTCUT, _PROJECTION))
-
-    @property
-    def may_be_in_block(self) -> bool:
-        """Whether it could be a layer of such a block as well."""
-        return _PROJECTION.fullmatch(self.stem[0]) is not None
+    def is_called(self, *patterns: re.Pattern[str]) -> bool:
+        """Whether its name, without its number, is one of these."""
+        return any(pattern.fullmatch(self.stem[0]) for pattern in patterns)
 
     @property
     def is_some_block(self) -> bool:
-        """Whether its name does not tell if there is a residual link around it."""
+        """Whether no name tells if there is a residual link around its layers."""
         num_matrices = sum(module.matrix is not None for module in self.walk())
-        return num_matrices > 1 and not self.is_residual_block and _SOME_BLOCK.fullmatch(self.stem[0]) is not None
-
-    @property
-    def is_called_attention(self) -> bool:
-        """Whether its name is that of attention."""
-        return _ATTENTION.fullmatch(self.stem[0]) is not None
-
-    @property
-    def is_transposed(self) -> bool:
-        """Whether it is a transposed convolution."""
-        return self.matrix is not None and _TRANSPOSED.fullmatch(self.stem[0]) is not None
-
-    @property
-    def is_preactivated(self) -> bool:
-        """Whether it is a block whose normalisation layers come before the layers of their number."""
-        return self.is_residual_block and "act" in self.stem[0]
-
-    @property
-    def is_aside(self) -> bool:
-        """Whether its name is that of a module which is in no chain."""
-        return _ASIDE.fullmatch(self.stem[0]) is not None
-
-    @property
-    def is_side_by_side(self) -> bool:
-        """Whether its name is that of a network which is beside others."""
-        return _SIDE_BY_SIDE.fullmatch(self.stem[0]) is not None
-
-    @property
-    def is_first_norm(self) -> bool:
-        """Whether it is a normalisation layer whose name says that it comes before all others."""
-        return _FIRST_NORM.fullmatch(self.stem[0]) is not None
-
-    @property
-    def is_last_norm(self) -> bool:
-        """Whether it is one whose name says that it comes behind them."""
-        return _LAST_NORM.fullmatch(self.stem[0]) is not None
+        is_told = self.has_attention or self.is_called(names.RESIDUAL_BLOCK)
+        return num_matrices > 1 and not is_told and self.is_called(names.SOME_BLOCK)
 
     @property
     def has_attention(self) -> bool:
@@ -223,7 +153,7 @@ def norms_in_order(norms: Sequence[Module]) -> list[Module]:
 
     def place_of(norm: Module) -> tuple[int, int]:
         name, number = norm.stem
-        place = next((place for place, names in enumerate(_NORMS) if names.fullmatch(name)), 1)
+        place = next((place for place, pattern in enumerate(names.NORMS) if pattern.fullmatch(name)), 1)
         if order.setdefault(place, name) != name:
             refuse(norm.vectors[0], f"it may come before {order[place]!r} or behind it")
         return place, number
@@ -266,14 +196,14 @@ def _dense_in_order(layers: Sequence[Module], before: Neurons | None) -> list[Mo
 
 def _only_order(items: Sequence[Module], before: Neurons | None) -> list[Module]:
     """The order of modules, if there is one and no other."""
-    aside = next((item for item in items if item.is_aside), None)
+    aside = next((item for item in items if item.is_called(names.ASIDE)), None)
     if aside is not None:
         refuse(aside.first, "its name is that of a module beside the layers")
-    beside = [item for item in items if item.is_side_by_side]
+    beside = [item for item in items if item.is_called(names.SIDE_BY_SIDE)]
     if len(beside) > 1:
         refuse(beside[1].first, f"its module may be beside {beside[0].label!r} rather than behind it")
     dense = [item for item in items if item.rank > 1]
-    if dense and any(item.is_transposed for item in items):
+    if dense and any(item.matrix is not None and item.is_called(names.TRANSPOSED) for item in items):
         refuse(
             dense[0].first, "it may come before a transposed convolution, and there are no edges for what is reshaped"
         )
@@ -357,8 +287,8 @@ def _outputs(item: Module, before: Neurons | None) -> Iterator[Neurons]:
         if before is not None:
             yield dataclasses.replace(before, name=item.label)
         return
-    if item.is_residual_block:
-        children = [child for child in children if not child.is_shortcut]
+    if item.is_called(names.RESIDUAL_BLOCK):
+        children = [child for child in children if not child.is_called(names.SHORTCUT, names.PROJECTION)]
     for order in itertools.islice(_orders(children, before, is_numbered=True), 1):
         after = before
         for child in order:

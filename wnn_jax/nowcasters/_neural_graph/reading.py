@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from wnn_jax.nowcasters._neural_graph import names
 from wnn_jax.nowcasters._neural_graph.building import split_tensors
 from wnn_jax.nowcasters._neural_graph.graph import KEY, OUT, QUERY, VALUE, Tensor, layout_of
 from wnn_jax.nowcasters._neural_graph.modules import (
@@ -158,7 +159,7 @@ class _Reader:
     def _read_container(self, module: Module, before: Neurons | None) -> Neurons | None:
         if module.tensors:
             refuse(module.tensors[0], "it lies beside other modules")
-        if module.is_called_attention and not module.has_attention:
+        if module.is_called(names.ATTENTION) and not module.has_attention:
             refuse(module.first, "it is in what is called attention, which has no queries, keys and values")
         norms = [child for child in module.children.values() if child.is_norm]
         items = [child for child in module.children.values() if not child.is_norm]
@@ -169,11 +170,11 @@ class _Reader:
             given = before
         items = [item for item in items if item.rank > 0]
         shortcuts = list[Module]()
-        if module.is_residual_block:
-            shortcuts = [item for item in items if item.is_shortcut]
-            if any(item.may_be_in_block for item in shortcuts) and fits_in_a_row(items, before):
+        if module.is_called(names.RESIDUAL_BLOCK):
+            shortcuts = [item for item in items if item.is_called(names.SHORTCUT, names.PROJECTION)]
+            if any(item.is_called(names.PROJECTION) for item in shortcuts) and fits_in_a_row(items, before):
                 refuse(shortcuts[0].first, "it may be a layer of its block or the projection beside it")
-            items = [item for item in items if not item.is_shortcut]
+            items = [item for item in items if not item.is_called(names.SHORTCUT, names.PROJECTION)]
         stream = _Stream(has_blocks=not any(item.is_attention for item in items))
         for group in groups_in_order(items, before):
             start = before
@@ -191,14 +192,14 @@ class _Reader:
                 stream.places.append(start)
                 stream.end = before
         if before is not None and given is not None:
-            if module.is_some_block and not module.has_attention and given.size == before.size:
+            if module.is_some_block and given.size == before.size:
                 refuse(module.first, "no name tells whether a residual connection goes around its block")
             if shortcuts:
                 self._read_shortcut(shortcuts, norms, given, before)
-                norms = [norm for norm in norms if not norm.is_shortcut]
-            elif module.is_residual_block and given.size == before.size:
+                norms = [norm for norm in norms if not norm.is_called(names.SHORTCUT, names.PROJECTION)]
+            elif module.is_called(names.RESIDUAL_BLOCK) and given.size == before.size:
                 self.residual.append([given.name, before.name])
-        if module.is_preactivated and given is not None:
+        if module.is_called(names.PREACTIVATED_BLOCK) and given is not None:
             outputs = [given, *outputs[:-1]]
         self._place_norms(norms, outputs, stream)
         return before
@@ -229,7 +230,7 @@ class _Reader:
         self.edges[matrix.path] = [given.name, after.name]
         vectors = [
             *shortcuts[0].vectors,
-            *(x for norm in norms if norm.is_shortcut for x in norm.vectors),
+            *(x for norm in norms if norm.is_called(names.SHORTCUT, names.PROJECTION) for x in norm.vectors),
         ]
         for vector in vectors:
             self.edges[vector.path] = [after.name]
@@ -275,8 +276,8 @@ class _Stream:
         inner = [] if self.has_blocks else self.places
         if len(norms) == len(inner) > 0:
             return inner
-        if len(norms) == len(inner) + 1 and not norms[0].is_first_norm:
+        if len(norms) == len(inner) + 1 and not norms[0].is_called(names.FIRST_NORM):
             return [*inner, self.end]
-        if self.has_blocks and norms[0].is_first_norm:
+        if self.has_blocks and norms[0].is_called(names.FIRST_NORM):
             return [self.places[0], self.end][: len(norms)]
-        return [self.end] if len(norms) == 1 and norms[0].is_last_norm else []
+        return [self.end] if len(norms) == 1 and norms[0].is_called(names.LAST_NORM) else []
