@@ -74,8 +74,9 @@ the paper says of its own (x1.20 is 17 %):
 | linear | at most 3 (0 to 9) | at most 4 (0 to 11) | 22 (18 to 25) | 20 (10 to 41) |
 | drift | at most 15 (0 to 27) | 18 (4 to 30) | **43** (31 to 50) | none |
 
-The second of these columns is made by the following call, the others by the same one with the task, the optimizer, the
-rate, the steps and the evaluations of the configuration and the table above:
+Tables and plots of these are in the folders `wnn-protocol/` beside those of the tasks. The second of these columns is
+made by the following call, the others by the same one with the task, the optimizer, the rate, the steps and the
+evaluations of the configuration and the table above:
 
     wnn-jax compare --task cifar10-16-diffusion --arms plain wnn introspection linear drift --reading weights \
         --learning-rates 1.2e-2 --num-steps 1200 --evaluate-every 120 --data-dir DIR \
