@@ -103,9 +103,7 @@ def print_compilations() -> None:
     print(
         f"\n{'nowcaster':>16}  {'model':>12}  {'leaves':>6}  {'weights':>11}  {'trace s':>7}  {'compile s':>9}  temp MB"
     )
-    nowcasters: dict[str, Any] = {name: wnn_jax.load(name) for name in _NAMES}
-    # What its networks have learned makes no difference here.
-    nowcasters["pooled"] = wnn_jax.nowcasters.Pooled.init(jax.random.key(0))
+    nowcasters: dict[str, Any] = {name: wnn_jax.load(name) for name in (*_NAMES, "pooled")}
     for model, params in trees():
         roles = wnn_jax.default_roles(params)
         for name, nowcaster in nowcasters.items():

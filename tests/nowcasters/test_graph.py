@@ -455,7 +455,7 @@ def test_a_model_that_could_be_connected_in_another_way_is_refused(params: Any, 
             (name, True)
             for name in ("ResNetBlock", "BottleneckResNetBlock", "ResidualBlock", "res_block", "BasicBlock")
         ),
-        *((name, True) for name in ("PreActResBlock", "bottleneck_block", "encoder_ResBlock")),
+        *((name, True) for name in ("PreActResBlock", "PreActBlock", "bottleneck_block", "encoder_ResBlock")),
         *(
             (name, False)
             for name in ("RegressionBlock", "CompressBlock", "BasicConvBlock", "ConvBlock", "ProgressBlock")

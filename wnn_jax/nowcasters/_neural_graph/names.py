@@ -4,7 +4,7 @@ import re
 
 RESIDUAL_BLOCK = re.compile(
     r"(.*_)?(pre_?act(ivation)?_?|wide_?|inverted_?|basic_?|bottleneck_?)*"
-    r"(res(net|idual)?|basic|bottleneck)_?(v\d_?)?(basic_?|bottleneck_?)*block"
+    r"(res(net|idual)?|basic|bottleneck|pre_?act(ivation)?)_?(v\d_?)?(basic_?|bottleneck_?)*block"
 )
 # Of these, where normalisation layers come before the layers of their number.
 PREACTIVATED_BLOCK = re.compile(r".*pre_?act.*")
