@@ -559,6 +559,15 @@ def test_a_description_that_makes_no_graph(change: Any, message: str):
         graph_of(params, {**neural_graph(params), **change})
 
 
+def test_heads_may_be_numbers_of_numpy():
+    params = MODELS["transformer"]()
+    description = neural_graph(params)
+    heads = {name: np.int64(number) for name, number in description["heads"].items()}
+    assert graph_of(params, {**description, "heads": heads}).links == graph_of(params, description).links
+    with pytest.raises(ValueError, match=r"graph\['heads'\]\['wte'\]=0 must be an int >= 1: how many heads"):
+        graph_of(params, {**description, "heads": {"wte": 0}})
+
+
 def test_a_convolution_has_as_many_inputs_as_there_are_neurons():
     description = neural_graph(CONVOLUTIONS)
     with pytest.raises(

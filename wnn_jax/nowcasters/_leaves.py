@@ -46,17 +46,17 @@ def map_by_role(
       ValueError: if there are not `context` snapshots.
     """
     check_length(history, context)
-    role_of, treedef = jax.tree.flatten(roles)
+    role_of, treedef = jax.tree_util.tree_flatten_with_path(roles)
     # By the tree of the roles: parameters may have a node where the roles have a leaf.
     snapshots = [treedef.flatten_up_to(snapshot) for snapshot in history]
     leaves: list[LeafHistory] = [tuple(map(jnp.asarray, leaf)) for leaf in zip(*snapshots, strict=True)]
     forecast = [leaf[-1] for leaf in leaves]
-    names = [re.sub(r"\d+", "", jax.tree_util.keystr(path)) for path, _ in jax.tree_util.tree_leaves_with_path(roles)]
     known = set(handled)
     alike: dict[tuple[str, str], list[int]] = {}
-    for index, (role, name) in enumerate(zip(role_of, names, strict=True)):
+    for index, (path, role) in enumerate(role_of):
         if role in known:
-            alike.setdefault((role, name if by_name else ""), []).append(index)
+            name = re.sub(r"\d+", "", jax.tree_util.keystr(path)) if by_name else ""
+            alike.setdefault((role, name), []).append(index)
     for (role, _), chosen in alike.items():
         predicted = predict(role, [leaves[index] for index in chosen])
         for index, new in zip(chosen, predicted, strict=True):

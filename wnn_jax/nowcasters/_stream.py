@@ -1,5 +1,6 @@
 """Many leaves as one sequence of chunks of one size: what is done to a chunk is compiled once for all of them."""
 
+import functools
 import itertools
 import operator
 from collections.abc import Iterator, Sequence
@@ -105,12 +106,8 @@ class LargeLeaves:
         begin = (index - (ends - _stack(self._chunks))[leaf]) * self._chunk_size
         start = jnp.minimum(begin, size - self._chunk_size)
 
-        def read_leaf(snapshots: LeafHistory, start: jax.Array) -> LeafHistory:
-            return _slices(snapshots, start, self._chunk_size)
-
-        history = jax.lax.switch(
-            leaf, [lambda start, leaf=leaf: read_leaf(leaf, start) for leaf in self._leaves], start
-        )
+        branches = [functools.partial(_slices, leaf, size=self._chunk_size) for leaf in self._leaves]
+        history = jax.lax.switch(leaf, branches, start)
         before = (_stack(itertools.accumulate(self.sizes)) - _stack(self.sizes))[leaf]
         return Chunk(history, leaf, before + start, start + jnp.arange(self._chunk_size) >= begin)
 

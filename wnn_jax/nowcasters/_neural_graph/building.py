@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from wnn_jax._checks import check_int
 from wnn_jax.nowcasters._neural_graph.graph import (
     KINDS,
     NUM_POSITIONS,
@@ -149,8 +150,7 @@ def check_description(description: Any) -> None:
     if not isinstance(residual, Sequence) or not all(_is_of_names(pair) and len(pair) == 2 for pair in residual):
         raise ValueError(f"graph['residual']={residual!r} must be pairs of names of neurons. {remedy}")
     for name, number in description.get("heads", {}).items():
-        if not isinstance(number, int):
-            raise ValueError(f"graph['heads'][{name!r}]={number!r} must be an int, how many heads there are.")
+        check_int(f"graph['heads'][{name!r}]", number, "how many heads there are", minimum=1)
     if "positions" in description:
         try:
             np.asarray(description["positions"], np.float32)
@@ -236,7 +236,7 @@ def _number_nodes(
                 own[path] = next_node
                 next_node += 1
         if name in heads:
-            if heads[name] < 1 or size % heads[name]:
+            if size % heads[name]:
                 raise ValueError(f"graph['heads'] has {heads[name]} heads for the {size} neurons {name!r}.")
             head_spans[name] = Span(next_node, heads[name])
             next_node += heads[name]

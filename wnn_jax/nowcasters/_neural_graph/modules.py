@@ -67,9 +67,9 @@ class Module:
         """Whether it has queries, keys and values."""
         return all(self.part(names) is not None for names in (QUERY, KEY, VALUE))
 
-    def is_called(self, *patterns: re.Pattern[str]) -> bool:
-        """Whether its name, without its number, is one of these."""
-        return any(pattern.fullmatch(self.stem[0]) for pattern in patterns)
+    def is_called(self, pattern: re.Pattern[str]) -> bool:
+        """Whether its name, without its number, is of this form."""
+        return pattern.fullmatch(self.stem[0]) is not None
 
     @property
     def is_some_block(self) -> bool:
@@ -288,7 +288,7 @@ def _outputs(item: Module, before: Neurons | None) -> Iterator[Neurons]:
             yield dataclasses.replace(before, name=item.label)
         return
     if item.is_called(names.RESIDUAL_BLOCK):
-        children = [child for child in children if not child.is_called(names.SHORTCUT, names.PROJECTION)]
+        children = [child for child in children if not child.is_called(names.SHORTCUT)]
     for order in itertools.islice(_orders(children, before, is_numbered=True), 1):
         after = before
         for child in order:

@@ -11,8 +11,8 @@ PREACTIVATED_BLOCK = re.compile(r".*pre_?act.*")
 # A block of which nothing tells whether it is residual, as in a list of blocks.
 SOME_BLOCK = re.compile(r"(.*_)?blocks?")
 
-# The projection beside a residual block, or its normalisation layer; the second may be a layer of the block as well.
-SHORTCUT = re.compile(r".*(shortcut|downsample|skip).*|.*(conv|norm)_?proj(ection)?")
+# The projection beside a residual block, or its normalisation layer; of the second name it may be a layer of the block.
+SHORTCUT = re.compile(r".*(shortcut|downsample|skip).*|(.*(conv|norm)_?)?proj(ection)?")
 PROJECTION = re.compile(r"proj(ection)?")
 
 ATTENTION = re.compile(r".*att(entio)?n.*")

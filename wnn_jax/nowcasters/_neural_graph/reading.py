@@ -171,10 +171,10 @@ class _Reader:
         items = [item for item in items if item.rank > 0]
         shortcuts = list[Module]()
         if module.is_called(names.RESIDUAL_BLOCK):
-            shortcuts = [item for item in items if item.is_called(names.SHORTCUT, names.PROJECTION)]
+            shortcuts = [item for item in items if item.is_called(names.SHORTCUT)]
             if any(item.is_called(names.PROJECTION) for item in shortcuts) and fits_in_a_row(items, before):
                 refuse(shortcuts[0].first, "it may be a layer of its block or the projection beside it")
-            items = [item for item in items if not item.is_called(names.SHORTCUT, names.PROJECTION)]
+            items = [item for item in items if not item.is_called(names.SHORTCUT)]
         stream = _Stream(has_blocks=not any(item.is_attention for item in items))
         for group in groups_in_order(items, before):
             start = before
@@ -196,7 +196,7 @@ class _Reader:
                 refuse(module.first, "no name tells whether a residual connection goes around its block")
             if shortcuts:
                 self._read_shortcut(shortcuts, norms, given, before)
-                norms = [norm for norm in norms if not norm.is_called(names.SHORTCUT, names.PROJECTION)]
+                norms = [norm for norm in norms if not norm.is_called(names.SHORTCUT)]
             elif module.is_called(names.RESIDUAL_BLOCK) and given.size == before.size:
                 self.residual.append([given.name, before.name])
         if module.is_called(names.PREACTIVATED_BLOCK) and given is not None:
@@ -230,7 +230,7 @@ class _Reader:
         self.edges[matrix.path] = [given.name, after.name]
         vectors = [
             *shortcuts[0].vectors,
-            *(x for norm in norms if norm.is_called(names.SHORTCUT, names.PROJECTION) for x in norm.vectors),
+            *(x for norm in norms if norm.is_called(names.SHORTCUT) for x in norm.vectors),
         ]
         for vector in vectors:
             self.edges[vector.path] = [after.name]
