@@ -9,7 +9,7 @@ weights exist several times, without noise between them; gradients of shared wei
 minibatches in all arms.
 
 - `late-phase`: 5 members of the scales and shifts of all batch normalisation; `late-phase-10`: 10;
-  `late-phase-last-layer`: 5 of the classifier.
+  `late-phase-last-layer`: 5 of the classifier; `late-phase-10-both`: 10 of both, as in the paper's table.
 - `late-phase-swa`: the first, at a constant rate, with the members averaged once an epoch; `swa`: one network averaged
   in the same way.
 - `late-phase-ensemble`: the first again, read also as the mean prediction of its members, which is as many evaluations
@@ -79,10 +79,12 @@ The program before this one found the same after 8 epochs of 359 minibatches on 
 (SGD), 67.97 ± 0.32 (5 members), 66.90 ± 0.09 (with SWA) on the test images.
 """
 
+import operator
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -90,7 +92,7 @@ import optax
 import wnn_jax
 from experiments.averaging import annealed, sgd, warmed_up
 from wnn_jax import averaging
-from wnn_jax.late_phase import module_mask
+from wnn_jax.late_phase import module_mask, norm_mask
 from wnn_jax.meta.evaluation.calibration import Calibration
 from wnn_jax.meta.evaluation.comparison import Compare, main
 from wnn_jax.meta.evaluation.stages import TrainMembers
@@ -150,6 +152,11 @@ def last_layer(params: Any) -> Any:
     return module_mask(params, "Dense_0")
 
 
+def norms_and_last_layer(params: Any) -> Any:
+    """The mask of all batch normalisation and of the classifier."""
+    return jax.tree.map(operator.or_, norm_mask(params), last_layer(params))
+
+
 def late_phase_arm(name: str, optimizer: Any, num_members: int = 5, **options: Any) -> Arm:
     """An arm with late-phase weights."""
     return Arm(name, begun_by(optimizer), stages=(TrainMembers(optimizer, FIRST, num_members, **options),))
@@ -167,6 +174,7 @@ ARMS = {
         late_phase_arm("late-phase", annealed_in_cycles),
         late_phase_arm("late-phase-10", annealed_in_cycles, 10),
         late_phase_arm("late-phase-last-layer", annealed_in_cycles, mask=last_layer),
+        late_phase_arm("late-phase-10-both", annealed_in_cycles, 10, mask=norms_and_last_layer),
         late_phase_arm("late-phase-swa", constant_in_cycles, average_every=EPOCH),
         late_phase_arm("late-phase-ensemble", annealed_in_cycles, ensemble=True),
         Arm("drift", begun_by(drifting_in_cycles)),
