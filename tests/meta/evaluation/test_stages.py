@@ -61,6 +61,12 @@ def test_checkpoints_come_oldest_first() -> None:
         kept_checkpoints(optax.sgd(0.1).init(weights[0]))
 
 
+def test_checkpoints_that_span_nothing_are_one_line() -> None:
+    still = Trainer(LinearRegression(), TWA, learning_rate=0.0, num_steps=16, evaluate_every=4)
+    with pytest.raises(UsageError, match=r"^learning rate 0, no coefficients .* checkpoints are all the same"):
+        still.fit(0)
+
+
 def test_coefficients_begin_at_the_average_and_get_better() -> None:
     task = LinearRegression()
     fitted = trainer(task, TWA).fit(0)
