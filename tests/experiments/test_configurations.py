@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.meta.tasks.synthetic import use_synthetic_data
@@ -121,6 +123,20 @@ def test_all_data_that_is_missing_of_a_task_with_outliers_is_listed(
         UsageError, match=r"no 'cifar10' and no 'mnist' folder .* trained now: pendulum-ddpg, digits-cnn\.$"
     ):
         experiment("late_phase").make_task(tmp_path)
+
+
+def test_late_phase_weights_of_the_paper_are_ten_of_norms_and_classifier() -> None:
+    (stage,) = experiment("late_phase").ARMS["late-phase-10-both"].stages
+    assert stage.num_members == 10
+    params = jax.eval_shape(ResNet(features=(8,)).init, jax.random.key(0), jnp.zeros([1, 8, 8, 3]), train=False)[
+        "params"
+    ]
+    mask = jax.tree_util.tree_leaves_with_path(stage.mask(params))
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): chosen for path, chosen in mask}
+    assert {name for name, chosen in names.items() if chosen} == {
+        name for name in names if "BatchNorm" in name or name.startswith("Dense_0")
+    }
+    assert sum(names.values()) < len(names)
 
 
 def test_too_few_steps_for_two_checkpoints_are_refused() -> None:
