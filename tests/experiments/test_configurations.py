@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import importlib
 import subprocess
 import sys
@@ -128,9 +129,8 @@ def test_all_data_that_is_missing_of_a_task_with_outliers_is_listed(
 def test_late_phase_weights_of_the_paper_are_ten_of_norms_and_classifier() -> None:
     (stage,) = experiment("late_phase").ARMS["late-phase-10-both"].stages
     assert stage.num_members == 10
-    params = jax.eval_shape(ResNet(features=(8,)).init, jax.random.key(0), jnp.zeros([1, 8, 8, 3]), train=False)[
-        "params"
-    ]
+    init = functools.partial(ResNet(features=(8,)).init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), jnp.zeros([1, 8, 8, 3]))["params"]
     mask = jax.tree_util.tree_leaves_with_path(stage.mask(params))
     names = {jax.tree_util.keystr(path, simple=True, separator="/"): chosen for path, chosen in mask}
     assert {name for name, chosen in names.items() if chosen} == {
