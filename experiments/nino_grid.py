@@ -5,9 +5,9 @@ r"""The three-conv nets of NiNo's paper (Knyazev et al., ICLR 2025) on Fashion-M
 
 10,000 steps in batches of 128, snapshots every 200 steps and jumps every 1,000, evaluated every 200. Every arm is at
 the better of two rates, 3e-3 and 6e-3, and read from the weights or their moving averages, whichever is best. `~40-1`
-is the paper's decaying horizon. `wnn-plus` is our network of that form, `drift` the default. Fashion-MNIST and
-CIFAR-100 could not be had: their tasks are tested on data of the same shapes, and run on any folder that TensorFlow
-Datasets has prepared.
+is the paper's decaying horizon. `wnn-plus` is our network of that form, of which nothing has been run here, `drift` the
+default. Fashion-MNIST and CIFAR-100 could not be had: their tasks are tested on data of the same shapes, and run on any
+folder that TensorFlow Datasets has prepared.
 
 The paper's tasks, its rates and targets, Adam's steps to these, and the % of steps that it says are saved, to the first
 step at or above the target, read from the weights themselves:

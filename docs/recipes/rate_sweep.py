@@ -1,8 +1,8 @@
 """Is it any better? A sweep over learning rates, in which each arm gets its own best rate.
 
-- The rate that is best without a nowcast need not be the best with one, which may be a half or a quarter of it. To give
-  both arms the rate that was tuned for one of them decides the comparison before it begins. Here the best rates are
-  3.2e-2 without and 4e-3 with a nowcast, at which the two end level.
+- The rate that is best without a nowcast need not be the best with one, which may be a half or a quarter of it, or
+  less. To give both arms the rate that was tuned for one of them decides the comparison before it begins. Here the best
+  rates are 3.2e-2 without and 4e-3, an eighth, with a nowcast, at which the two end level.
 - The rate is chosen on validation data, as the mean over several seeds. The test data is looked at once, at that rate.
 - If the best rate is the first or the last of the grid, the grid is too short.
 

@@ -114,10 +114,7 @@ class MergedStream(NamedTuple):
 
 
 class MergedNetwork(NamedTuple):
-    """A `TwoStreamNetwork` as it is used: the same function, in four fifths of the operations, weights last.
-
-    It takes two thirds of the time on CPU: `benchmarks/jump.txt`.
-    """
+    """A `TwoStreamNetwork` as it is used: the same function, in four fifths of the operations, weights last."""
 
     values: MergedStream
     differences: MergedStream
