@@ -63,14 +63,6 @@ averages-lowered at most 11 (0 to 18, 2 of 3), averages and twa-adam at most 3 (
 1.43): what TWA has after 33 epochs, annealed SGD has after more than half of them and fewer than all. Those two are in
 `results/averaging/annealed-half/` and `annealed-double/`.
 
-**Together** (test accuracy; a drift beneath what its column says; the last from `experiments/late_phase.py`, another
-length, 5 seeds):
-
-| | EMA .998 | SWA | LAWA | TWA | late-phase |
-|---|---|---|---|---|---|
-| without a drift | 63.72 | 63.09 | 62.88 | 63.39 | 54.93 ± 0.52 |
-| with | 64.00 | 63.60 | 63.60 | 63.62 | 54.74 ± 0.72 |
-
 What this says. At equal total cost TWA is level with SWA (0.3 points above it, less than the seeds differ), and below
 the EMA of .998 of a run that has no second stage. So the paper's gain over SWA, in long trainings of large networks
 (over 40 % less time on CIFAR, 30 % on ImageNet, at comparable accuracy, from checkpoints of the first half of a run),
@@ -78,8 +70,9 @@ is not confirmed here. How much the base run matters: at a rate of 0.05, which h
 SWA 62.3 at 0.1). Four bits cost nothing, and SGD or Adam of the coefficients are alike; one coefficient for all tensors
 is 0.3 points worse, and the tail stage no better than the head stage. `twa-v` pays for the 3,000 images that it holds
 out, an eighth of all, with 1.6 points: so few coefficients have no need of images of their own. A drift adds 0.2 to 0.7
-points to every average, least to TWA and to the EMA; the seeds differ by as much. An average of a run at a constant
-rate is as good as annealing in accuracy, and better in loss.
+points to every average, least to TWA and to the EMA; the seeds differ by as much (`experiments/together.py`, with
+late-phase weights beside them). An average of a run at a constant rate is as good as annealing in accuracy, and better
+in loss.
 
 Before, by hand, with seed 10 on 11,500 images and without halving height and width, 30 epochs of 89 steps at 0.05
 and 267 steps of the coefficients (validation; CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from wnn_jax.meta.tasks.models import ResNet
 from wnn_jax.meta.training.optimizers import base_optimizer
 
 FOLDER = Path(__file__).parents[2] / "experiments"
+DOCS = FOLDER.parent / "docs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 SURVEYS = ("acceleration", "unseen_tasks")
 COMPARISONS = [name for name in NAMES if name not in ("diffusion", "forecasts", "nino_grid", "pretraining", *SURVEYS)]
@@ -42,6 +44,10 @@ def test_an_experiment_is_a_configuration_with_a_record(name: str) -> None:
     module = experiment(name)
     assert dataclasses.is_dataclass(module.CONFIG)
     assert "|---|" in module.__doc__, "the docstring is the record"
+    for folder in re.findall(r"results/[\w/-]+", module.__doc__):
+        assert (FOLDER / folder).is_dir()
+    assert f"experiments/{name}.py" in (DOCS / "records" / f"{name}.md").read_text()
+    assert f"records/{name}\n" in (DOCS / "records.md").read_text()
     source = (FOLDER / f"{name}.py").read_text().replace(module.__doc__, "")
     assert "while " not in source
     assert "for step" not in source
