@@ -62,10 +62,11 @@ results are in `results/averaging/`. Accuracies in %, mean ± standard deviation
 Steps saved to the end of `annealed` (63.80 % on the mean; 95 % interval): drift 8 % (4 to 15, all seeds reach it),
 averages-lowered at most 11 (0 to 18, 2 of 3), averages and twa-adam at most 3 (1 of 3).
 
-**Accuracy against total cost**, which is the other calls; validation accuracy, with that of the test split behind it, of
-the reading that is best on the former for `annealed`, and of `averages` of the best EMA and of SWA. Rates were searched
-anew for 8 and 16.5 epochs, and are the same as above (but for `averages` in 8 epochs: 0.4, the highest tried); for 66
-that above was taken. TWA has the base runs and rates of above, and their latest 13 checkpoints, in 8 epochs all 7:
+**Accuracy against total cost**, which is the other calls; validation accuracy, with that of the test split behind it,
+of the reading that is best on the former for `annealed`, and of `averages` of the best EMA and of SWA. Rates were
+searched anew for 8 and 16.5 epochs, and are the same as above (but for `averages` in 8 epochs: 0.4, the highest tried);
+for 66 that above was taken. TWA has the base runs and rates of above, and their latest 13 checkpoints, in 8 epochs all
+7:
 
 | epochs in all | annealed | averages, EMA | averages, SWA | TWA, head stage | TWA, tail stage |
 |---|---|---|---|---|---|

@@ -66,12 +66,12 @@ Accuracy on the validation split of seed 10, by which rates are chosen, best rea
 What this says. **The gain of late-phase weights is not confirmed** at this length and size, in any form. At their own
 best rates, which are higher, 5 members, those of the last layer, averaged, and as an ensemble are within the noise as
 accurate as annealed SGD, 10 members less. Their log-likelihood and calibration are a little better than its own, which
-is the rate's doing: read from the EMA of .998, on the validation split, with seed 10 at 1.6, annealed SGD has 1.282 and .080, late-phase weights
-1.312 and .077; at 0.8 it has 1.312 and .102, they 1.366 and .122. What gains is an average of the weights at a constant
-rate, in likelihood and calibration: SWA has a third of the calibration error of annealed SGD, and late-phase weights
-beneath the same average take a part of that away again. At low rates the validation accuracy falls from where they
-begin, as it does for 10 members at 0.4 (`curves.png`): the network overfits its 7,680 images, the more the lower the
-rate gets. The paper has a larger network on all images.
+is the rate's doing: read from the EMA of .998, on the validation split, with seed 10 at 1.6, annealed SGD has 1.282 and
+.080, late-phase weights 1.312 and .077; at 0.8 it has 1.312 and .102, they 1.366 and .122. What gains is an average of
+the weights at a constant rate, in likelihood and calibration: SWA has a third of the calibration error of annealed SGD,
+and late-phase weights beneath the same average take a part of that away again. At low rates the validation accuracy
+falls from where they begin, as it does for 10 members at 0.4 (`curves.png`): the network overfits its 7,680 images, the
+more the lower the rate gets. The paper has a larger network on all images.
 
 The drift reaches the best accuracy, within the noise of five seeds, and overfits the most: with it the likelihood, the
 calibration and the AUROC of outliers are worse than without. Under late-phase weights it gains nothing. So nowcasting
