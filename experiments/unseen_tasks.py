@@ -94,15 +94,16 @@ round: 1.25 times as fast, beside 1.23 in the paper, and behind AdEMAMix, whose 
 fine-tuning, which is short, both gain little and alike. Of low-rank adapters the drift saves 29 %, but plain training
 there goes up again before its end, decayed or not, so that it "saves" some 10 % against its own best; the intervals of
 all touch. A rate that is decayed to 0 in the end is worth as much as an average of the weights: `wsd` is level with
-`plain` on four tasks and a little ahead, with every seed, on the language model, the drift far ahead of both, and with a decay of its own it gains on the
-fine-tuning only, within the noise. On the test text no arm of the three language tasks is better than plain training by
-more than the noise. By the protocol of WNN's paper, WNN is ahead of plain training on all four tasks, by about half of
-what the paper says on the first two and by as much on the others, with intervals that touch those of plain training on
-all of them; Introspection is level with it, and a linear fit of the weights saves as much on the fine-tuning and more
-on the language model, the only gain of these three that is clear. The drift saves most on the diffusion, where its best
-rate is that of plain training, and, twice as much as the linear fit, on the language model, where its own is half of it
-(test perplexity 6.33 ± .11, plain 6.50 ± .14). On the segmentation, at twice its own rate as well, its gain is not
-confirmed, and at four times its own, on the fine-tuning, there is none: the rate has to be searched for it.
+`plain` on four tasks and a little ahead, with every seed, on the language model, the drift far ahead of both, and with
+a decay of its own it gains on the fine-tuning only, within the noise. On the test text no arm of the three language
+tasks is better than plain training by more than the noise. By the protocol of WNN's paper, WNN is ahead of plain
+training on all four tasks, by about half of what the paper says on the first two and by as much on the others, with
+intervals that touch those of plain training on all of them; Introspection is level with it, and a linear fit of the
+weights saves as much on the fine-tuning and more on the language model, the only gain of these three that is clear. The
+drift saves most on the diffusion, where its best rate is that of plain training, and, twice as much as the linear fit,
+on the language model, where its own is half of it (test perplexity 6.33 ± .11, plain 6.50 ± .14). On the segmentation,
+at twice its own rate as well, its gain is not confirmed, and at four times its own, on the fine-tuning, there is none:
+the rate has to be searched for it.
 """
 
 from pathlib import Path
