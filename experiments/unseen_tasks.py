@@ -27,7 +27,7 @@ intervals; `wsd` is warm-up-stable-decay, the last fifth of the steps decayed to
 |---|---|---|---|---|---|---|
 | plain | at most 0 (0 to 0) | none | none | 0 (0 to 0) | at most 8 (0 to 25) | at most 2 (0 to 5) |
 | wsd | 0 (0 to 0) | 0 (0 to 0) | 0 (0 to 0) | at most 1 (0 to 2) | 10 (0 to 25) | at most 2 (0 to 5) |
-| ademamix-6 | 9 (3 to 21) | 31 (26 to 34) | 46 (44 to 50) | 14 (8 to 25) | at most 18 (0 to 32) | at most 24 (20 to 28) |
+| ademamix-6 | 9 (3 to 21) | 31 (26 to 34) | 46 (44 to 50) | 14 (8 to 25) | at most 18 (0 to 32) | at most 24 (20-28) |
 | drift | 24 (21 to 29) | 20 (20 to 20) | 45 (35 to 54) | 14 (8 to 25) | 29 (21 to 33) | 26 (24 to 29) |
 | drift+wsd | 25 (21 to 29) | 20 (20 to 20) | 45 (35 to 54) | 21 (14 to 35) | 29 (21 to 33) | 28 (25 to 31) |
 
