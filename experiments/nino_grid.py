@@ -82,8 +82,8 @@ by one seed or two. The drift saves most and then loses it all: from 3,400 steps
 training set falls from .48 to .14, where that of `plain` ends at .73, of WNN+ at .47 and of NiNo at .42, and it *ends*
 behind plain training, on the test images too. There is neither augmentation nor weight decay here: who trains with a
 drift on such a task has to stop in time. NiNo and WNN+ are past their best too, but lose less. The results are in
-`results/nino-grid/cifar10-three-conv-32/`; the code of NiNo was changed between the two seeds, and
-forecasts the same to 1e-5.
+`results/nino-grid/cifar10-three-conv-32/`; the code of NiNo was changed between the two seeds, and forecasts the same
+to 1e-5.
 
 The other rate of C10/32, our own `wnn-plus` and the other tasks were **not run**: 10,000 steps of the net of 32-64-64
 take 25 to 75 minutes of one core.

@@ -37,27 +37,21 @@ of `experiments/late_phase.py`.
 import dataclasses
 from pathlib import Path
 
-from experiments import averaging
-from experiments.averaging import ADAM_RATES, CONSTANT_RATES, make_task, sgd
-from experiments.late_phase import annealed_in_cycles, drifting_in_cycles, late_phase_arm
+from experiments import averaging, late_phase
 from wnn_jax.meta.evaluation.comparison import main
 
+LATE_PHASE = ("late-phase", "drift-late-phase")
 ARMS = {
     **{name: averaging.ARMS[name] for name in ("annealed", "averages", "drift", "twa-adam", "drift-twa")},
-    "late-phase": late_phase_arm("late-phase", annealed_in_cycles),
-    "drift-late-phase": late_phase_arm("drift-late-phase", drifting_in_cycles),
+    **{name: late_phase.ARMS[name] for name in LATE_PHASE},
 }
 
 CONFIG = dataclasses.replace(
     averaging.CONFIG,
     arms=tuple(ARMS),
-    own_rates={
-        **dict.fromkeys(("averages", "drift"), CONSTANT_RATES),
-        **dict.fromkeys(("twa-adam", "drift-twa"), ADAM_RATES),
-        **dict.fromkeys(("late-phase", "drift-late-phase"), (0.1, 0.2, 0.4, 0.8, 1.6)),
-    },
+    own_rates={**averaging.CONFIG.own_rates, **dict.fromkeys(LATE_PHASE, (0.1, 0.2, 0.4, 0.8, 1.6))},
     output=Path("runs/together"),
 )
 
 if __name__ == "__main__":
-    main(CONFIG, __doc__, make_task=make_task, base=sgd, arms=ARMS)
+    main(CONFIG, __doc__, make_task=averaging.make_task, base=averaging.sgd, arms=ARMS)

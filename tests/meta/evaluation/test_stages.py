@@ -63,7 +63,9 @@ def test_checkpoints_come_oldest_first() -> None:
 
 def test_checkpoints_that_span_nothing_are_one_line() -> None:
     still = Trainer(LinearRegression(), TWA, learning_rate=0.0, num_steps=16, evaluate_every=4)
-    with pytest.raises(UsageError, match=r"^learning rate 0, no coefficients .* checkpoints are all the same"):
+    with pytest.raises(
+        UsageError, match=r"^learning rate 0, 'twa' cannot go on after 8 steps: checkpoints are all the same; "
+    ):
         still.fit(0)
 
 

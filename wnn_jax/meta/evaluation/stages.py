@@ -66,17 +66,9 @@ class TrainCoefficients:
         return num_steps - round(self.share * num_steps)
 
     def start(self, task: Task, state: TrainState, learning_rate: float, num_steps: int, seed: int) -> StageStart:
-        """Begins at a combination of the checkpoints.
-
-        Raises:
-          UsageError: if the stage before has left no checkpoints, or none that span a subspace.
-        """
+        """Begins at a combination of the checkpoints."""
         del seed
-        checkpoints = kept_checkpoints(state.opt_state)
-        try:
-            subspace = averaging.make_subspace(checkpoints, form=self.form, bits=self.bits)
-        except ValueError as error:
-            raise UsageError(f"learning rate {learning_rate:g}, no coefficients can be trained: {error}") from error
+        subspace = averaging.make_subspace(kept_checkpoints(state.opt_state), form=self.form, bits=self.bits)
         coefficients = Coefficients(self.task(task), subspace, state.model_state, self.begin)
         rate = learning_rate if self.learning_rate is None else self.learning_rate
         params, model_state = coefficients.init(jax.random.key(0))

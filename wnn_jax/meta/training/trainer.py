@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from wnn_jax.meta.errors import UsageError
 from wnn_jax.meta.tasks.task import EvaluationSplit, Task, check_task
 from wnn_jax.meta.training.arm import Arm, Stage
 from wnn_jax.meta.training.checkpoints import Checkpoints
@@ -217,9 +218,21 @@ class Trainer:
         )
 
     def _enter(self, stage: Stage, state: TrainState, seed: int) -> tuple[Part, TrainState]:
-        """The beginning of a further stage."""
+        """The beginning of a further stage.
+
+        Raises:
+          UsageError: if it cannot begin where the stage before has ended.
+        """
         own = state._replace(opt_state=own_state(state.opt_state))
-        start = stage.start(self.task, own, self.learning_rate, self.num_steps, seed)
+        try:
+            start = stage.start(self.task, own, self.learning_rate, self.num_steps, seed)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(
+                f"learning rate {self.learning_rate:g}, {self.arm.name!r} cannot go on after {int(state.step)} steps: "
+                f"{error}"
+            ) from error
         part = self._part(start.task, start.optimizer, start.view, start.readings)
         state = part.program.resume(TrainState(state.step, start.params, start.model_state, None))
         if start.opt_state is not None:
