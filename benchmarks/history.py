@@ -18,9 +18,9 @@ import tyro
 import wnn_jax
 from wnn_jax._history import WindowFormat
 from wnn_jax._roles import ROLES
-from wnn_jax.meta.learning.forecast_error import forecast_errors
-from wnn_jax.meta.training.keys import environment
-from wnn_jax.meta.trajectories.collection import verified_trajectories
+from wnn_jax.lab.forecasting.collection import verified_trajectories
+from wnn_jax.lab.forecasting.forecast_error import forecast_errors
+from wnn_jax.lab.training.keys import environment
 
 _HORIZON = 5
 _FORMATS = ("full", "bfloat16", "float16", "int8")

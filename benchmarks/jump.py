@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import wnn_jax
-from wnn_jax.meta.training.keys import environment
+from wnn_jax.lab.training.keys import environment
 
 _NUM_WEIGHTS = 1_000_000
 _ROUNDS = 11

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 import wnn_jax
-from wnn_jax.meta.training.keys import environment
+from wnn_jax.lab.training.keys import environment
 
 _SNAPSHOT_EVERY = 10
 _CYCLE = 5 * _SNAPSHOT_EVERY

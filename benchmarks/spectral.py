@@ -19,9 +19,9 @@ import optax
 
 import wnn_jax
 from benchmarks.overhead import make_params, steps
-from wnn_jax.meta.training.keys import environment
-from wnn_jax.nowcasters import _spectral
-from wnn_jax.nowcasters._spectral import orthogonalize, polar
+from wnn_jax import _orthogonal
+from wnn_jax._orthogonal import orthogonalize, polar
+from wnn_jax.lab.training.keys import environment
 from wnn_jax.nowcasters.drift import Drift
 
 _ROUNDS = 11
@@ -96,7 +96,7 @@ def print_accuracy() -> None:
                 left, _, right = np.linalg.svd(random.normal(size=(rows, columns)), full_matrices=False)
                 matrix = jnp.asarray(left * values @ right, jnp.float32)
                 exact = _deviation(polar(matrix[None], coefficients), left, right)
-                with mock.patch.object(_spectral, "_multiply", _multiply_in_bfloat16):
+                with mock.patch.object(_orthogonal, "_multiply", _multiply_in_bfloat16):
                     rough = _deviation(polar(matrix[None], coefficients), left, right)
                 print(f"{name:>20}  {f'{rows}x{columns}':>10}  {kind:>6}  {exact}  {rough}", flush=True)
 

@@ -1,6 +1,6 @@
 """Experiments: one file per recorded table, a configuration whose docstring is the record."""
 
-from wnn_jax.meta.errors import check_extra, one_line_errors
+from wnn_jax.lab.errors import check_extra, one_line_errors
 
 with one_line_errors():
-    check_extra("meta")
+    check_extra("lab")

@@ -2,7 +2,7 @@
 
     python -m experiments.acceleration --data-dir DIR
 
-Every arm is at the best of four learning rates, by one seed (10) that is not among the three reported (0, 1, 2), and is
+Every method is at the best of four learning rates, by one seed (10) that is not among the three reported (0, 1, 2), and is
 read from the weights or their moving averages, whichever is best. The drift is `wnn_jax.nowcast()` as it is. Its
 numbers (gain, bounds, steps and blocks of the orthogonalisation) were chosen on other networks: three convolutions of
 12, 20 and 28 channels, a transformer of width 40, a ResNet of 8, 12 and 24 channels; one to three seeds, some on the
@@ -18,9 +18,9 @@ CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8. The results are in `results/
 | mnist-diffusion | U-Net that denoises | Adam | 3,000 |
 | shakespeare-transformer | one-layer transformer of characters | AdamW | 6,000 |
 
-% of steps saved to the best score of the best plain arm with the same seed, with 95 % intervals:
+% of steps saved to the best score of the best plain method with the same seed, with 95 % intervals:
 
-| arm | three-conv | mlp | autoencoder | diffusion | transformer | mean of 5 |
+| method | three-conv | mlp | autoencoder | diffusion | transformer | mean of 5 |
 |---|---|---|---|---|---|---|
 | plain | at most 4 (0 to 10) | 5 (0 to 13) | 0 (0 to 0) | none | none | at most 2 (0 to 4) |
 | wsd | 2 (0 to 5) | at most 12 (0 to 35) | none | 0 (0 to 0) | 0 (0 to 0) | at most 3 (0 to 7) |
@@ -71,11 +71,11 @@ on held-out runs: lower by -0.3 % (-1.5 to 0.9) in the logarithm of the loss, 1.
 
 from pathlib import Path
 
-from wnn_jax.meta.evaluation.comparison import Compare
-from wnn_jax.meta.evaluation.survey import Survey, main
+from wnn_jax.lab.comparing.comparison import Compare
+from wnn_jax.lab.comparing.survey import Survey, main
 
 PLAIN = ("plain", "wsd")
-ARMS = (*PLAIN, "ademamix-3", "ademamix-6", "drift")
+METHODS = (*PLAIN, "ademamix-3", "ademamix-6", "drift")
 
 LOWER = (7.5e-4, 1.5e-3, 3e-3, 6e-3)
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
@@ -85,7 +85,7 @@ SEARCH_SEEDS = (10,)
 COMPARISONS = (
     Compare(
         task="cifar10-16-three-conv",
-        arms=(*ARMS, "slow-drift"),
+        methods=(*METHODS, "slow-drift"),
         optimizer="adam",
         learning_rates=RATES,
         own_rates={**dict.fromkeys(PLAIN, HIGHER), "ademamix-6": LOWER},
@@ -95,7 +95,7 @@ COMPARISONS = (
     ),
     Compare(
         task="mnist-mlp",
-        arms=(*ARMS, "slow-drift"),
+        methods=(*METHODS, "slow-drift"),
         optimizer="adam",
         learning_rates=RATES,
         search_seeds=SEARCH_SEEDS,
@@ -104,7 +104,7 @@ COMPARISONS = (
     ),
     Compare(
         task="mnist-autoencoder",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adam",
         learning_rates=RATES,
         own_rates=dict.fromkeys(("ademamix-3", "ademamix-6", "drift"), LOWER),
@@ -114,7 +114,7 @@ COMPARISONS = (
     ),
     Compare(
         task="mnist-diffusion",
-        arms=(*PLAIN, "ademamix-6", "drift"),
+        methods=(*PLAIN, "ademamix-6", "drift"),
         optimizer="adam",
         learning_rates=RATES,
         search_seeds=SEARCH_SEEDS,
@@ -123,7 +123,7 @@ COMPARISONS = (
     ),
     Compare(
         task="shakespeare-transformer",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adamw",
         learning_rates=RATES,
         search_seeds=SEARCH_SEEDS,

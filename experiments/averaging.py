@@ -1,20 +1,20 @@
 """Averages of weights on CIFAR-10 at equal total cost: SWA, LAWA, EMA, TWA, and each of them with a drift.
 
     python -m experiments.averaging --data-dir DIR
-    python -m experiments.averaging --data-dir DIR --arms annealed averages twa-adam twa-tail
+    python -m experiments.averaging --data-dir DIR --methods annealed averages twa-adam twa-tail
         --num-steps 1432 --evaluate-every 358 --output runs/averaging/quarter
-    python -m experiments.averaging --data-dir DIR --arms annealed averages twa-adam twa-tail
+    python -m experiments.averaging --data-dir DIR --methods annealed averages twa-adam twa-tail
         --num-steps 2954 --evaluate-every 537 --output runs/averaging/half
-    python -m experiments.averaging --data-dir DIR --arms annealed --learning-rates 0.4 --search-seeds None
+    python -m experiments.averaging --data-dir DIR --methods annealed --learning-rates 0.4 --search-seeds None
         --num-steps 11814 --evaluate-every 1074 --output runs/averaging/double
 
 A ResNet with batch normalisation (8-16-32 features, one block per stage, height and width halved by the first layer) on
 images of 16x16, mirrored at random: 23,000 of the training images, so that 33 epochs of 179 steps can be afforded. SGD
-with Nesterov momentum 0.9, batches of 128, weight decay 5e-4 of kernels. What an arm takes before its coefficients
-counts: all arms take 33 epochs in all, those with TWA 30 of a base run and 3 (a tenth of it) of the coefficients. The
+with Nesterov momentum 0.9, batches of 128, weight decay 5e-4 of kernels. What a method takes before its coefficients
+counts: all methods take 33 epochs in all, those with TWA 30 of a base run and 3 (a tenth of it) of the coefficients. The
 other calls do the same with a quarter, half and twice of the epochs, to tell how long each needs to a given accuracy.
 
-| arm | base run | then |
+| method | base run | then |
 |---|---|---|
 | annealed | decays to 0 by a cosine | |
 | averages | constant rate | read as SWA (second half), LAWA (latest 5 epochs), EMA .99 and .998 |
@@ -28,7 +28,7 @@ other calls do the same with a quarter, half and twice of the epochs, to tell ho
 | drift-twa | constant rate 0.1, `wnn_jax.nowcast()` | as twa-adam |
 | twa-v | 20,000 of the images | as twa-adam, on the other 3,000 |
 
-Every arm has the best of its rates by one seed (10) that is not among the three reported, on the validation split. The
+Every method has the best of its rates by one seed (10) that is not among the three reported, on the validation split. The
 base run of TWA is at the best rate of the same run averaged (`averages`, `averages-lowered`, `drift`), its coefficients
 at one rate, which makes little difference: with seed 10, validation accuracies of TWA are 63.32, 63.18 and 63.12 % at
 0.003, 0.01 and 0.03 with Adam, and 63.25, 63.30 and 62.92 at 0.06, 0.2 and 0.6 with SGD. Averages have their batch
@@ -37,7 +37,7 @@ statistics estimated anew.
 The best rate of every base run lies inside its grid. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 3 seeds; the
 results are in `results/averaging/`. Accuracies in %, mean ± standard deviation; total cost is the same.
 
-| arm | rate | read from | validation | test | test loss |
+| method | rate | read from | validation | test | test loss |
 |---|---|---|---|---|---|
 | annealed | 0.4 | EMA .998 | 63.80 ± 0.73 | 63.35 ± 0.52 | 1.047 ± 0.010 |
 | averages | 0.2 | EMA .998 | 63.54 ± 1.17 | 63.72 ± 0.80 | 1.014 ± 0.016 |
@@ -117,7 +117,7 @@ What this says. TWA lowers the loss of the images that it trains on far below th
 with early checkpoints in it (58.9 to 61.7 %); it is no better in accuracy than the mean of the latest checkpoints,
 which costs nothing, and worse in the loss of other images. On so few images the coefficients overfit as the weights do.
 
-The program before this one, on all images for 8 epochs, 3 seeds and one untuned rate per arm, had on the test images:
+The program before this one, on all images for 8 epochs, 3 seeds and one untuned rate per method, had on the test images:
 annealed 68.33 ± 0.23 %, EMA .998 67.88 ± 0.50, LAWA 67.14 ± 0.15, SWA 67.06 ± 0.22, TWA (2 of the 8 epochs for the
 coefficients of 3 checkpoints) 66.15 ± 0.06, nowcasts and TWA 66.28 ± 0.26, the constant rate that all averages are of
 60.07 ± 1.43.
@@ -133,15 +133,15 @@ import optax
 
 import wnn_jax
 from wnn_jax import averaging
-from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.evaluation.comparison import Compare, main
-from wnn_jax.meta.evaluation.stages import TrainCoefficients
-from wnn_jax.meta.tasks import load_task
-from wnn_jax.meta.tasks.image_classification import ImageClassification
-from wnn_jax.meta.tasks.models import ResNet
-from wnn_jax.meta.tasks.task import Task
-from wnn_jax.meta.training.arm import Arm, same_task
-from wnn_jax.meta.training.readings import Reading
+from wnn_jax.lab.comparing.comparison import Compare, main
+from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.tasks import load_task
+from wnn_jax.lab.tasks.image_classification import ImageClassification
+from wnn_jax.lab.tasks.models import ResNet
+from wnn_jax.lab.tasks.task import Task
+from wnn_jax.lab.training.evaluation_weights import Reading
+from wnn_jax.lab.training.method import Method, same_task
+from wnn_jax.lab.training.stages import TrainCoefficients
 
 TASK = "cifar10-16-resnet"
 NUM_IMAGES = 23_000
@@ -191,11 +191,11 @@ def drifted(learning_rate: float, num_steps: int) -> optax.GradientTransformatio
     return optax.chain(constant(learning_rate, num_steps), wnn_jax.nowcast())
 
 
-# Of the runs that TWA has the checkpoints of: the best of the arms that average those, by the seed of the search.
+# Of the runs that TWA has the checkpoints of: the best of the methods that average those, by the seed of the search.
 BASE_RATES = {constant: 0.2, lowered: 0.1, drifted: 0.1}
 
 
-def averages(name: str, make_optimizer: Any) -> Arm:
+def averages(name: str, make_optimizer: Any) -> Method:
     """The second half of a training averaged in two ways, a checkpoint every epoch."""
 
     def with_averages(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -206,25 +206,25 @@ def averages(name: str, make_optimizer: Any) -> Arm:
         "SWA": Reading(lambda params, state: averaging.uniform_eval_params(state, params)),
         "LAWA": Reading(lambda params, state: averaging.lawa_eval_params(state, params)),
     }
-    return Arm(name, with_averages, readings=readings)
+    return Method(name, with_averages, readings=readings)
 
 
-def twa(name: str, make_optimizer: Any = constant, *, base_task: Any = same_task, **options: Any) -> Arm:
-    """The latest checkpoints of a training at its own rate; the arm's rate is that of their coefficients."""
+def twa(name: str, make_optimizer: Any = constant, *, base_task: Any = same_task, **options: Any) -> Method:
+    """The latest checkpoints of a training at its own rate; the method's rate is that of their coefficients."""
 
     def with_checkpoints(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         del learning_rate
         least = math.ceil(2 * EPOCH / (1 - SHARE))
         if num_steps < least:
             raise UsageError(
-                f"--num-steps {num_steps}: the arm {name!r} needs 2 checkpoints, one every {EPOCH} steps; give at "
+                f"--num-steps {num_steps}: the method {name!r} needs 2 checkpoints, one every {EPOCH} steps; give at "
                 f"least {least}."
             )
         return optax.chain(
             make_optimizer(BASE_RATES[make_optimizer], num_steps), averaging.lawa(NUM_CHECKPOINTS, EPOCH)
         )
 
-    return Arm(name, with_checkpoints, stages=(TrainCoefficients(share=SHARE, **options),), task=base_task)
+    return Method(name, with_checkpoints, stages=(TrainCoefficients(share=SHARE, **options),), task=base_task)
 
 
 def sgd_by_cosine(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -259,10 +259,10 @@ def make_task(data_dir: Path) -> Task:
     return dataclasses.replace(task, model=model).with_training_examples(slice(NUM_IMAGES))
 
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("annealed", annealed, is_plain=True),
+METHODS = {
+    method.name: method
+    for method in (
+        Method("annealed", annealed, is_plain=True),
         averages("averages", constant),
         averages("averages-lowered", lowered),
         averages("drift", drifted),
@@ -282,7 +282,7 @@ SGD_RATES = (0.2,)
 
 CONFIG = Compare(
     task=TASK,
-    arms=tuple(ARMS),
+    methods=tuple(METHODS),
     optimizer="sgd",
     learning_rates=(0.1, 0.2, 0.4, 0.8),
     own_rates={
@@ -297,4 +297,4 @@ CONFIG = Compare(
 )
 
 if __name__ == "__main__":
-    main(CONFIG, __doc__, make_task=make_task, base=sgd, arms=ARMS)
+    main(CONFIG, __doc__, make_task=make_task, base=sgd, methods=METHODS)

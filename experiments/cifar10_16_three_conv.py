@@ -2,14 +2,14 @@
 
     python -m experiments.cifar10_16_three_conv --data-dir DIR
 
-Three convolutions of 16, 24 and 24 channels, batches of 128, 3,000 steps, evaluated every 100. Every arm is at the best
+Three convolutions of 16, 24 and 24 channels, batches of 128, 3,000 steps, evaluated every 100. Every method is at the best
 of five learning rates, by one seed (10) that is not among the three reported (0, 1, 2); nowcasters take 30 snapshots.
 Validation on 4,000 images. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; about 19 s a run. Scores are at the end,
 mean ± standard deviation. The results are in `results/cifar10-16-three-conv/`.
 
 Steps saved to the best accuracy of `wsd` with the same seed (57.4 % on the mean), with 95 % intervals:
 
-| arm | rate | read from | steps saved % | reached | accuracy % | loss | test accuracy |
+| method | rate | read from | steps saved % | reached | accuracy % | loss | test accuracy |
 |---|---|---|---|---|---|---|---|
 | plain | 0.012 | EMA .99 | none | 0/3 | 56.93 ± 1.24 | 1.210 ± 0.035 | 57.24 ± 1.45 |
 | cosine | 0.012 | weights | none | 0/3 | 55.67 ± 0.77 | 1.258 ± 0.024 | 55.41 ± 1.25 |
@@ -29,7 +29,7 @@ Steps saved to the best accuracy of `wsd` with the same seed (57.4 % on the mean
 What this says. What an informed user would pick, AdEMAMix, saves half of the steps, at half and a quarter of the
 learning rate of plain Adam. Schedule-free AdamW does nearly as well at the highest rate, 0.024, and its best may be
 higher still. The nowcasters of the library, `adaptive-linear`, WNN+ and half the linear fit, end 0.1 to 0.6 points
-above the best plain arm, within the noise of three seeds, and save steps in one or two runs of three. SNOO, Lookahead
+above the best plain method, within the noise of three seeds, and save steps in one or two runs of three. SNOO, Lookahead
 and LAWA give no more. At the rates below the best, the nowcasters gain 2 to 3 points on plain Adam (`learning-
 rates.png`): what they give there a better rate gives too. By the loss (`--metric loss`) the picture is the same:
 AdEMAMix 54 and 50 %, schedule-free 41 %, the nowcasters 5 to 9 % at most.
@@ -37,11 +37,11 @@ AdEMAMix 54 and 50 %, schedule-free 41 %, the nowcasters 5 to 9 % at most.
 
 from pathlib import Path
 
-from wnn_jax.meta.evaluation.comparison import Compare, main
+from wnn_jax.lab.comparing.comparison import Compare, main
 
 CONFIG = Compare(
     task="cifar10-16-three-conv",
-    arms=(
+    methods=(
         "plain",
         "cosine",
         "wsd",

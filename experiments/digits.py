@@ -3,14 +3,14 @@
     wnn-jax demo
 
 A small CNN on 897 real 8x8 images with batches of 64, 840 steps of Adam (60 epochs), evaluated 40 times on 500 other
-images; nowcasters take 30 snapshots. Every arm is at the best of three learning rates, by the same five seeds. `make
+images; nowcasters take 30 snapshots. Every method is at the best of three learning rates, by the same five seeds. `make
 demo` runs it. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; half a second a run, 2 minutes in all. Scores are
 at the end, mean ± standard deviation. The results are in `results/digits/`. The digits were in no training run of the
 bundled nowcasters.
 
 Steps saved to the best accuracy of `plain` with the same seed (97.9 % on the mean), with 95 % intervals:
 
-| arm | rate | read from | steps saved % | reached | accuracy % | loss | test accuracy |
+| method | rate | read from | steps saved % | reached | accuracy % | loss | test accuracy |
 |---|---|---|---|---|---|---|---|
 | plain | 0.003 | weights | 23 (10 to 36) | 5/5 | 97.68 ± 0.36 | 0.082 ± 0.009 | 97.15 ± 0.91 |
 | wsd | 0.003 | weights | at most 20 (4 to 36) | 3/5 | 97.60 ± 0.42 | 0.081 ± 0.009 | 97.15 ± 0.91 |
@@ -30,8 +30,8 @@ fixed rates, found a third of the epochs saved at Adam's 1e-3, too low a rate fo
 noise at 3e-3 and 1e-2.
 """
 
-from wnn_jax.meta.commands import DEMO as CONFIG
-from wnn_jax.meta.evaluation.comparison import main
+from wnn_jax.lab.commands import DEMO as CONFIG
+from wnn_jax.lab.comparing.comparison import main
 
 if __name__ == "__main__":
     main(CONFIG, __doc__)

@@ -3,10 +3,10 @@
     python -m experiments.late_phase --data-dir DIR
 
 A ResNet with batch normalisation (8-16-32 features, one block per stage, a stem of stride 2) on images of 16x16,
-mirrored at random, of which there are 7,680: an epoch is 60 minibatches of 128, and every arm takes 30 epochs. The
+mirrored at random, of which there are 7,680: an epoch is 60 minibatches of 128, and every method takes 30 epochs. The
 optimizer is that of `experiments/averaging.py`. From 60 % of the training on (as in the paper, epoch 120 of 200) some
 weights exist several times, without noise between them; gradients of shared weights are summed, and rates go by
-minibatches in all arms.
+minibatches in all methods.
 
 - `late-phase`: 5 members of the scales and shifts of all batch normalisation; `late-phase-10`: 10;
   `late-phase-last-layer`: 5 of the classifier; `late-phase-10-both`: 10 of both, as in the paper's table.
@@ -29,11 +29,11 @@ normalisation and the last layer.
 | SGD | 96.16 | 96.46 |
 | SWA | 96.48 | 96.81 |
 
-CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 5 seeds; the results are in `results/late-phase/`. Every arm is at
+CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 5 seeds; the results are in `results/late-phase/`. Every method is at
 the best of six rates. Mean ± standard deviation at the end, on the test split; the reading is the one that is best on
 the validation split, of accuracy, and of `late-phase-ensemble`, whose weights are those of `late-phase`, the ensemble:
 
-| arm | rate | read from | accuracy % | negative log-likelihood | calibration error | AUROC of outliers |
+| method | rate | read from | accuracy % | negative log-likelihood | calibration error | AUROC of outliers |
 |---|---|---|---|---|---|---|
 | annealed | 0.8 | EMA .998 | 54.94 ± 0.69 | 1.327 ± 0.011 | 0.116 ± 0.003 | **0.776** ± 0.026 |
 | swa | 0.8 | EMA .99 | 55.01 ± 0.30 | **1.254** ± 0.012 | **0.040** ± 0.003 | 0.774 ± 0.029 |
@@ -53,7 +53,7 @@ good at 1.6 as at 0.4; there it has 51.91 ± 1.11 %, a log-likelihood of 1.359 a
 
 Accuracy on the validation split of seed 10, by which rates are chosen, best reading:
 
-| arm | 0.05 | 0.1 | 0.2 | 0.4 | 0.8 | 1.6 |
+| method | 0.05 | 0.1 | 0.2 | 0.4 | 0.8 | 1.6 |
 |---|---|---|---|---|---|---|
 | annealed | 50.85 | 52.00 | 53.85 | 54.23 | 55.95 | 54.93 |
 | swa | 51.70 | 52.12 | 53.15 | 54.23 | 54.87 | 52.68 |
@@ -102,15 +102,15 @@ import optax
 import wnn_jax
 from experiments.averaging import annealed, sgd, warmed_up
 from wnn_jax import averaging
+from wnn_jax.lab.comparing.calibration import Calibration
+from wnn_jax.lab.comparing.comparison import Compare, main
+from wnn_jax.lab.tasks import Task, check_data
+from wnn_jax.lab.tasks.data import load_images, random_mirror
+from wnn_jax.lab.tasks.models import ResNet
+from wnn_jax.lab.training.evaluation_weights import Reading
+from wnn_jax.lab.training.method import Method
+from wnn_jax.lab.training.stages import TrainMembers
 from wnn_jax.late_phase import module_mask, norm_mask
-from wnn_jax.meta.evaluation.calibration import Calibration
-from wnn_jax.meta.evaluation.comparison import Compare, main
-from wnn_jax.meta.evaluation.stages import TrainMembers
-from wnn_jax.meta.tasks import Task, check_data
-from wnn_jax.meta.tasks.data import load_images, random_mirror
-from wnn_jax.meta.tasks.models import ResNet
-from wnn_jax.meta.training.arm import Arm
-from wnn_jax.meta.training.readings import Reading
 
 FIRST = 0.6
 EPOCH = 60
@@ -167,28 +167,28 @@ def norms_and_last_layer(params: Any) -> Any:
     return jax.tree.map(operator.or_, norm_mask(params), last_layer(params))
 
 
-def late_phase_arm(name: str, optimizer: Any, num_members: int = 5, **options: Any) -> Arm:
-    """An arm with late-phase weights."""
-    return Arm(name, begun_by(optimizer), stages=(TrainMembers(optimizer, FIRST, num_members, **options),))
+def late_phase_method(name: str, optimizer: Any, num_members: int = 5, **options: Any) -> Method:
+    """A method with late-phase weights."""
+    return Method(name, begun_by(optimizer), stages=(TrainMembers(optimizer, FIRST, num_members, **options),))
 
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("annealed", annealed, is_plain=True),
-        Arm(
+METHODS = {
+    method.name: method
+    for method in (
+        Method("annealed", annealed, is_plain=True),
+        Method(
             "swa",
             with_average,
             readings={"SWA": Reading(lambda params, state: averaging.uniform_eval_params(state, params))},
         ),
-        late_phase_arm("late-phase", annealed_in_cycles),
-        late_phase_arm("late-phase-10", annealed_in_cycles, 10),
-        late_phase_arm("late-phase-last-layer", annealed_in_cycles, mask=last_layer),
-        late_phase_arm("late-phase-10-both", annealed_in_cycles, 10, mask=norms_and_last_layer),
-        late_phase_arm("late-phase-swa", constant_in_cycles, average_every=EPOCH),
-        late_phase_arm("late-phase-ensemble", annealed_in_cycles, ensemble=True),
-        Arm("drift", begun_by(drifting_in_cycles)),
-        late_phase_arm("drift-late-phase", drifting_in_cycles),
+        late_phase_method("late-phase", annealed_in_cycles),
+        late_phase_method("late-phase-10", annealed_in_cycles, 10),
+        late_phase_method("late-phase-last-layer", annealed_in_cycles, mask=last_layer),
+        late_phase_method("late-phase-10-both", annealed_in_cycles, 10, mask=norms_and_last_layer),
+        late_phase_method("late-phase-swa", constant_in_cycles, average_every=EPOCH),
+        late_phase_method("late-phase-ensemble", annealed_in_cycles, ensemble=True),
+        Method("drift", begun_by(drifting_in_cycles)),
+        late_phase_method("drift-late-phase", drifting_in_cycles),
     )
 }
 
@@ -213,7 +213,7 @@ def make_task(data_dir: Path, model: nn.Module = MODEL) -> Task:
 
 CONFIG = Compare(
     task="cifar10-16-resnet",
-    arms=tuple(ARMS),
+    methods=tuple(METHODS),
     optimizer="sgd",
     learning_rates=(0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
     search_seeds=(10,),
@@ -224,4 +224,4 @@ CONFIG = Compare(
 )
 
 if __name__ == "__main__":
-    main(CONFIG, __doc__, make_task=make_task, base=sgd, arms=ARMS)
+    main(CONFIG, __doc__, make_task=make_task, base=sgd, methods=METHODS)

@@ -12,9 +12,9 @@ The paper (von Oswald et al., ICLR 2021) has factors of rank 1 for a recurrent n
 
 CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 5 seeds; the results are in `results/late-phase-rank-one/`. Rates
 are the best of six by a seed of their own, that of `rank-1` the lowest of these; read from the weights, which is best
-for all arms. Mean ± standard deviation at the end, on the test split:
+for all methods. Mean ± standard deviation at the end, on the test split:
 
-| arm | rate | accuracy % | negative log-likelihood |
+| method | rate | accuracy % | negative log-likelihood |
 |---|---|---|---|
 | annealed | 0.4 | 52.59 ± 1.81 | 1.316 ± 0.044 |
 | rank-1-alone | 0.4 | 52.65 ± 1.84 | 1.338 ± 0.038 |
@@ -22,7 +22,7 @@ for all arms. Mean ± standard deviation at the end, on the test split:
 | rank-1-10 | 0.05 | 18.81 ± 5.98 | 2.164 ± 0.111 |
 
 With seed 10, 5 members end at 34.9 % (0.025), 33.2 (0.05), 16.9 (0.1) and at chance from there on; 10 at 20.6, 21.7 and
-at chance; `annealed` at 40.6 and 45.5 at the two lowest. At 0.8 all arms are at chance. At 0.05, with 5 seeds, `rank-1`
+at chance; `annealed` at 40.6 and 45.5 at the two lowest. At 0.8 all methods are at chance. At 0.05, with 5 seeds, `rank-1`
 has 33.39 ± 4.29 %.
 
 What this says. **Without normalisation layers the sum of the gradients of a cycle breaks the network**, which the same
@@ -50,30 +50,30 @@ from pathlib import Path
 
 from experiments.averaging import annealed, sgd
 from experiments.late_phase import CONFIG as LATE_PHASE
-from experiments.late_phase import annealed_in_cycles, late_phase_arm, make_task
+from experiments.late_phase import annealed_in_cycles, late_phase_method, make_task
+from wnn_jax.lab.comparing.comparison import main
+from wnn_jax.lab.tasks.models import ThreeConv
+from wnn_jax.lab.training.method import Method
 from wnn_jax.late_phase import rank_one_mask
-from wnn_jax.meta.evaluation.comparison import main
-from wnn_jax.meta.tasks.models import ThreeConv
-from wnn_jax.meta.training.arm import Arm
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("annealed", annealed, is_plain=True),
-        late_phase_arm("rank-1-alone", annealed_in_cycles, 1, mask=rank_one_mask),
-        late_phase_arm("rank-1", annealed_in_cycles, mask=rank_one_mask),
-        late_phase_arm("rank-1-10", annealed_in_cycles, 10, mask=rank_one_mask),
+METHODS = {
+    method.name: method
+    for method in (
+        Method("annealed", annealed, is_plain=True),
+        late_phase_method("rank-1-alone", annealed_in_cycles, 1, mask=rank_one_mask),
+        late_phase_method("rank-1", annealed_in_cycles, mask=rank_one_mask),
+        late_phase_method("rank-1-10", annealed_in_cycles, 10, mask=rank_one_mask),
     )
 }
 
 CONFIG = dataclasses.replace(
     LATE_PHASE,
     task="cifar10-16-three-conv",
-    arms=tuple(ARMS),
+    methods=tuple(METHODS),
     learning_rates=(0.025, 0.05, 0.1, 0.2, 0.4, 0.8),
     output=Path("runs/late-phase-rank-one"),
 )
 
 if __name__ == "__main__":
     make_this_task = functools.partial(make_task, model=ThreeConv(features=(16, 24, 24)))
-    main(CONFIG, __doc__, make_task=make_this_task, base=sgd, arms=ARMS)
+    main(CONFIG, __doc__, make_task=make_this_task, base=sgd, methods=METHODS)

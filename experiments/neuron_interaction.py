@@ -1,18 +1,18 @@
 """Nowcasters that see neurons, on a small CNN on CIFAR-10 at 16x16, with Adam: NiNo, and pooled histories.
 
     python -m experiments.neuron_interaction --data-dir DIR
-    python -m experiments.neuron_interaction --data-dir DIR --arms plain drift WNN.npz~40-1 NINO.npz~40-1 POOLED.npz
+    python -m experiments.neuron_interaction --data-dir DIR --methods plain drift WNN.npz~40-1 NINO.npz~40-1 POOLED.npz
 
 Three convolutions of 16, 24 and 24 features, batches of 128, 3,000 steps; snapshots every 60 steps and jumps every 300,
 a fiftieth and a tenth of the training, as in NiNo's paper, `~40-1` its decaying horizon. The published networks cannot
 be shipped: `wnn_jax.convert.nino` and `nino_mlp` read them, `wnn_jax.save` writes what the second call names. Our own
 are bundled as `nino` and `pooled`. The commands that made them are below.
 
-**Steps saved** to the best loss of `plain` with the same seed; 3 seeds, mean and 95 % interval; every arm at the best
+**Steps saved** to the best loss of `plain` with the same seed; 3 seeds, mean and 95 % interval; every method at the best
 of three rates and read from the weights or a moving average, both chosen on the validation split. CPU, 2 cores; Python
 3.11, jax 0.10.2, optax 0.2.8. The results are in `results/neuron-interaction/`.
 
-| arm | rate | read from | steps saved % | loss | test loss | test accuracy % |
+| method | rate | read from | steps saved % | loss | test loss | test accuracy % |
 |---|---|---|---|---|---|---|
 | plain | 6e-3 | EMA .99 | 0 (0 to 0) | 1.1887 ± .0154 | 1.1683 ± .0144 | 58.5 |
 | drift | 3e-3* | EMA .998 | **56** (54 to 61) | **1.0812** ± .0108 | **1.0651** ± .0045 | **62.6** |
@@ -24,10 +24,10 @@ of three rates and read from the weights or a moving average, both chosen on the
 that was trained on 6 runs.
 
 On the character transformer of `experiments/shakespeare.py`, AdamW, 3,000 steps with as many snapshots and jumps, 3
-seeds, every arm at the better of 3e-3 and 6e-3 and read from the EMA of .99; the results are in
+seeds, every method at the better of 3e-3 and 6e-3 and read from the EMA of .99; the results are in
 `results/neuron-interaction-transformer/`:
 
-| arm | rate | steps saved % | loss | perplexity | test loss |
+| method | rate | steps saved % | loss | perplexity | test loss |
 |---|---|---|---|---|---|
 | plain | 6e-3 | 0 (0 to 0) | 1.7353 ± .0025 | 5.671 ± .014 | 1.8535 ± .0038 |
 | drift | 3e-3 | **34** (30 to 36) | **1.7003** ± .0089 | **5.476** ± .049 | **1.8295** ± .0175 |
@@ -40,7 +40,7 @@ as `nino`, beside the other bundled networks, jumping as the published one does.
 rates, and with Adam. The results are in `results/neuron-interaction-trained-by-us/` and
 `results/neuron-interaction-transformer-trained-by-us/`, where it is called `nino5`:
 
-| arm | three-conv: steps saved % | loss | test loss | transformer: steps saved % | loss |
+| method | three-conv: steps saved % | loss | test loss | transformer: steps saved % | loss |
 |---|---|---|---|---|---|
 | plain | 0 (0 to 0) | 1.1896 ± .0144 | 1.1723 ± .0103 | 0 (0 to 0) | 1.7349 ± .0025 |
 | nino~40-1 | **27** (23 to 31) | **1.1523** ± .0097 | **1.1319** ± .0056 | at most 2 (0 to 7) | 1.7333 ± .0078 |
@@ -127,7 +127,7 @@ first two rows are those of the table above. The results are in `results/neuron-
 `results/neuron-interaction-transformer-averages/`; spacing, memory and horizon were chosen with seeds 10 and 11 of the
 three-conv net, and nothing on the transformer:
 
-| arm | three-conv, 6 seeds | loss | test loss | transformer, 3 seeds, Adam | loss | test loss |
+| method | three-conv, 6 seeds | loss | test loss | transformer, 3 seeds, Adam | loss | test loss |
 |---|---|---|---|---|---|---|
 | adaptive-linear, every 60 steps, 10 ahead | 21 (14 to 28) | 1.1597 | 1.1428 | at most 6 (0 to 12) | 1.7338 | |
 | nino~40-1, every 60 steps | 27 (23 to 31) | 1.1523 | 1.1319 | at most 2 (0 to 7) | 1.7333 | |
@@ -185,11 +185,11 @@ are enough for that.
 
 from pathlib import Path
 
-from wnn_jax.meta.evaluation.comparison import Compare, main
+from wnn_jax.lab.comparing.comparison import Compare, main
 
 CONFIG = Compare(
     task="cifar10-16-three-conv",
-    arms=("plain", "drift", "nino~40-1", "wnn-plus~40-1", "adaptive-linear"),
+    methods=("plain", "drift", "nino~40-1", "wnn-plus~40-1", "adaptive-linear"),
     learning_rates=(3e-3, 6e-3, 1.2e-2),
     seeds=(0, 1, 2),
     num_steps=3_000,

@@ -3,7 +3,7 @@ r"""The three-conv nets of NiNo's paper (Knyazev et al., ICLR 2025) on Fashion-M
     python -m experiments.nino_grid --data-dir DIR
     python -m experiments.nino_grid --data-dir DIR --tasks cifar10-three-conv cifar10-three-conv-32
 
-10,000 steps in batches of 128, snapshots every 200 steps and jumps every 1,000, evaluated every 200. Every arm is at
+10,000 steps in batches of 128, snapshots every 200 steps and jumps every 1,000, evaluated every 200. Every method is at
 the better of two rates, 3e-3 and 6e-3, and read from the weights or their moving averages, whichever is best. `~40-1`
 is the paper's decaying horizon. `wnn-plus` is our network of that form, of which nothing has been run here, `drift` the
 default. Fashion-MNIST and CIFAR-100 could not be had: their tasks are tested on data of the same shapes, and run on any
@@ -23,17 +23,17 @@ step at or above the target, read from the weights themselves:
 **C10/16 has been run by the paper's protocol, with two seeds**: its rate, 3e-3, its target, read from the weights,
 with both published networks (which cannot be shipped; `wnn_jax.convert.nino` and `nino_mlp` read them):
 
-    wnn-jax compare --task cifar10-three-conv --arms plain drift WNN-PLUS.npz~40-1 NINO.npz~40-1 --seeds 0 1 \
+    wnn-jax compare --task cifar10-three-conv --methods plain drift WNN-PLUS.npz~40-1 NINO.npz~40-1 --seeds 0 1 \
         --learning-rates 3e-3 --num-steps 10000 --evaluate-every 200 --snapshot-every 200 --target .66 \
         --reading weights --data-dir DIR --output runs/nino-grid/cifar10-three-conv
 
 The accuracy is that of 4,000 validation images, which are held out of the training set, and between two evaluations it
 is taken to be a straight line. The table is of seed 0, curves and summary are of both; % of 10,000 steps saved to 66 %,
 and, without `--target` and `--reading`, to the best score of `plain` (65.60 %), read from the weights or an average of
-them in all arms; accuracies at the end in %. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; the results are in
+them in all methods; accuracies at the end in %. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; the results are in
 `results/nino-grid/cifar10-three-conv/`.
 
-| arm | saved to 66 %, weights | the paper's | saved, best reading | validation: weights, best | test: weights, best |
+| method | saved to 66 %, weights | the paper's | saved, best reading | validation: weights, best | test: weights, best |
 |---|---|---|---|---|---|
 | plain | none, never there | 13 | 0 | 64.70, 65.60 | 64.45, 64.79 |
 | WNN+, published, ~40-1 | 25 | 52 | 48 | 67.00, 68.25 | 66.56, 67.75 |
@@ -51,7 +51,7 @@ and 86; the weights end at 67.58, 68.38 and 67.75 (test 67.19, 67.91, 66.80).
 worse. % of 10,000 steps saved to 67.47 %, the best score of `plain` at 6e-3, by the best reading; in bold at the better
 of the two rates by the final score, which is that of the same run:
 
-| arm | validation at the end, 3e-3 and 6e-3 | saved, 3e-3 and 6e-3 | test, at the better rate |
+| method | validation at the end, 3e-3 and 6e-3 | saved, 3e-3 and 6e-3 | test, at the better rate |
 |---|---|---|---|
 | plain | 65.60, **67.47** | none, **0** | 67.96 |
 | WNN+, published, ~40-1 | **68.25**, 68.07 | **22**, 43 | 67.75 |
@@ -65,7 +65,7 @@ saves 44 % where it was 56, WNN+ 22 or 43, by a difference in rate that hardly s
 seeds, WNN+ with one. % of 10,000 steps saved to the best score of `plain` with the same seed, 72.02 and 71.73 %, by the
 best reading; accuracies in %, on 4,000 validation images:
 
-| arm | seed | saved, best reading | the paper's | weights: best, end | averages: best, end | test: weights, averages |
+| method | seed | saved, best reading | the paper's | weights: best, end | averages: best, end | test: weights, averages |
 |---|---|---|---|---|---|---|
 | plain | 0 | 4 | 14 | 70.60, 70.60 | 72.02, 71.85 | 70.64, 72.17 |
 | | 1 | 0 | | 70.40, 69.27 | 71.73, 71.73 | 70.17, 72.00 |
@@ -75,7 +75,7 @@ best reading; accuracies in %, on 4,000 validation images:
 | drift | 0 | **81** | | 71.25, 68.82 | 73.45, 69.75 | 68.64, 69.48 |
 | | 1 | **84** | | **72.20**, 67.87 | **74.02**, 69.00 | 68.29, 70.38 |
 
-To 72.5 %, which is the paper's protocol, no arm gets with its weights, NiNo at 72.45 % after 5,800 steps all but does.
+To 72.5 %, which is the paper's protocol, no method gets with its weights, NiNo at 72.45 % after 5,800 steps all but does.
 Averages get there, of NiNo after 5,467 and 6,246 steps, of WNN+ after 6,400 and of the drift after 2,167 and 2,082,
 where plain training with the same reading never is. So the paper's gains of NiNo and WNN+ are confirmed, with averages,
 by one seed or two. The drift saves most and then loses it all: from 3,400 steps on it overfits. Its loss on the
@@ -96,13 +96,13 @@ with this program: losses and accuracies of `plain`, and of `adaptive-linear~10`
 last bit. Two things differ: moving averages are now corrected for their beginning, which shows in the first 800 steps
 (by 0.014 in the accuracy at step 200, by 0.0003 at step 800), and a `scale` other than 1 (`@1.5`, `@0.5`) now begins at
 the end of the optimizer's own step. The two published networks cannot be shipped (`wnn_jax.convert` reads them, and
-`--arms FILE.npz~40-1` compares them). `adaptive-linear`, "adaptive" in the table, was trained on narrower networks of
+`--methods FILE.npz~40-1` compares them). `adaptive-linear`, "adaptive" in the table, was trained on narrower networks of
 the same form (8-16-16 and 12-24-24, at 16x16), and neither on this network nor on images of this size.
 
 Epochs to the target, which is the lowest final validation accuracy of `plain` at that rate: median (min-max), with the
 speed-up over `plain` read in the same way. Final accuracies in %: mean ± std.
 
-| rate | target | arm | weights | EMA | validation, EMA | test, EMA |
+| rate | target | method | weights | EMA | validation, EMA | test, EMA |
 |---|---|---|---|---|---|---|
 | 3e-3 | 60.00 % | plain | 14.5 (13.4-14.5) | 11.7 (11.1-12.3) | 62.66 ± 0.51 | 62.73 ± 0.30 |
 | | | cosine | 0 of 3 reach it | 0 of 3 | 58.72 ± 1.10 | 57.73 ± 1.05 |
@@ -151,14 +151,14 @@ loss of the averaged weights at the end, for plain 1.173 and 1.169 (two seeds) a
 
 from pathlib import Path
 
-from wnn_jax.meta.evaluation.comparison import Compare
-from wnn_jax.meta.evaluation.survey import Survey, main
+from wnn_jax.lab.comparing.comparison import Compare
+from wnn_jax.lab.comparing.survey import Survey, main
 
 
 def _compare(task: str, seeds: tuple[int, ...] = (0, 1, 2)) -> Compare:
     return Compare(
         task=task,
-        arms=("plain", "drift", "wnn-plus~40-1"),
+        methods=("plain", "drift", "wnn-plus~40-1"),
         optimizer="adam",
         learning_rates=(3e-3, 6e-3),
         seeds=seeds,

@@ -1,10 +1,10 @@
 """Nowcasting in reinforcement learning: deep deterministic policy gradients on Gymnasium's Pendulum-v1, with Adam.
 
     python -m experiments.pendulum
-    python -m experiments.pendulum --arms plain wnn wnn-actor wnn-critic introspection linear drift
+    python -m experiments.pendulum --methods plain wnn wnn-actor wnn-critic introspection linear drift
         --learning-rates 1e-3 --search-seeds None --seeds 0 1 2 3 4 --num-steps 39000 --target -200 --reading weights
         --output runs/pendulum-published
-    python -m experiments.pendulum --arms plain wnn ademamix-6 drift drift-actor drift-critic --learning-rates 1e-3
+    python -m experiments.pendulum --methods plain wnn ademamix-6 drift drift-actor drift-critic --learning-rates 1e-3
         --search-seeds None --seeds 0 1 2 3 4 --output runs/pendulum-low
 
 Jang et al. (ICML 2023) report that a DDPG agent learns the pendulum 1.32 times as fast with WNN, 1.08 with
@@ -13,14 +13,14 @@ step is one of the environment (of which 1,000 come before, in the time of which
 actor and the critic, and the learning rate is the critic's, that of the actor a tenth of it. WNN jumps every fifth
 episode, with a snapshot of both networks after each, as theirs; `drift-actor` and `drift-critic` have a drift of one of
 the networks. 14,000 steps, or 70 episodes; every 500 of them, the actor acts without noise in 50 episodes of 200 steps
-from states that are always the same. Every arm is at the best of five rates, by five seeds (10 to 14) that are not
+from states that are always the same. Every method is at the best of five rates, by five seeds (10 to 14) that are not
 among the five reported (20 to 24).
 
 CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; the results are in `results/pendulum/`; returns are at the end, mean
-± standard deviation. Steps saved to the best return of `wsd`, the better of the plain arms, with the same seed (-177.9
+± standard deviation. Steps saved to the best return of `wsd`, the better of the plain methods, with the same seed (-177.9
 on the mean), with 95 % intervals, and how many of the five runs did not learn to hold the pendulum up at all:
 
-| arm | rate | read from | steps saved % | reached | not learned | return | test return |
+| method | rate | read from | steps saved % | reached | not learned | return | test return |
 |---|---|---|---|---|---|---|---|
 | plain | 8e-3 | EMA .99 | at most 6 (0 to 14) | 3/5 | 1 | -494.9 ± 564.6 | -494.4 ± 538.8 |
 | wsd | 8e-3 | EMA .998 | 7 (4 to 11) | 5/5 | 0 | -237.9 ± 79.5 | -251.6 ± 77.5 |
@@ -30,9 +30,9 @@ on the mean), with 95 % intervals, and how many of the five runs did not learn t
 | drift-actor | 8e-3 | weights | at most 1 (0 to 3) | 3/5 | 0 | -178.3 ± 30.5 | -215.4 ± 82.6 |
 | drift-critic | 8e-3 | EMA .998 | 12 (9 to 16) | 5/5 | 0 | -188.4 ± 60.6 | -199.6 ± 60.0 |
 
-**Before that**, with two seeds for the search (10, 11) and 0 to 4 reported, the same arms had chosen 8e-3, 1.6e-2,
+**Before that**, with two seeds for the search (10, 11) and 0 to 4 reported, the same methods had chosen 8e-3, 1.6e-2,
 2e-3, 1.6e-2, 8e-3, 8e-3 and 1.6e-2, and of `drift`, `drift-actor` and `drift-critic` 1, 1 and 2 runs of five had not
-learned, of the others none; steps saved were 2 or 3 % (0 to 9) with all arms but AdEMAMix, at most 11 % (2 to 19). The
+learned, of the others none; steps saved were 2 or 3 % (0 to 9) with all methods but AdEMAMix, at most 11 % (2 to 19). The
 runs are in the same folder. Because the rates of so few seeds were chosen by chance, the search was made larger, and
 other seeds were taken to report on.
 
@@ -42,7 +42,7 @@ return, a straight line between two evaluations, first reaches the target; the %
 seed that are saved are means with 95 % intervals, where the run that never reaches it counts with all of the steps
 (without it, `linear` saves 5 %). `wnn-actor` and `wnn-critic` nowcast one of the networks.
 
-| arm | steps | as fast | saved % | the paper's | return at the end | test return |
+| method | steps | as fast | saved % | the paper's | return at the end | test return |
 |---|---|---|---|---|---|---|
 | plain | 17,958 | x1 | | x1 | -135.3 ± 3.9 | -158.2 ± 2.4 |
 | wnn | 16,352 | x1.10 | 8 (4 to 13) | x1.32 | -138.9 ± 3.9 | -160.0 ± 3.5 |
@@ -55,7 +55,7 @@ seed that are saved are means with 95 % intervals, where the run that never reac
 **At that rate, in the time of the first table** (14,000 steps, which is the third command; `results/pendulum-low/`), to
 the best return of `plain`, now -453.5:
 
-| arm | read from | steps saved % | reached | return | test return |
+| method | read from | steps saved % | reached | return | test return |
 |---|---|---|---|---|---|
 | plain | weights | 2 (0 to 6) | 5/5 | -466.1 ± 320.8 | -484.1 ± 331.5 |
 | wnn | weights | at most 10 (2 to 23) | 4/5 | -317.3 ± 176.0 | -330.2 ± 169.1 |
@@ -67,7 +67,7 @@ the best return of `plain`, now -453.5:
 What this says. The gain depends on the protocol. At the paper's rate, which is an eighth of the one that suits plain
 training here, WNN of both networks is faster in all five runs, if by less than in the paper, that of one of them and
 Introspection are not told from plain training, a linear fit ruins one run of five, and the drift is much faster. Every
-arm at a rate of its own, WNN, AdEMAMix and a drift of the critic save 12 or 13 % of the steps to the best return of
+method at a rate of its own, WNN, AdEMAMix and a drift of the critic save 12 or 13 % of the steps to the best return of
 `wsd`, which is there itself 7 % before its end; the intervals touch. That WNN and AdEMAMix end higher and more evenly
 is clearer. A drift of the actor gains nothing. A run may never learn, with a drift at a high rate more often than
 without (5 runs of 30 at the rates that were chosen, 1 of 10 of `plain`, none of 20 of `wnn` and AdEMAMix). The drift of
@@ -81,9 +81,9 @@ from typing import Any
 import optax
 
 import wnn_jax
-from wnn_jax.meta.evaluation.arms import ademamix
-from wnn_jax.meta.evaluation.comparison import Compare, main
-from wnn_jax.meta.training.arm import Arm
+from wnn_jax.lab.comparing.comparison import Compare, main
+from wnn_jax.lab.comparing.methods import ademamix
+from wnn_jax.lab.training.method import Method
 
 ACTOR = {"actor": True, "critic": False}
 CRITIC = {"actor": False, "critic": True}
@@ -95,27 +95,27 @@ def slower_actor(optimizer: optax.GradientTransformation) -> optax.GradientTrans
 
 
 def adam(learning_rate: Any) -> optax.GradientTransformation:
-    """What the arms train with, given the critic's learning rate."""
+    """What the methods train with, given the critic's learning rate."""
     return slower_actor(optax.adam(learning_rate))
 
 
-def nowcast_of(part: dict[str, bool], name: str, nowcaster: str, **settings: Any) -> Arm:
-    """An arm with a nowcaster of one of the networks."""
+def nowcast_of(part: dict[str, bool], name: str, nowcaster: str, **settings: Any) -> Method:
+    """A method with a nowcaster of one of the networks."""
 
     def optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         nowcast = wnn_jax.nowcast(nowcaster, num_steps=num_steps, **settings)
         return optax.chain(adam(learning_rate), optax.masked(nowcast, part))
 
-    return Arm(name, optimizer)
+    return Method(name, optimizer)
 
 
 # Steps, and between the snapshots of a window.
 EPISODE = 200
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("ademamix-6", lambda rate, num_steps: slower_actor(ademamix(rate, num_steps, alpha=6))),
+METHODS = {
+    method.name: method
+    for method in (
+        Method("ademamix-6", lambda rate, num_steps: slower_actor(ademamix(rate, num_steps, alpha=6))),
         nowcast_of(ACTOR, "drift-actor", "drift"),
         nowcast_of(CRITIC, "drift-critic", "drift"),
         nowcast_of(ACTOR, "wnn-actor", "wnn", snapshot_every=EPISODE),
@@ -125,7 +125,7 @@ ARMS = {
 
 CONFIG = Compare(
     task="pendulum-ddpg",
-    arms=("plain", "wsd", "ademamix-6", "wnn", "drift", "drift-actor", "drift-critic"),
+    methods=("plain", "wsd", "ademamix-6", "wnn", "drift", "drift-actor", "drift-critic"),
     learning_rates=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     search_seeds=(10, 11, 12, 13, 14),
     seeds=(20, 21, 22, 23, 24),
@@ -136,4 +136,4 @@ CONFIG = Compare(
 )
 
 if __name__ == "__main__":
-    main(CONFIG, __doc__, base=adam, arms=ARMS)
+    main(CONFIG, __doc__, base=adam, methods=METHODS)

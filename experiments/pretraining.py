@@ -28,11 +28,11 @@ from pathlib import Path
 
 import tyro
 
-from wnn_jax.meta.errors import check_options, one_line_errors
-from wnn_jax.meta.evaluation.arms import find_arms
-from wnn_jax.meta.tasks.fine_tuning import PRETRAINED, save_params, shakespeare_half
-from wnn_jax.meta.training.optimizers import base_optimizer
-from wnn_jax.meta.training.trainer import Fitted, fit
+from wnn_jax.lab.comparing.methods import find_methods
+from wnn_jax.lab.errors import check_options, one_line_errors
+from wnn_jax.lab.tasks.fine_tuning import PRETRAINED, save_params, shakespeare_half
+from wnn_jax.lab.training.optimizers import base_optimizer
+from wnn_jax.lab.training.trainer import Fitted, fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,9 @@ def pretrain(options: Pretrain) -> Fitted:
       UsageError: if an option cannot be used, or the data is missing.
     """
     check_options(options, positive=("learning_rate", "num_steps"))
-    (arm,) = find_arms(["wsd"], base_optimizer("adamw"))
+    (method,) = find_methods(["wsd"], base_optimizer("adamw"))
     task = shakespeare_half("first", options.data_dir)
-    fitted = fit(task, arm, options.seed, learning_rate=options.learning_rate, num_steps=options.num_steps)
+    fitted = fit(task, method, options.seed, learning_rate=options.learning_rate, num_steps=options.num_steps)
     save_params(fitted.state.params, options.output)
     return fitted
 

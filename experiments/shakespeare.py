@@ -3,13 +3,13 @@
     python -m experiments.shakespeare --data-dir DIR
 
 Width 48, 4 heads, context 64, batches of 32, weight decay 0.01, 3,000 steps, evaluated every 100 on 1,000 pieces of
-the validation text. Every arm is at the best of four learning rates, by one seed (10) that is not among the three
+the validation text. Every method is at the best of four learning rates, by one seed (10) that is not among the three
 reported (0, 1, 2); nowcasters take 30 snapshots. CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; about 35 s a run.
 Scores are at the end, mean ± standard deviation. The results are in `results/shakespeare/`.
 
 Steps saved to the best perplexity of `wsd` with the same seed (5.63 on the mean), with 95 % intervals:
 
-| arm | rate | read from | steps saved % | reached | perplexity | loss | test perplexity |
+| method | rate | read from | steps saved % | reached | perplexity | loss | test perplexity |
 |---|---|---|---|---|---|---|---|
 | plain | 0.006 | EMA .99 | none | 0/3 | 5.671 ± 0.014 | 1.735 ± 0.002 | 6.382 ± 0.024 |
 | cosine | 0.012* | weights | none | 0/3 | 5.736 ± 0.070 | 1.747 ± 0.012 | 6.332 ± 0.051 |
@@ -31,11 +31,11 @@ level with a decayed rate, SNOO as well. Schedule-free AdamW, nearly the best on
 
 from pathlib import Path
 
-from wnn_jax.meta.evaluation.comparison import Compare, main
+from wnn_jax.lab.comparing.comparison import Compare, main
 
 CONFIG = Compare(
     task="shakespeare-transformer",
-    arms=(
+    methods=(
         "plain",
         "cosine",
         "wsd",

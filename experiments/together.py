@@ -3,13 +3,13 @@
     python -m experiments.together --data-dir DIR
 
 Task, length and optimizer are those of `experiments/averaging.py`: a ResNet on half of CIFAR-10 at 16x16, SGD with
-momentum, 33 epochs in all. So are all arms but the last two, which anneal the rate and have, from 60 % of the training
+momentum, 33 epochs in all. So are all methods but the last two, which anneal the rate and have, from 60 % of the training
 on, 5 members of the scales and shifts of all batch normalisation, as in `experiments/late_phase.py`; with a drift, the
-shared weights and each member's own have one. Every arm but TWA, whose coefficients have one rate, is at its best rate
+shared weights and each member's own have one. Every method but TWA, whose coefficients have one rate, is at its best rate
 by one seed (10) that is not among the three reported, which lies inside its grid: 0.4 without and 0.8 with a drift for
 the late-phase weights.
 
-CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 3 seeds; plots, table and the runs of the last two arms are in
+CPU, 2 cores; Python 3.11, jax 0.10.2, optax 0.2.8; 3 seeds; plots, table and the runs of the last two methods are in
 `results/together/`, the other runs in `results/averaging/`. Accuracies at the end in %, mean ± standard deviation;
 under them what the drift adds with each of the seeds:
 
@@ -38,20 +38,20 @@ import dataclasses
 from pathlib import Path
 
 from experiments import averaging, late_phase
-from wnn_jax.meta.evaluation.comparison import main
+from wnn_jax.lab.comparing.comparison import main
 
 LATE_PHASE = ("late-phase", "drift-late-phase")
-ARMS = {
-    **{name: averaging.ARMS[name] for name in ("annealed", "averages", "drift", "twa-adam", "drift-twa")},
-    **{name: late_phase.ARMS[name] for name in LATE_PHASE},
+METHODS = {
+    **{name: averaging.METHODS[name] for name in ("annealed", "averages", "drift", "twa-adam", "drift-twa")},
+    **{name: late_phase.METHODS[name] for name in LATE_PHASE},
 }
 
 CONFIG = dataclasses.replace(
     averaging.CONFIG,
-    arms=tuple(ARMS),
+    methods=tuple(METHODS),
     own_rates={**averaging.CONFIG.own_rates, **dict.fromkeys(LATE_PHASE, (0.1, 0.2, 0.4, 0.8, 1.6))},
     output=Path("runs/together"),
 )
 
 if __name__ == "__main__":
-    main(CONFIG, __doc__, make_task=averaging.make_task, base=averaging.sgd, arms=ARMS)
+    main(CONFIG, __doc__, make_task=averaging.make_task, base=averaging.sgd, methods=METHODS)

@@ -3,7 +3,7 @@ r"""Tasks of the papers beyond CIFAR-10: segmentation, diffusion, a language mod
     python -m experiments.unseen_tasks --data-dir DIR
 
 Jang et al. (ICML 2023) report how much faster networks of kinds that WNN never saw reach a fixed score with it; Knyazev
-et al. (ICLR 2025) do so for language models. Here every arm is at the best of its learning rates, by one seed (10) that
+et al. (ICLR 2025) do so for language models. Here every method is at the best of its learning rates, by one seed (10) that
 is not among the three reported (0, 1, 2), and is read from the weights or their moving averages, whichever is best; the
 drift is `wnn_jax.nowcast()` as it is. Reinforcement learning has a record of its own, `experiments/pendulum.py`, and so
 has the paper's CNN, `experiments/wnn_paper.py`; diffusion on MNIST is in `experiments/acceleration.py`, with its
@@ -20,10 +20,10 @@ samples in `experiments/diffusion.py`. CPU, 2 cores; Python 3.11, jax 0.10.2, op
 | imagenet-64-resnet | ResNet, ImageNet at 64x64 | Adam | 50,000 | x1.24 |
 | coco-pose-unet | U-Net that draws heatmaps of people's joints | Adam | 20,000 | x1.43 |
 
-% of steps saved to the best score of the better of the plain arms, `plain` and `wsd`, with the same seed, with 95 %
+% of steps saved to the best score of the better of the plain methods, `plain` and `wsd`, with the same seed, with 95 %
 intervals; `wsd` is warm-up-stable-decay, the last fifth of the steps decayed to 0:
 
-| arm | segmentation | diffusion | language model | fine-tuning | LoRA | mean of 5 |
+| method | segmentation | diffusion | language model | fine-tuning | LoRA | mean of 5 |
 |---|---|---|---|---|---|---|
 | plain | at most 0 (0 to 0) | none | none | 0 (0 to 0) | at most 8 (0 to 25) | at most 2 (0 to 5) |
 | wsd | 0 (0 to 0) | 0 (0 to 0) | 0 (0 to 0) | at most 1 (0 to 2) | 10 (0 to 25) | at most 2 (0 to 5) |
@@ -33,7 +33,7 @@ intervals; `wsd` is warm-up-stable-decay, the last fifth of the steps decayed to
 
 Final scores, mean ± standard deviation on the validation split, with the mean on the test split behind them:
 
-| arm | segmentation, mean IoU % | diffusion, squared error | language model, perplexity |
+| method | segmentation, mean IoU % | diffusion, squared error | language model, perplexity |
 |---|---|---|---|
 | plain | 41.40 ± 0.30, 42.20 | .0968 ± .0004, .0989 | 5.296 ± 0.056, 6.131 |
 | wsd | 41.50 ± 0.37, 42.21 | .0965 ± .0003, .0987 | 5.264 ± 0.047, 6.131 |
@@ -41,7 +41,7 @@ Final scores, mean ± standard deviation on the validation split, with the mean 
 | drift | 44.92 ± 0.37, 45.97 | .0946 ± .0003, .0966 | 5.127 ± 0.041, 6.155 |
 | drift+wsd | 44.32 ± 0.29, 45.51 | .0947 ± .0003, .0968 | 5.129 ± 0.044, 6.229 |
 
-| arm | fine-tuning, perplexity | LoRA, perplexity |
+| method | fine-tuning, perplexity | LoRA, perplexity |
 |---|---|---|
 | plain | 5.368 ± 0.015, 6.324 | 6.004 ± 0.087, 6.553 |
 | wsd | 5.370 ± 0.008, 6.313 | 5.991 ± 0.082, 6.551 |
@@ -49,7 +49,7 @@ Final scores, mean ± standard deviation on the validation split, with the mean 
 | drift | 5.334 ± 0.003, 6.340 | 5.936 ± 0.062, 6.529 |
 | drift+wsd | 5.331 ± 0.005, 6.316 | 5.938 ± 0.052, 6.543 |
 
-| arm | segmentation | diffusion | language model | fine-tuning | LoRA |
+| method | segmentation | diffusion | language model | fine-tuning | LoRA |
 |---|---|---|---|---|---|
 | plain | 6e-3 | 1.2e-2 | 6e-3 | 3e-3 | 6e-3 |
 | wsd | 6e-3 | 1.2e-2 | 6e-3 | 3e-3 | 6e-3 |
@@ -65,7 +65,7 @@ jump every fifth, and of `introspection` every eleventh; the bundled networks, w
 saved to the best score of `plain` with the same seed, 3 seeds, with 95 % intervals; under the names of the tasks what
 the paper says of its own (x1.20 is 17 %):
 
-| arm | segmentation | diffusion | language model | fine-tuning |
+| method | segmentation | diffusion | language model | fine-tuning |
 |---|---|---|---|---|
 | the paper: WNN, Introspection, linear fit | 17, 17, 9 | 19, -12, -69 | 13, -2, -5 | 17, -122, 17 |
 | plain | 2 (0 to 5) | 3 (0 to 10) | 5 (0 to 16) | 6 (3 to 7) |
@@ -78,7 +78,7 @@ Tables and plots of these are in the folders `wnn-protocol/` beside those of the
 made by the following call, the others by the same one with the task, the optimizer, the rate, the steps and the
 evaluations of the configuration and the table above:
 
-    wnn-jax compare --task cifar10-16-diffusion --arms plain wnn introspection linear drift --reading weights \
+    wnn-jax compare --task cifar10-16-diffusion --methods plain wnn introspection linear drift --reading weights \
         --learning-rates 1.2e-2 --num-steps 1200 --evaluate-every 120 --data-dir DIR \
         --output runs/unseen-tasks/cifar10-16-diffusion
 
@@ -95,7 +95,7 @@ little and alike. Of low-rank adapters the drift saves 29 %, but plain training 
 decayed or not, so that it "saves" some 10 % against its own best; the intervals of all touch. A rate that is decayed to
 0 in the end is worth as much as an average of the weights: `wsd` is level with `plain` on four tasks and a little
 ahead, with every seed, on the language model, the drift far ahead of both, and with a decay of its own it gains on the
-fine-tuning only, within the noise. On the test text no arm of the three language tasks is better than plain training by
+fine-tuning only, within the noise. On the test text no method of the three language tasks is better than plain training by
 more than the noise. By the protocol of WNN's paper, WNN is ahead of plain training on all four tasks, by about half of
 what the paper says on the first two and by as much on the others, with intervals that touch those of plain training on
 all of them; Introspection is level with it, and a linear fit of the weights saves as much on the fine-tuning and more
@@ -107,10 +107,10 @@ confirmed, and at four times its own, on the fine-tuning, there is none: the rat
 
 from pathlib import Path
 
-from wnn_jax.meta.evaluation.comparison import Compare
-from wnn_jax.meta.evaluation.survey import Survey, main
+from wnn_jax.lab.comparing.comparison import Compare
+from wnn_jax.lab.comparing.survey import Survey, main
 
-ARMS = ("plain", "wsd", "ademamix-6", "drift", "drift+wsd")
+METHODS = ("plain", "wsd", "ademamix-6", "drift", "drift+wsd")
 
 LOWER = (7.5e-4, 1.5e-3, 3e-3, 6e-3)
 LOWEST = (3.75e-4, *LOWER)
@@ -121,7 +121,7 @@ SEARCH_SEEDS = (10,)
 COMPARISONS = (
     Compare(
         task="mnist-segmentation",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adam",
         learning_rates=RATES,
         search_seeds=SEARCH_SEEDS,
@@ -130,7 +130,7 @@ COMPARISONS = (
     ),
     Compare(
         task="cifar10-16-diffusion",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adam",
         learning_rates=HIGHER,
         own_rates={"ademamix-6": RATES},
@@ -138,10 +138,10 @@ COMPARISONS = (
         num_steps=1_200,
         evaluate_every=120,
     ),
-    # The rates are the best two of four of each arm after 6,000 steps, in `experiments/acceleration.py`.
+    # The rates are the best two of four of each method after 6,000 steps, in `experiments/acceleration.py`.
     Compare(
         task="shakespeare-transformer",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adamw",
         learning_rates=(3e-3, 6e-3),
         own_rates={"wsd": (3e-3, 6e-3, 1.2e-2), "ademamix-6": (1.5e-3, 3e-3)},
@@ -151,7 +151,7 @@ COMPARISONS = (
     ),
     Compare(
         task="shakespeare-fine-tuning",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adamw",
         learning_rates=RATES,
         own_rates=dict.fromkeys(("ademamix-6", "drift", "drift+wsd"), LOWEST),
@@ -161,7 +161,7 @@ COMPARISONS = (
     ),
     Compare(
         task="shakespeare-lora",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adamw",
         learning_rates=HIGHER,
         own_rates=dict.fromkeys(("ademamix-6", "drift", "drift+wsd"), (7.5e-4, *RATES)),
@@ -171,7 +171,7 @@ COMPARISONS = (
     ),
     Compare(
         task="imagenet-64-resnet",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adam",
         learning_rates=LOWER,
         search_seeds=SEARCH_SEEDS,
@@ -181,7 +181,7 @@ COMPARISONS = (
     ),
     Compare(
         task="coco-pose-unet",
-        arms=ARMS,
+        methods=METHODS,
         optimizer="adam",
         learning_rates=LOWER,
         search_seeds=SEARCH_SEEDS,

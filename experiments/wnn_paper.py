@@ -9,8 +9,8 @@ training images (JPEG re-encoded), where the paper has 50,000, and validation on
 `introspection` are the bundled networks, trained by us on runs of other networks than this one.
 
 The paper's protocol: one fixed learning rate, the weights themselves (`--reading weights`), epochs until the best score
-of plain training. Ours differs in that averages of the weights count in all arms, the best reading for each; the other
-half of it, every arm at its own best rate, is that of the records of other tasks.
+of plain training. Ours differs in that averages of the weights count in all methods, the best reading for each; the other
+half of it, every method at its own best rate, is that of the records of other tasks.
 
 The paper's table (5 trials; epochs, and how much faster than plain training):
 
@@ -22,7 +22,7 @@ The paper's table (5 trials; epochs, and how much faster than plain training):
 | Introspection | | x1.22 |
 | exponential fit | | x0.85 |
 
-**At full size**, `--arms plain wnn drift --seeds 0`, accuracies in % of the weights; the epochs until these are at the
+**At full size**, `--methods plain wnn drift --seeds 0`, accuracies in % of the weights; the epochs until these are at the
 best score of `plain`, the last one; and the best of the weights and their averages at the end:
 
 | | after 10, 21, 30, 40, 50 epochs | epochs to 61.45 % | test | best reading at the end |
@@ -33,9 +33,9 @@ best score of `plain`, the last one; and the best of the weights and their avera
 
 From the fourth epoch on WNN is ahead of plain training at all but one of them, but is at its best score after 50 epochs
 too: by the paper's count nothing is saved, and 8 % by the best of the weights and their averages. The drift is there
-2.6 times as fast, at a rate that was chosen for Adam. The other arms were not run at this size.
+2.6 times as fast, at a rate that was chosen for Adam. The other methods were not run at this size.
 
-The same at images of 16x16 is the task `cifar10-16-vanilla`, of which all arms have been run for 30 epochs with one
+The same at images of 16x16 is the task `cifar10-16-vanilla`, of which all methods have been run for 30 epochs with one
 seed, and seven with three:
 
     python -m experiments.wnn_paper --data-dir DIR --task cifar10-16-vanilla --num-steps 1350 --seeds 0
@@ -64,10 +64,10 @@ one, after 30 epochs too, so that they save nothing; most of the way WNN is two 
 after 13 epochs, 2.3 times as fast. One seed of scores that go up and down by a point from epoch to epoch says that much
 of the drift and of the quadratic fit, and little of the others.
 
-Seven arms were run with two more seeds. % of steps saved to the best score of `plain` with the same seed, with 95 %
+Seven methods were run with two more seeds. % of steps saved to the best score of `plain` with the same seed, with 95 %
 intervals, and accuracies in % at the end, mean ± standard deviation:
 
-| arm | saved, weights | saved, best reading | the paper | weights | best reading | test, weights |
+| method | saved, weights | saved, best reading | the paper | weights | best reading | test, weights |
 |---|---|---|---|---|---|---|
 | plain | 6 (0 to 10) | 6 (0 to 10) | 0 | 49.88 ± 1.19 | 49.88 ± 1.19 | 50.10 ± 1.19 |
 | wnn | 10 (2 to 17) | 13 (2 to 19) | 52 | 51.28 ± 0.34 | 51.28 ± 0.34 | 51.61 ± 0.51 |
@@ -86,7 +86,7 @@ cores; Python 3.11, jax 0.10.2, optax 0.2.8; the results are in `results/wnn-pap
 
 from pathlib import Path
 
-from wnn_jax.meta.evaluation.comparison import Compare, main
+from wnn_jax.lab.comparing.comparison import Compare, main
 from wnn_jax.nowcasters import CURVES
 
 # Of the 46,000 images in batches of 1,024.
@@ -94,7 +94,7 @@ STEPS_PER_EPOCH = 45
 
 CONFIG = Compare(
     task="cifar10-vanilla",
-    arms=("plain", "wnn", "introspection", *CURVES, "drift"),
+    methods=("plain", "wnn", "introspection", *CURVES, "drift"),
     learning_rates=(1e-3,),
     num_steps=50 * STEPS_PER_EPOCH,
     evaluate_every=STEPS_PER_EPOCH,

@@ -33,7 +33,7 @@ def check_nowcasts() -> None:
 
 def check_names() -> None:
     names = wnn_jax.available()
-    assert {"adaptive-linear", "introspection", "nino", "pooled", "wnn", "wnn-plus", "drift"} <= set(names)
+    assert {"adaptive-linear", "nino", "pooled", "wnn", "wnn-plus", "drift"} <= set(names)
     for name in names:
         wnn_jax.load(name)
 
@@ -41,7 +41,7 @@ def check_names() -> None:
 def check_command() -> None:
     command = subprocess.run([Path(sys.prefix) / "bin" / "wnn-jax", "--help"], capture_output=True, text=True)
     assert command.returncode == 1
-    assert command.stderr.endswith("install with: pip install 'wnn-jax[meta]'\n")
+    assert command.stderr.endswith("install with: pip install 'wnn-jax[lab]'\n")
     assert command.stderr.count("\n") == 1
 
 

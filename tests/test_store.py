@@ -21,7 +21,7 @@ from tests.helpers import assert_trees_equal
 from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
 from wnn_jax._store import DEFAULT_NOWCASTER, _write, fingerprint
-from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, Introspection, NiNo, Pooled, WNNPlus
+from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, NiNo, Pooled, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 
 
@@ -136,7 +136,7 @@ def test_every_available_name_loads():
     assert {"drift", "slow-drift", *CURVES} <= set(wnn_jax.available())
     for name in wnn_jax.available():
         nowcaster: Any = wnn_jax.load(name)
-        assert is_drift(nowcaster) or nowcaster.context == (4 if name == "introspection" else 5)
+        assert is_drift(nowcaster) or nowcaster.context == 5
 
 
 def test_bundled_networks_are_available(small_wnn: WNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -165,7 +165,7 @@ BUNDLED = Path(__file__).parents[1] / "params"
 def test_the_record_of_a_bundled_network_says_what_was_held_out_and_what_it_scored(path: Path):
     record = json.loads(path.with_suffix(".json").read_text())
     nowcaster = wnn_jax.load(path.stem)
-    assert isinstance(nowcaster, (WNN, WNNPlus, AdaptiveLinear, Introspection, NiNo, Pooled))
+    assert isinstance(nowcaster, (WNN, WNNPlus, AdaptiveLinear, NiNo, Pooled))
     assert record == nowcaster.record
     assert record["name"] == path.stem
     data = record["data"]

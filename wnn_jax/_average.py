@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._conditionals import any_member
-from wnn_jax._history import AveragedWindow, AveragedWindowFormat, apply_updates, wide_dtype
-from wnn_jax._jump import Jump, Outcome, Visit, all_finite, choose, no_jump
+from wnn_jax._history import AveragedWindow, AveragedWindowFormat
+from wnn_jax._jump import Jump, Outcome, Visit, no_jump
+from wnn_jax._trees import all_finite, any_member, apply_updates, choose, wide_dtype
 from wnn_jax._window import WindowRule
 
 

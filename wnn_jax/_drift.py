@@ -7,22 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._conditionals import any_member
-from wnn_jax._history import DriftFormat, DriftHistory, apply_updates, difference, wide_dtype
-from wnn_jax._jump import (
-    MAX_COUNT,
-    Jump,
-    Outcome,
-    Visit,
-    add_counts,
-    all_finite,
-    check_prediction,
-    choose,
-    no_jump,
-    relative_size,
-)
-from wnn_jax._norm import norms
+from wnn_jax._history import DriftFormat, DriftHistory
+from wnn_jax._jump import MAX_COUNT, Jump, Outcome, Visit, add_counts, check_prediction, no_jump, relative_size
 from wnn_jax._nowcaster import DriftNowcaster, Motion
+from wnn_jax._trees import all_finite, any_member, apply_updates, choose, difference, norms, wide_dtype
 
 # How far a tensor may jump, in multiples of the longest of its running means.
 _MAX_GAIN = 100.0

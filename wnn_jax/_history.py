@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from wnn_jax._trees import difference, wide_dtype
 
 # Trees like the parameters rather than one stacked tree: sharding metadata made for the parameters is right for each
 # of them, and no leaf loses its sharding in a stack.
@@ -213,27 +214,3 @@ def put_away(array: jax.Array, memory_kind: MemoryKind) -> jax.Array:
 def fetch(array: jax.Array, memory_kind: MemoryKind) -> jax.Array:
     """The array that was put away, on the device."""
     return array if memory_kind is None else jax.device_put(array, jax.memory.Space.Device)
-
-
-def wide_dtype(array: Any) -> Any:
-    """The dtype to compute differences of such arrays in: float32 at least."""
-    return jnp.promote_types(jnp.result_type(array), jnp.float32)
-
-
-def difference(param: jax.Array, earlier: jax.Array) -> jax.Array:
-    """How far a parameter has moved since, in float32 or wider."""
-    dtype = wide_dtype(earlier)
-    return param.astype(dtype) - earlier.astype(dtype)
-
-
-def apply_updates(params: Any, updates: Any) -> Any:
-    """The parameters after an update, as `optax.apply_updates` makes them, and surely rounded to their dtype.
-
-    A compiler may keep more than bfloat16 has of what it goes on working with, and so move a weight that stays.
-    """
-
-    def rounded(array: jax.Array) -> jax.Array:
-        limits = jnp.finfo(array.dtype)
-        return array if limits.bits >= 32 else jax.lax.reduce_precision(array, limits.nexp, limits.nmant)
-
-    return jax.tree.map(rounded, optax.apply_updates(params, jax.tree.map(rounded, updates)))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._norm import norm
+from wnn_jax._trees import norm
 
 # All counts stop here.
 MAX_COUNT = 2**31 - 1
@@ -79,19 +79,6 @@ def add_counts(counts: Iterable[jax.Array]) -> jax.Array:
     for count in counts:
         total += jnp.minimum(count, MAX_COUNT - total)
     return total
-
-
-def all_finite(tree: Any) -> jax.Array:
-    """Whether there is no NaN and no infinity in a tree."""
-    finite = jnp.array(True)
-    for leaf in jax.tree.leaves(tree):
-        finite &= jnp.all(jnp.isfinite(leaf))
-    return finite
-
-
-def choose(condition: jax.Array, yes: Any, no: Any) -> Any:
-    """One of two trees; under `vmap`, for every member its own."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def check_prediction(prediction: Any, params: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._history import apply_updates
+from wnn_jax._trees import apply_updates
 
 # Some small tensors are enough, for what comes after this transformation in a chain changes all of them, and so does a
 # model that is restored or edited. Every step reads them.

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._conditionals import any_member
-from wnn_jax._history import Window, WindowFormat, apply_updates, wide_dtype
-from wnn_jax._jump import Jump, Outcome, Visit, add_counts, check_prediction, choose, no_jump, relative_size
-from wnn_jax._norm import following, norm
+from wnn_jax._history import Window, WindowFormat
+from wnn_jax._jump import Jump, Outcome, Visit, add_counts, check_prediction, no_jump, relative_size
 from wnn_jax._nowcaster import DEFAULT_HORIZON, Nowcaster
+from wnn_jax._trees import any_member, apply_updates, choose, following, norm, wide_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,10 +26,10 @@ import tyro
 import wnn_jax
 from tests.campaign.part import Part, Verdict
 from wnn_jax._files import replace_on_success
-from wnn_jax.meta.errors import UsageError, check_options, one_line_errors
-from wnn_jax.meta.progress import Progress
-from wnn_jax.meta.training.executors import run_all
-from wnn_jax.meta.training.keys import environment
+from wnn_jax.lab.errors import UsageError, check_options, one_line_errors
+from wnn_jax.lab.jobs import run_all
+from wnn_jax.lab.progress import Progress
+from wnn_jax.lab.training.keys import environment
 
 PartName = Literal["windows", "schedules", "averages", "files", "kills", "folders"]
 PARTS: tuple[PartName, ...] = get_args(PartName)

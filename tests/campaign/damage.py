@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wnn_jax._store import _sha256
-from wnn_jax.meta.training.keys import run_key
+from wnn_jax.lab.training.keys import run_key
 
 # Bytes that an archive of some kilobytes unpacks to.
 _BOMB = 2**25

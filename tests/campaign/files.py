@@ -21,10 +21,10 @@ import wnn_jax
 from tests.campaign.damage import REWRITES, REWRITES_OF_BYTES, Archive, choose
 from tests.campaign.part import Part, Verdict
 from tests.helpers import random_leaves
-from tests.meta.conftest import tiny_family
+from tests.lab.conftest import tiny_family
 from wnn_jax._store import fingerprint
-from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.trajectories.collection import Collection, verified_trajectories
+from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.forecasting.collection import Collection, verified_trajectories
 from wnn_jax.nowcasters import (
     WNN,
     AdaptiveLinear,

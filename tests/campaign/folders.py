@@ -37,7 +37,7 @@ from tests.campaign.kills import (
     start,
 )
 from tests.campaign.part import Part, Verdict
-from wnn_jax.meta.errors import UsageError
+from wnn_jax.lab.errors import UsageError
 
 # Folders that nobody can make anything in.
 _READ_ONLY = (Path("/proc"), Path("/sys"))

@@ -1,6 +1,6 @@
 """Kills: a process that is killed at any moment, any number of times, ends in what an undisturbed one ends in.
 
-A program collects trajectories, trains a nowcaster, evolves a drift, or compares arms, one of them of two stages. It is
+A program collects trajectories, trains a nowcaster, evolves a drift, or compares methods, one of them of two stages. It is
 killed by SIGKILL: at any moment, or right before it does something to a file, or a little later. What is there after a
 kill is whole, and the same command goes on to the same results, bit for bit.
 """
@@ -28,20 +28,20 @@ import cloudpickle
 import jax
 import numpy as np
 import optax
+from wnn_jax.lab.learning import evolve as evolve_module
+from wnn_jax.lab.learning import forecasting
+from wnn_jax.lab.learning import train as train_module
 
 import wnn_jax
 from tests.campaign.part import Part, Verdict
-from tests.meta.conftest import NUM_RUNS, TINY, tiny_family
-from tests.meta.toys import LinearRegression
-from wnn_jax.meta.errors import one_line_errors
-from wnn_jax.meta.evaluation.comparison import Compare, make_console, make_plan
-from wnn_jax.meta.learning import evolve as evolve_module
-from wnn_jax.meta.learning import forecasting
-from wnn_jax.meta.learning import train as train_module
-from wnn_jax.meta.tasks import families
-from wnn_jax.meta.training.arm import Arm, StageStart
-from wnn_jax.meta.trajectories.collect import Collect, collect
-from wnn_jax.meta.trajectories.collection import Collection
+from tests.lab.conftest import NUM_RUNS, TINY, tiny_family
+from tests.lab.toys import LinearRegression
+from wnn_jax.lab.comparing.comparison import Compare, make_console, make_plan
+from wnn_jax.lab.errors import one_line_errors
+from wnn_jax.lab.forecasting.collect import Collect, collect
+from wnn_jax.lab.forecasting.collection import Collection
+from wnn_jax.lab.tasks import families
+from wnn_jax.lab.training.method import Method, StageStart
 
 _MAX_KILLS = 3
 _SECONDS_LIMIT = 300.0
@@ -149,8 +149,8 @@ class Halved:
         return StageStart(task, optax.sgd(learning_rate), params, state.model_state)
 
 
-_ARMS = {
-    "staged": Arm(
+_METHODS = {
+    "staged": Method(
         "staged",
         lambda learning_rate, num_steps: optax.chain(
             optax.adam(learning_rate), wnn_jax.nowcast("linear", snapshot_every=1)
@@ -163,7 +163,7 @@ _ARMS = {
 def _compare(folder: Path, _: Path | None) -> None:
     options = Compare(
         task="toy",
-        arms=("plain", "staged"),
+        methods=("plain", "staged"),
         learning_rates=(0.1,),
         seeds=(0, 1),
         num_steps=16,
@@ -172,7 +172,7 @@ def _compare(folder: Path, _: Path | None) -> None:
         checkpoint_seconds=0.0,
         output=folder,
     )
-    make_plan(options, make_task=lambda _: LinearRegression(), arms=_ARMS).train(make_console())
+    make_plan(options, make_task=lambda _: LinearRegression(), methods=_METHODS).train(make_console())
 
 
 def _compared(folder: Path) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.meta.tasks.synthetic import use_synthetic_data
-from wnn_jax.meta.errors import UsageError
-from wnn_jax.meta.evaluation.arms import find_arms
-from wnn_jax.meta.evaluation.comparison import Compare, check, compare
-from wnn_jax.meta.tasks import TASKS, load_task
-from wnn_jax.meta.tasks.models import ResNet
-from wnn_jax.meta.training.optimizers import base_optimizer
+from tests.lab.tasks.synthetic import use_synthetic_data
+from wnn_jax.lab.comparing.comparison import Compare, check, compare
+from wnn_jax.lab.comparing.methods import find_methods
+from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.tasks import TASKS, load_task
+from wnn_jax.lab.tasks.models import ResNet
+from wnn_jax.lab.training.optimizers import base_optimizer
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 DOCS = FOLDER.parent / "docs"
@@ -60,8 +60,8 @@ def test_what_a_comparison_names_exists(name: str) -> None:
     check(module.CONFIG)
     assert module.CONFIG.task in TASKS
     base = getattr(module, "sgd", base_optimizer(module.CONFIG.optimizer))
-    arms = find_arms(module.CONFIG.arms, base, further=getattr(module, "ARMS", None))
-    assert any(arm.is_plain for arm in arms)
+    methods = find_methods(module.CONFIG.methods, base, further=getattr(module, "METHODS", None))
+    assert any(method.is_plain for method in methods)
     assert len(module.CONFIG.seeds) >= 3
 
 
@@ -94,13 +94,13 @@ def test_what_a_survey_compares_exists(name: str) -> None:
     for config in comparisons:
         check(config)
         assert config.task in TASKS
-        arms = {arm.name: arm for arm in find_arms(config.arms, base_optimizer(config.optimizer))}
-        assert {"plain", "ademamix-6", "drift"} <= set(arms)
+        methods = {method.name: method for method in find_methods(config.methods, base_optimizer(config.optimizer))}
+        assert {"plain", "ademamix-6", "drift"} <= set(methods)
         assert len(config.seeds) >= 3
         assert not set(config.search_seeds) & set(config.seeds)
         # Of the language model, the best two of those that the other survey tried.
         num_rates = 2 if config.task == "shakespeare-transformer" and name == "unseen_tasks" else 4
-        assert all(len(config.rates_of(arm)) >= num_rates for arm in arms)
+        assert all(len(config.rates_of(method)) >= num_rates for method in methods)
 
 
 def test_the_grid_is_of_the_networks_and_the_data_of_its_paper(tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_the_grid_is_of_the_networks_and_the_data_of_its_paper(tmp_path: Path) -
         assert task.batch_size == 128
         # As in the paper: 50 snapshots, and ten jumps.
         assert (config.num_steps, config.snapshot_every) == (10_000, 200)
-        arms = find_arms(config.arms, base_optimizer(config.optimizer), snapshot_every=config.snapshot_every)
-        assert [arm.is_plain for arm in arms] == [True, False, False]
+        methods = find_methods(config.methods, base_optimizer(config.optimizer), snapshot_every=config.snapshot_every)
+        assert [method.is_plain for method in methods] == [True, False, False]
 
 
 def test_all_data_that_is_missing_of_a_task_with_outliers_is_listed(
@@ -133,7 +133,7 @@ def test_all_data_that_is_missing_of_a_task_with_outliers_is_listed(
 
 
 def test_late_phase_weights_of_the_paper_are_ten_of_norms_and_classifier() -> None:
-    (stage,) = experiment("late_phase").ARMS["late-phase-10-both"].stages
+    (stage,) = experiment("late_phase").METHODS["late-phase-10-both"].stages
     assert stage.num_members == 10
     init = functools.partial(ResNet(features=(8,)).init, train=False)
     params = jax.eval_shape(init, jax.random.key(0), jnp.zeros([1, 8, 8, 3]))["params"]
@@ -147,38 +147,40 @@ def test_late_phase_weights_of_the_paper_are_ten_of_norms_and_classifier() -> No
 
 def test_too_few_steps_for_two_checkpoints_are_refused() -> None:
     averaging = experiment("averaging")
-    arm = averaging.ARMS["twa-tail"]
-    with pytest.raises(UsageError, match=r"--num-steps 393: the arm 'twa-tail' needs 2 checkpoints, .* at least 394"):
-        arm.optimizer(0.1, 393)
-    arm.optimizer(0.1, 394)
-    (stage,) = arm.stages
+    method = averaging.METHODS["twa-tail"]
+    with pytest.raises(
+        UsageError, match=r"--num-steps 393: the method 'twa-tail' needs 2 checkpoints, .* at least 394"
+    ):
+        method.optimizer(0.1, 393)
+    method.optimizer(0.1, 394)
+    (stage,) = method.stages
     assert [stage.first_step(num_steps) // averaging.EPOCH for num_steps in (393, 394)] == [1, 2]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "arms"),
+    ("name", "methods"),
     [
         ("averaging", ("annealed", "averages", "twa-v", "drift-twa")),
         ("late_phase", ("annealed", "late-phase", "late-phase-swa")),
     ],
 )
-def test_arms_of_several_stages_learn_and_are_scored(
-    name: str, arms: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_methods_of_several_stages_learn_and_are_scored(
+    name: str, methods: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = experiment(name)
     monkeypatch.setattr("experiments.averaging.NUM_HELD_OUT", 200)
     monkeypatch.setattr("experiments.averaging.EPOCH", 4)
-    monkeypatch.setattr("wnn_jax.meta.training.readings.NUM_STATISTICS_BATCHES", 2)
+    monkeypatch.setattr("wnn_jax.lab.training.evaluation_weights.NUM_STATISTICS_BATCHES", 2)
 
     def make_task(data_dir: Path) -> Any:
-        # A network of one stage, because what takes the time is to compile it for every arm and stage.
+        # A network of one stage, because what takes the time is to compile it for every method and stage.
         task: Any = load_task(module.CONFIG.task, data_dir)
         return dataclasses.replace(task, model=ResNet(features=(8,)), batch_size=16)
 
     config = dataclasses.replace(
         module.CONFIG,
-        arms=arms,
+        methods=methods,
         learning_rates=(0.1,),
         own_rates={},
         search_seeds=None,
@@ -189,12 +191,12 @@ def test_arms_of_several_stages_learn_and_are_scored(
         output=tmp_path,
         data_dir=tmp_path,
     )
-    rows = compare(config, make_task=make_task, base=module.sgd, arms=module.ARMS)
-    assert [row["arm"] for row in rows] == list(arms)
+    rows = compare(config, make_task=make_task, base=module.sgd, methods=module.METHODS)
+    assert [row["method"] for row in rows] == list(methods)
     with (tmp_path / "summary.csv").open() as file:
         for row in csv.DictReader(file):
             best = float(row[f"{row['reading']}: accuracy"])
-            assert best > 0.15, f"{row['arm']} is no better than chance"
+            assert best > 0.15, f"{row['method']} is no better than chance"
             assert float(row[f"{row['reading']}: loss"]) < 2.3
     readings = {"averaging": {"SWA", "LAWA", "TWA"}, "late_phase": {"SWA"}}[name]
     assert readings <= {column.partition(":")[0] for row in rows for column in row}

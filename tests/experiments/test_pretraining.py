@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.pretraining import CONFIG, pretrain
-from tests.meta.tasks.conformance import assert_equal
-from tests.meta.tasks.synthetic import use_synthetic_data
-from wnn_jax.meta.tasks.fine_tuning import FineTuning, load_params, shakespeare_half
+from tests.lab.tasks.conformance import assert_equal
+from tests.lab.tasks.synthetic import use_synthetic_data
+from wnn_jax.lab.tasks.fine_tuning import FineTuning, load_params, shakespeare_half
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import scipy.linalg
 import wnn_jax
 from tests import reference
 from tests.helpers import assert_close, assert_trees_equal, ones_like, random_leaves, train
+from wnn_jax._orthogonal import COEFFICIENTS
 from wnn_jax.nowcasters import Drift
-from wnn_jax.nowcasters._spectral import COEFFICIENTS
 
 SHAPES: dict[str, Any] = {
     "Conv_0": {"kernel": (3, 2, 1, 4), "bias": (4,)},

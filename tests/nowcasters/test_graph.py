@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import wnn_jax
-from wnn_jax.meta.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
+from wnn_jax.lab.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
 from wnn_jax.nowcasters import neural_graph
 from wnn_jax.nowcasters._neural_graph.building import build_graph
 from wnn_jax.nowcasters._neural_graph.graph import KINDS, Graph, Tensor, layout_of

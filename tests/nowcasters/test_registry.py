@@ -23,7 +23,7 @@ def make(name: str) -> Any:
     if name == "Drift":
         return Drift(gain=0.01)
     cls: Any = CLASSES[name]
-    if name in ("WNN", "LearnedDrift", "Introspection"):
+    if name in ("WNN",):
         return cls.init(jax.random.key(0))
     if name == "NiNo":
         return cls.init(jax.random.key(0), width=8)

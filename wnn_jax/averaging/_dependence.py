@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax._history import wide_dtype
-from wnn_jax._norm import following
+from wnn_jax._trees import following, wide_dtype
 
 # Far more than there are checkpoints, and a power of 2.
 _SKETCH_SIZE = 4096

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._checks import check_choice
-from wnn_jax._history import wide_dtype
-from wnn_jax._norm import following, norm
-from wnn_jax._norm import norms as norms_of
+from wnn_jax._trees import following, norm, wide_dtype
+from wnn_jax._trees import norms as norms_of
 from wnn_jax.averaging._dependence import distance, independent, narrowest_dtype, sketch
 from wnn_jax.averaging._means import toward
 from wnn_jax.averaging._packing import BITS, pack

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._history import wide_dtype
+from wnn_jax._trees import wide_dtype
 
 
 def toward(mean: jax.Array, new: jax.Array, share: Any) -> jax.Array:

@@ -17,9 +17,7 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from wnn_jax._checks import check_float, check_int
-from wnn_jax._conditionals import any_member
-from wnn_jax._history import wide_dtype
-from wnn_jax._jump import all_finite
+from wnn_jax._trees import all_finite, any_member, wide_dtype
 from wnn_jax.averaging._means import mean_of, toward
 
 State = TypeVar("State", bound="UniformState | LawaState | EmaState")

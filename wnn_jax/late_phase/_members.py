@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from wnn_jax._checks import check_float, check_int
-from wnn_jax._history import wide_dtype
-from wnn_jax._norm import norm
 from wnn_jax._roles import default_roles
+from wnn_jax._trees import norm, wide_dtype
 from wnn_jax.averaging._means import mean_of
 
 Mask = Any

@@ -4,8 +4,6 @@ from wnn_jax.nowcasters.adaptive_linear import AdaptiveLinear as AdaptiveLinear
 from wnn_jax.nowcasters.curve_fit import CURVES as CURVES
 from wnn_jax.nowcasters.curve_fit import CurveFit as CurveFit
 from wnn_jax.nowcasters.drift import Drift as Drift
-from wnn_jax.nowcasters.introspection import Introspection as Introspection
-from wnn_jax.nowcasters.learned_drift import LearnedDrift as LearnedDrift
 from wnn_jax.nowcasters.nino import NiNo as NiNo
 from wnn_jax.nowcasters.nino import neural_graph as neural_graph
 from wnn_jax.nowcasters.pooled import Pooled as Pooled
@@ -15,10 +13,7 @@ from wnn_jax.nowcasters.wnn_plus import WNNPlus as WNNPlus
 # The classes that can be saved, and loaded again by their names. Each is a dataclass whose fields make an equal
 # nowcaster: `params`, if there is one, is a tree of weights, and all others are of types that JSON has. Its attribute
 # `roles` has the roles that it forecasts.
-CLASSES = {
-    cls.__name__: cls
-    for cls in (WNN, WNNPlus, NiNo, AdaptiveLinear, Pooled, Introspection, CurveFit, Drift, LearnedDrift)
-}
+CLASSES = {cls.__name__: cls for cls in (WNN, WNNPlus, NiNo, AdaptiveLinear, Pooled, CurveFit, Drift)}
 
 # The nowcasters that have a name and need no file.
 RULES = {

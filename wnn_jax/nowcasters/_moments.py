@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax._history import wide_dtype
+from wnn_jax._trees import wide_dtype
 
 
 class Moments(NamedTuple):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._checks import check_bool, check_float, check_int
-from wnn_jax._norm import norm, norms
 from wnn_jax._nowcaster import Motion
+from wnn_jax._orthogonal import orthogonalize
 from wnn_jax._roles import ROLES
-from wnn_jax.nowcasters._spectral import orthogonalize
+from wnn_jax._trees import norm, norms
 
 _TINY = 1e-30
 # Steps of memory at the very beginning, beside those between two visits.

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax._history import wide_dtype
-from wnn_jax._norm import following
 from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._trees import following, wide_dtype
 from wnn_jax.nowcasters._leaves import finite_or_last
 from wnn_jax.nowcasters._moments import log_ratio, namespace, ratio, units_of
 from wnn_jax.nowcasters._multi_horizon import CONTEXT, Dense, HorizonNetwork, MultiHorizonNowcaster
@@ -246,7 +245,7 @@ class _Scales(NamedTuple):
     change: Any
 
     def following(self, known: Any, leaf: Any) -> Self:
-        """The same, and not before something is known: see `wnn_jax._norm.following`."""
+        """The same, and not before something is known: see `wnn_jax._trees.following`."""
         if namespace([leaf]) is np:
             return self
         return self._replace(value=following(abs(known), self.value, leaf))

@@ -1,0 +1,312 @@
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.lab.comparing.runs import ACCURACY, LOSS, result
+from wnn_jax.lab.comparing.plots import plot_curves, plot_learning_rates, plot_tasks
+from wnn_jax.lab.comparing.results import Result
+from wnn_jax.lab.comparing.summary import Row, best_rates, steps_to, summarize, summarize_tasks
+from wnn_jax.lab.comparing.tables import print_table, print_tasks, tasks_as_markdown
+from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.tasks.task import Metric
+
+RESULTS = [
+    result("plain", 0, [0.1, 0.3, 0.5, 0.7]),
+    result("decayed", 0, [0.1, 0.2, 0.5, 0.6]),
+    result("fast", 0, [0.5, 0.7, 0.7, 0.8]),
+    result("slow", 0, [0.1, 0.1, 0.2, 0.3]),
+    result("plain", 1, [0.2, 0.4, 0.6, 0.7]),
+    result("decayed", 1, [0.1, 0.2, 0.5, 0.6]),
+    result("fast", 1, [0.6, 0.8, 0.7, 0.9]),
+    result("slow", 1, [0.1, 0.1, 0.2, 0.3]),
+    result("plain", 2, [0.2, 0.4, 0.5, 0.9]),
+    result("decayed", 2, [0.1, 0.2, 0.5, 0.6]),
+    result("fast", 2, [0.1, 0.2, 0.6, 0.9]),
+    result("slow", 2, [0.1, 0.1, 0.2, 0.9]),
+]
+
+
+def rows(
+    results: Sequence[Result] = RESULTS,
+    metrics: Sequence[Metric] = (ACCURACY, LOSS),
+    rates: Sequence[float] = (0.1,),
+    **options: Any,
+) -> dict[str, Row]:
+    by_method = {result.method: rates for result in results}
+    table = summarize(results, metrics, plain=("plain", "decayed"), learning_rates=by_method, **options)
+    return {row["method"]: row for row in table}
+
+
+def test_steps_are_saved_to_what_the_best_plain_method_has_with_the_same_seed() -> None:
+    table = rows()
+    assert [method for method, row in table.items() if row["is_reference"]] == ["plain"]
+    assert table["plain"]["steps_saved"] == 0
+    # To .7, .7 and .9: after 20 steps, halfway between 10 and 20, and after 40.
+    assert table["fast"]["steps_to_target"] == 20
+    assert table["fast"]["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3)
+    assert (table["fast"]["reached"], table["fast"]["runs"]) == (3, 3)
+    assert table["fast"]["target"] == pytest.approx((0.7 + 0.7 + 0.9) / 3)
+    low, high = table["fast"]["steps_saved_low"], table["fast"]["steps_saved_high"]
+    assert low == 0
+    assert high == pytest.approx(0.625)
+    assert (table["slow"]["reached"], table["slow"]["steps_saved"]) == (1, 0)
+    assert (table["decayed"]["reached"], table["decayed"]["steps_to_target"]) == (0, math.inf)
+
+
+def test_final_scores_are_of_every_reading_and_metric() -> None:
+    fast = rows()["fast"]
+    assert fast["reading"] == "weights"
+    assert fast["weights: accuracy"] == pytest.approx((0.8 + 0.9 + 0.9) / 3)
+    assert fast["weights: accuracy std"] == pytest.approx(np.std([0.8, 0.9, 0.9], ddof=1))
+    assert fast["EMA: loss"] == pytest.approx(1 - (0.7 + 0.8 + 0.8) / 3)
+    assert fast["test: accuracy"] == pytest.approx((0.8 + 0.9 + 0.9) / 3)
+    assert fast["seconds"] == 8
+
+
+def test_less_can_be_better() -> None:
+    table = rows(metrics=(LOSS, ACCURACY))
+    assert table["plain"]["is_reference"]
+    assert table["fast"]["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3)
+    assert table["fast"]["target"] == pytest.approx(1 - (0.7 + 0.7 + 0.9) / 3)
+
+
+def test_the_reading_that_gets_there_first_counts_in_every_method() -> None:
+    results = [
+        result("plain", 0, [0.1, 0.2, 0.3, 0.4], SWA=[0.1, 0.2, 0.3, 0.5]),
+        result("averaged", 0, [0.1, 0.2, 0.3, 0.4], SWA=[0.1, 0.5, 0.5, 0.45]),
+    ]
+    table = rows(results)
+    assert table["plain"]["target"] == 0.5
+    assert table["averaged"]["steps_to_target"] == 20
+    assert table["averaged"]["reading"] == "SWA"
+    assert rows(results, reading="weights")["averaged"]["steps_saved"] == 0
+    assert rows(results, reading="weights")["plain"]["target"] == 0.4
+    with pytest.raises(UsageError, match=r"--reading 'LAWA' is not one of the method 'plain': weights, EMA, SWA"):
+        rows(results, reading="LAWA")
+
+
+def test_the_target_is_the_best_that_the_reference_has_had() -> None:
+    # A target that is the last score would be reached by the reference itself after half of its steps.
+    results = [result("plain", 0, [0.1, 0.5, 0.6, 0.4]), result("fast", 0, [0.6, 0.6, 0.6, 0.6])]
+    table = rows(results)
+    assert table["plain"]["steps_saved"] == 0.25
+    assert table["fast"]["steps_saved"] == 0.75
+
+
+def test_a_value_can_be_the_target() -> None:
+    assert rows(target=0.5)["fast"]["steps_saved"] == pytest.approx((0.75 + 0.75 + (40 - 27.5) / 40) / 3)
+
+
+def test_a_single_seed_has_no_interval() -> None:
+    row = rows(RESULTS[:3])["fast"]
+    assert math.isnan(row["steps_saved_low"])
+    assert math.isnan(row["weights: accuracy std"])
+
+
+def test_every_method_is_at_its_own_best_rate() -> None:
+    results = [
+        result("plain", 0, [0.1, 0.3], rate=0.1),
+        result("plain", 0, [0.1, 0.4], rate=0.2),
+        result("drifting", 0, [0.1, 0.5], rate=0.1),
+        result("drifting", 0, [0.1, 0.2], rate=0.2),
+        result("unstable", 0, [0.1, 0.4], rate=0.1),
+        result("unstable", 0, [0.1, 0.9], rate=0.2, diverged=True),
+    ]
+    assert best_rates(results, ACCURACY) == {"plain": 0.2, "drifting": 0.1, "unstable": 0.1}
+    assert best_rates(results, LOSS) == {"plain": 0.2, "drifting": 0.1, "unstable": 0.1}
+    chosen = [results[1], results[2]]
+    assert not any(row["is_at_edge"] for row in rows(chosen, rates=(0.05, 0.1, 0.2, 0.4)).values())
+    assert all(row["is_at_edge"] for row in rows(chosen, rates=(0.1, 0.2)).values())
+
+
+def test_a_rate_at_which_a_seed_diverges_is_the_worst() -> None:
+    results = [
+        result("plain", 0, [0.9], rate=0.2),
+        result("plain", 1, [0.9], rate=0.2, diverged=True),
+        result("plain", 0, [0.1], rate=0.1),
+        result("plain", 1, [0.1], rate=0.1),
+    ]
+    assert best_rates(results, ACCURACY) == {"plain": 0.1}
+    row = rows([*results[:2], result("other", 0, [0.1]), result("other", 1, [0.1])])["plain"]
+    assert math.isnan(row["weights: accuracy"])
+    assert row["diverged"] == 1
+
+
+def test_a_run_that_diverged_before_its_last_stage_is_in_the_table(tmp_path: Path) -> None:
+    """Its readings are those of the stage that it was in."""
+    staged = [
+        result("twa", 0, [0.1, math.nan], diverged=True),
+        result("twa", 1, [0.1, 0.5, 0.6], TWA=[math.nan, 0.5, 0.7]),
+    ]
+    plain = [result("plain", seed, [0.1, 0.2, 0.3]) for seed in (0, 1)]
+    table = rows([*plain, *staged])
+    assert table["twa"]["diverged"] == 1
+    assert math.isnan(table["twa"]["TWA: accuracy"])
+    assert table["twa"]["reached"] == 1
+    assert best_rates(staged, ACCURACY, "TWA") == {"twa": 0.1}
+    early = [evaluation.scores for evaluation in staged[1].evaluations]
+    del early[0]["TWA"]  # pyright: ignore[reportIndexIssue]
+    plot_curves(staged, [table["twa"]], ACCURACY, tmp_path / "curves.png", reading="TWA")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_steps_to_a_score_are_interpolated() -> None:
+    run = result("one", 0, [0.2, 0.4, 0.3, 0.8])
+    assert steps_to(run, ACCURACY, 0.2) == 10
+    assert steps_to(run, ACCURACY, 0.3) == pytest.approx(15)
+    assert steps_to(run, ACCURACY, 0.55) == pytest.approx(35)
+    assert steps_to(run, ACCURACY, 0.9) == math.inf
+
+
+def test_the_table_is_printed_whole() -> None:
+    console = Console(width=140)
+    with console.capture() as capture:
+        print_table(list(rows().values()), (ACCURACY, LOSS), console)
+    text = capture.get()
+    assert "Steps saved to accuracy 76.7%, the best score of 'plain' (mean over seeds)" in text
+    assert "38 (0 to 63)" in text
+    assert "at most 0" in text
+    assert "none" in text
+    assert "86.7% ± 5.8%" in text
+    assert "…" not in text
+
+
+def of_two_tasks() -> dict[str, list[Row]]:
+    """`only` is a method of the second one alone, where `fast` never gets to the target."""
+    second = [
+        run
+        for seed in (0, 1, 2)
+        for run in (
+            result("plain", seed, [0.1, 0.3, 0.5, 0.7]),
+            result("fast", seed, [0.1, 0.2, 0.3, 0.4]),
+            result("only", seed, [0.1, 0.3, 0.7, 0.7]),
+        )
+    ]
+    return {"one": list(rows().values()), "two": list(rows(second).values())}
+
+
+def test_the_mean_over_tasks_has_an_interval_over_seeds_within_them() -> None:
+    table = {row["method"]: row for row in summarize_tasks(of_two_tasks(), ("only", "slow", "fast", "plain"))}
+    assert list(table) == ["only", "slow", "fast", "plain"]
+    fast = table["fast"]
+    assert fast["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3 / 2)
+    # All draws of the second task are 0, and so the interval is half of that of the first.
+    of_first = rows()["fast"]
+    for end in ("steps_saved_low", "steps_saved_high"):
+        assert fast[end] == pytest.approx(of_first[end] / 2)
+    assert (fast["worst_task"], fast["worst"]) == ("two", 0)
+    assert (fast["tasks"], fast["reached"], fast["runs"]) == (2, 3, 6)
+    only = table["only"]
+    assert (only["tasks"], only["steps_saved"], only["worst_task"]) == (1, 0.25, "two")
+    assert (only["steps_saved_low"], only["steps_saved_high"]) == (0.25, 0.25)
+
+
+def test_seeds_are_drawn_within_each_task() -> None:
+    """Seeds of two tasks that differ by turns: drawn together their mean would never move."""
+    values = {"one": (0.0, 1.0), "two": (1.0, 0.0)}
+    tasks = {
+        name: [{"method": "a", "steps_saved": 0.5, "steps_saved_by_seed": saved, "reached": 2, "runs": 2}]
+        for name, saved in values.items()
+    }
+    (row,) = summarize_tasks(tasks, ("a",))
+    assert (row["steps_saved_low"], row["steps_saved_high"]) == (0, 1)
+    single = {name: [{**each, "steps_saved_by_seed": (0.5,)} for each in task] for name, task in tasks.items()}
+    assert math.isnan(summarize_tasks(single, ("a",))[0]["steps_saved_low"])
+
+
+def test_the_table_over_tasks_is_printed_whole() -> None:
+    tasks = of_two_tasks()
+    table = summarize_tasks(tasks, ("plain", "fast", "only"))
+    console = Console(width=140)
+    with console.capture() as capture:
+        print_tasks(table, tasks, console)
+    text = capture.get()
+    assert "at most 19" in text
+    assert "of 1: 25" in text
+    assert "…" not in text
+    assert tasks_as_markdown(table, tasks, {"one": [], "three": ["plain", "fast"]}) == (
+        "| method | one | two | mean of 2 | worst |\n"
+        "|---|---|---|---|---|\n"
+        "| plain | 0 (0 to 0) | 0 (0 to 0) | 0 (0 to 0) | 0, one |\n"
+        "| fast | 38 (0 to 63) | none | at most 19 (0 to 31) | 0, two |\n"
+        "| only |  | 25 (25 to 25) | of 1: 25 (25 to 25) | 25, two |\n"
+        "\n"
+        "- missing: three: plain, fast\n"
+    )
+
+
+def test_plots_are_pngs(tmp_path: Path) -> None:
+    broken = result("broken", 0, [0.1, math.nan], diverged=True)
+    results = [*RESULTS, broken]
+    plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "curves.png")
+    plot_learning_rates(results, LOSS, tmp_path / "rates.png", reading="EMA")
+    tasks = of_two_tasks()
+    plot_tasks(summarize_tasks(tasks, ("plain", "decayed", "fast", "slow", "only")), tasks, tmp_path / "tasks.png")
+    for name in ("curves.png", "rates.png", "tasks.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_line_is_broken_where_all_runs_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {0.1: [0.5, 0.6], 0.2: [0.1, math.nan], 0.4: [0.5, 0.7]}
+    results = [result("method", 0, values, rate=rate, diverged=rate == 0.2) for rate, values in scores.items()]
+    monkeypatch.setattr(plt, "close", lambda _: None)
+    plot_learning_rates(results, ACCURACY, tmp_path / "plot.png", reading="weights")
+    line = plt.gca().lines[0]
+    monkeypatch.undo()
+    plt.close()
+    np.testing.assert_array_equal(line.get_xydata(), [(0.1, 0.6), (0.2, np.nan), (0.4, 0.7)])
+
+
+def drawn(plot: str, results: list[Result], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The figure of a plot, left open."""
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", lambda _: None)
+        if plot == "curves":
+            plot_curves(results, list(rows(results).values()), ACCURACY, folder / "plot.png")
+        else:
+            plot_learning_rates(results, ACCURACY, folder / "plot.png")
+    return plt.gcf()
+
+
+@pytest.mark.parametrize("plot", ["curves", "rates"])
+def test_a_legend_of_long_names_is_not_cut_off(plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["adaptive-linear-average~40-1+ema", "wnn-plus@1.5~40-1+ema+muon", "nino-published~40-1+ema+cosine"]
+    names.append("late-phase-and-then-adaptive-linear-average~20+ema+adamw+wsd")
+    results = [result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)]
+    figure = drawn(plot, results, tmp_path, monkeypatch)
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    plt.close(figure)
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+    assert {text.get_text().partition(",")[0] for text in legend.get_texts()} >= set(names)
+
+
+@pytest.mark.parametrize("plot", ["curves", "rates"])
+def test_every_method_is_within_the_axis_or_the_legend_says_why_not(
+    plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [
+        *RESULTS,
+        result("broken", 0, [0.1, math.nan], diverged=True),
+        result("useless", 0, [-1e6, -1e6, -1e6, -1e6]),
+    ]
+    figure = drawn(plot, results, tmp_path, monkeypatch)
+    labels = {text.get_text().partition(",")[0]: text.get_text() for text in figure.legends[0].get_texts()}
+    assert set(labels) >= {"plain", "decayed", "fast", "slow", "broken", "useless"}
+    assert "diverged" in labels["broken"]
+    assert "off the axis" in labels["useless"]
+    low, high = figure.axes[0].get_ylim()
+    for line in figure.axes[0].lines:
+        method = str(line.get_label()).partition(",")[0]
+        if method in ("plain", "decayed", "fast", "slow"):
+            assert any(low <= value <= high for value in np.asarray(line.get_ydata()))
+            assert labels[method].count("axis") == 0
+    assert high - low < 10
+    plt.close(figure)

@@ -1,0 +1,222 @@
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wnn_jax import default_roles
+from wnn_jax.lab.tasks.models import (
+    ARCHITECTURES,
+    LANGUAGE_MODELS,
+    LSTM,
+    MLP,
+    ConvNorm,
+    ResNet,
+    SegmentationUNet,
+    ThreeConv,
+    TransformerLM,
+    UNet,
+    VanillaCNN,
+    describe_model,
+    max_pool,
+    takes_train,
+)
+
+IMAGE_MODELS = sorted(set(ARCHITECTURES) - LANGUAGE_MODELS)
+NUM_CLASSES = 10
+NORMALIZED = {"vgg", "resnet", "mobilenet-v2", "shufflenet-v2", "densenet"}
+
+
+# The gradient of the DenseNet has NaNs without optimisations, by a fault of XLA's on CPU.
+pytestmark = pytest.mark.usefixtures("optimized")
+
+
+def example(name: str) -> jax.Array:
+    if name in LANGUAGE_MODELS:
+        return jax.random.randint(jax.random.key(1), [3, 7], 0, NUM_CLASSES)
+    return jax.random.normal(jax.random.key(1), [3, 16, 16, 3])
+
+
+def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
+    return {"train": train} if takes_train(model) else {}
+
+
+def init(model: nn.Module, *inputs: jax.Array) -> Any:
+    return model.init(jax.random.key(0), *inputs, **mode(model, train=False))
+
+
+def random_variables(model: nn.Module, *inputs: jax.Array) -> Any:
+    """Variables of the shapes that `init` gives them, made by NumPy: to compile an `init` takes seconds."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(model, *inputs))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.5, leaf.shape), leaf.dtype), shapes)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (14, 14, 1), (16, 16, 3), (32, 32, 3)])
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_images_of_any_size_become_logits(name: str, shape: tuple[int, ...]):
+    model = ARCHITECTURES[name](NUM_CLASSES)
+    images, options = jnp.zeros([2, *shape]), mode(model, train=False)
+    logits, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, **options))
+    assert logits.shape == (2, NUM_CLASSES)
+
+
+# One of each kind, of few layers.
+QUICK = {"mlp-64", "cnn-8-16", "three-conv-8-16-16", "resnet", "transformer-1x32"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(ARCHITECTURES)]
+)
+def test_every_parameter_is_trained(name: str):
+    model, inputs = ARCHITECTURES[name](NUM_CLASSES), example(name)
+
+    variables = dict(random_variables(model, inputs))
+    params = variables.pop("params")
+
+    def loss(params: Any) -> jax.Array:
+        logits, _ = model.apply(
+            {"params": params, **variables}, inputs, **mode(model, train=True), mutable=list(variables)
+        )
+        labels = jnp.arange(logits.size // NUM_CLASSES).reshape(logits.shape[:-1]) % NUM_CLASSES
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+        assert np.any(leaf), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_the_size_suits_a_cpu(name: str):
+    params = jax.eval_shape(lambda: init(ARCHITECTURES[name](NUM_CLASSES), example(name)))["params"]
+    assert 2_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 120_000
+
+
+@pytest.mark.parametrize("name", [*sorted(ARCHITECTURES), "unet"])
+def test_roles_are_known(name: str):
+    if name == "unet":
+        params = jax.eval_shape(lambda: init(UNet(), jnp.zeros([2, 14, 14, 1]), jnp.zeros([2])))["params"]
+    else:
+        params = jax.eval_shape(lambda: init(ARCHITECTURES[name](NUM_CLASSES), example(name)))["params"]
+    for (path, leaf), role in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(default_roles(params)), strict=True
+    ):
+        place = jax.tree_util.keystr(path)
+        if "wte" in place or "wpe" in place:
+            assert role == "embedding"
+        elif "scale" in place:
+            assert role == "norm"
+        elif "bias" in place:
+            assert role == "bias"
+        else:
+            assert role == ("conv" if "Conv" in place and leaf.ndim == 4 else "dense"), place
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_networks_with_batch_norm_say_so(name: str):
+    model = ARCHITECTURES[name](NUM_CLASSES)
+    variables = jax.eval_shape(lambda: init(model, example(name)))
+    assert takes_train(model) == ("batch_stats" in variables) == (name in NORMALIZED)
+
+
+def test_batch_norm_keeps_running_statistics():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), [64, 4, 4, 1])
+    model = ConvNorm(1, kernel=1, relu=False)
+    variables = jax.tree.map(jnp.ones_like, init(model, x)) | {"batch_stats": init(model, x)["batch_stats"]}
+    variables["params"]["BatchNorm_0"]["bias"] = jnp.zeros([1])
+    normalized, changed = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(normalized.mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.std(), 1, atol=1e-4)
+    stats: Any = changed["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * x.mean(), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(), rtol=1e-5)
+    evaluated: Any = model.apply(variables, x, train=False)
+    np.testing.assert_allclose(evaluated, x, rtol=1e-4)  # The initial statistics are 0 and 1.
+
+
+def test_a_residual_network_can_begin_with_a_stride():
+    images = jnp.zeros([1, 16, 16, 3])
+
+    def intermediate_shapes(model: ResNet) -> dict[str, tuple[int, ...]]:
+        def apply() -> Any:
+            variables = init(model, images)
+            return model.apply(variables, images, train=False, capture_intermediates=True, mutable="intermediates")[1]
+
+        outputs = jax.eval_shape(apply)["intermediates"]
+        return {name: value["__call__"][0].shape for name, value in outputs.items() if name.startswith("Conv")}
+
+    flat, strided = intermediate_shapes(ResNet()), intermediate_shapes(ResNet(10, (12, 24), stem_strides=2))
+    # The stem, two convolutions in the first stage, and in each further one two and the shortcut.
+    assert list(flat.values()) == [(1, 16, 16, 8)] * 3 + [(1, 8, 8, 16)] * 3 + [(1, 4, 4, 32)] * 3
+    assert list(strided.values()) == [(1, 8, 8, 12)] * 3 + [(1, 4, 4, 24)] * 3
+
+
+@pytest.mark.parametrize("model", [TransformerLM(NUM_CLASSES), LSTM(NUM_CLASSES, 8)], ids=["transformer", "lstm"])
+def test_a_language_model_does_not_see_what_follows(model: nn.Module):
+    tokens = example("transformer-1x32")
+    variables, apply = random_variables(model, tokens), jax.jit(model.apply)
+    logits: Any = apply(variables, tokens)
+    changed: Any = apply(variables, tokens.at[:, 4].set(tokens[:, 4] + 1))
+    np.testing.assert_array_equal(logits[:, :4], changed[:, :4])
+    assert np.all(np.any(logits[:, 4:] != changed[:, 4:], axis=-1))
+
+
+def test_a_sequence_that_is_too_long_is_refused():
+    with pytest.raises(ValueError, match="sequences of 7 tokens; set max_length=4 to as many"):
+        jax.eval_shape(lambda: init(TransformerLM(NUM_CLASSES, max_length=4), example("transformer-1x32")))
+
+
+def test_an_lstm_is_matrices_and_biases_with_an_embedding():
+    params = jax.eval_shape(lambda: init(LSTM(NUM_CLASSES, 8), example("transformer-1x32")))["params"]
+    roles = default_roles(params)
+    # Four gates, of the input and of the state, of which the latter have biases.
+    assert sorted(jax.tree.leaves(roles)) == ["bias"] * 5 + ["dense"] * 9 + ["embedding"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 10 * 8 + 4 * (8 + 8 + 1) * 8 + (8 + 1) * 10
+
+
+def test_a_unet_makes_images_and_knows_the_time():
+    images = jax.random.normal(jax.random.key(0), [2, 14, 14, 1])
+    times = jnp.array([3, 700])
+    model = UNet((4, 8))
+    variables, apply = random_variables(model, images, times), jax.jit(model.apply)
+    made: Any = apply(variables, images, times)
+    assert made.shape == images.shape
+    other: Any = apply(variables, images, jnp.array([3, 200]))
+    np.testing.assert_array_equal(other[0], made[0])
+    assert not np.allclose(other[1], made[1], atol=1e-4)
+
+
+def test_a_unet_makes_logits_of_every_pixel():
+    images, model = jnp.zeros([2, 8, 8, 1]), SegmentationUNet(5, (4, 8))
+    made, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images))
+    assert made.shape == (2, 8, 8, 5)
+    assert not any("Dense" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables))
+
+
+def test_max_pool_is_that_of_flax():
+    images = jax.random.normal(jax.random.key(0), [2, 7, 8, 3])
+    np.testing.assert_array_equal(max_pool(images), nn.max_pool(images, (2, 2), strides=(2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("model", "num_params"),
+    # Counted by hand from the papers' descriptions: 3x3 kernels and biases, then the dense layers.
+    [
+        (
+            VanillaCNN(),
+            (27 + 1) * 8 + (72 + 1) * 16 + (144 + 1) * 32 + (288 + 1) * 32 + (2 * 2 * 32 + 1) * 64 + (64 + 1) * 10,
+        ),
+        (ThreeConv(), (27 + 1) * 16 + (144 + 1) * 32 + (288 + 1) * 32 + (32 + 1) * 10),
+    ],
+)
+def test_models_have_the_papers_sizes(model: nn.Module, num_params: int):
+    params = jax.eval_shape(lambda: init(model, jnp.zeros([2, 32, 32, 3])))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == num_params
+
+
+def test_models_are_described_by_their_attributes():
+    assert describe_model(MLP(widths=(8, 4))) == {"class": "MLP", "num_classes": 10, "widths": [8, 4]}
+    assert describe_model(ResNet()) != describe_model(ResNet(stem_strides=2))

@@ -1,0 +1,267 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import wnn_jax
+from tests.lab.toys import Exploding, Interrupted, LinearRegression, NormalizedRegression, interrupt_after
+from wnn_jax import averaging
+from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.tasks.task import Metric
+from wnn_jax.lab.training.evaluation_weights import STATISTICS_SEED, Reading
+from wnn_jax.lab.training.method import Method, StageStart
+from wnn_jax.lab.training.program import Program, stack_states
+from wnn_jax.lab.training.step import init_state, make_step
+from wnn_jax.lab.training.trainer import Evaluation, Fitted, Trainer, fit, weights_sha256
+
+ADAM = Method("adam", lambda learning_rate, num_steps: optax.adam(learning_rate))
+NOWCAST = Method(
+    "nowcast",
+    lambda learning_rate, num_steps: optax.chain(
+        optax.adam(learning_rate), wnn_jax.nowcast("linear", snapshot_every=2)
+    ),
+)
+
+
+def trainer(task: Any, method: Method = NOWCAST, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {"learning_rate": 0.1, "num_steps": 23, "evaluate_every": 5}
+    return Trainer(task, method, **(defaults | options))
+
+
+def without_seconds(evaluations: list[Evaluation]) -> list[Evaluation]:
+    return [dataclasses.replace(evaluation, seconds=0.0) for evaluation in evaluations]
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_the_step_is_that_of_optax() -> None:
+    task, tx = LinearRegression(), optax.sgd(0.1)
+    state, key = init_state(task, tx, jax.random.key(0)), jax.random.key(1)
+    batch = task.batch(0, 0)
+    after, loss = make_step(task, tx)(state, batch, key)
+    gradient, _ = jax.grad(task.loss, has_aux=True)(state.params, {}, batch, jax.random.fold_in(key, 0))
+    assert after.step == 1
+    assert loss == task.loss(state.params, {}, batch, jax.random.fold_in(key, 0))[0]
+    assert_equal(after.params, jax.tree.map(lambda param, slope: param - 0.1 * slope, state.params, gradient))
+
+
+def test_a_run_learns_jumps_and_is_evaluated() -> None:
+    fitted = trainer(LinearRegression()).fit(0)
+    assert [evaluation.step for evaluation in fitted.evaluations] == [5, 10, 15, 20, 23]
+    assert [evaluation.num_nowcasts for evaluation in fitted.evaluations] == [0, 1, 1, 2, 2]
+    first, last = fitted.evaluations[0], fitted.evaluations[-1]
+    assert last.train_loss < first.train_loss
+    assert set(last.scores) == set(fitted.test) == {"weights", "EMA .99", "EMA .998"}
+    assert last.scores["weights"]["mse"] < first.scores["weights"]["mse"]
+    assert fitted.test["weights"]["mse"] != last.scores["weights"]["mse"]
+    assert not fitted.diverged
+    evaluation = json.loads(json.dumps(dataclasses.asdict(last)))
+    assert Evaluation(**evaluation) == last
+
+
+def test_scores_are_means_over_the_split() -> None:
+    task = LinearRegression()
+    fitted = fit(task, ADAM, 0, learning_rate=0.1, num_steps=3)
+    dense = jax.tree.map(np.asarray, fitted.state.params["dense"])
+    errors = np.concatenate(
+        [
+            (inputs @ dense["kernel"] + dense["bias"] - targets) ** 2
+            for inputs, targets in task.evaluation_batches("test")
+        ]
+    )
+    np.testing.assert_allclose(fitted.test["weights"]["mse"], errors.mean(), rtol=1e-5)
+    np.testing.assert_allclose(fitted.test["weights"]["close"], (errors < 0.1).mean(), rtol=1e-5)
+
+
+def test_methods_share_their_beginning_and_seeds_do_not() -> None:
+    task = LinearRegression()
+    plain, jumping = trainer(task, ADAM).fit(0).evaluations, trainer(task).fit(0).evaluations
+    other = trainer(task, ADAM).fit(1).evaluations
+    assert plain[0].scores["weights"] == jumping[0].scores["weights"]
+    assert plain[1].scores != jumping[1].scores
+    assert plain[0].train_loss != other[0].train_loss
+
+
+def test_one_scan_and_runs_together_equal_a_loop_of_steps() -> None:
+    task = LinearRegression()
+    looped, scanned = (trainer(task, scan=scan).fit(0) for scan in (False, True))
+    for one, other in zip(looped.evaluations, scanned.evaluations, strict=True):
+        assert one.num_nowcasts == other.num_nowcasts
+        np.testing.assert_allclose(one.train_loss, other.train_loss, rtol=1e-4)
+    program = Program(task, optax.adam)
+    rates = jnp.array([0.1, 0.01])
+    states = stack_states([program.init(seed, rate) for seed, rate in zip((3, 4), rates, strict=True)])
+    states, losses = program.advance_together(states, (3, 4), 6, rates)
+    for member, seed in enumerate((3, 4)):
+        alone, loss, _ = program.advance(program.init(seed, rates[member]), seed, 6, rates[member])
+        np.testing.assert_allclose(loss, losses[member], rtol=1e-5)
+        jax.tree.map(lambda x, y, i=member: np.testing.assert_allclose(x[i], y, rtol=1e-4), states.params, alone.params)
+
+
+@pytest.mark.slow_but(3)
+@pytest.mark.parametrize(
+    ("task", "after"),
+    [*((LinearRegression(), after) for after in (5, 10, 15, 20)), (NormalizedRegression(), 15)],
+    ids=lambda value: type(value).__name__ if isinstance(value, LinearRegression) else str(value),
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(task: Any, after: int, tmp_path: Path) -> None:
+    run = trainer(task)
+    undisturbed = run.fit(0)
+    with pytest.raises(Interrupted):
+        run.fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
+    resumed, first_step = resume(run, tmp_path)
+    assert first_step == min(after + 5, 23), "the run began anew"
+    assert_same_run(resumed, undisturbed)
+
+
+def test_a_run_with_a_damaged_checkpoint_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    run = trainer(LinearRegression())
+    with pytest.raises(Interrupted):
+        run.fit(0, tmp_path, report=interrupt_after(15), checkpoint_seconds=0.0)
+    (tmp_path / "stage-0" / "15").write_bytes(b"damaged")
+    resumed, first_step = resume(run, tmp_path)
+    assert first_step == 15, "it goes on from step 10"
+    assert_same_run(resumed, run.fit(0))
+
+
+def resume(run: Trainer, folder: Path) -> tuple[Fitted, int]:
+    """The finished run, and the step of its first evaluation."""
+    steps: list[int] = []
+    fitted = run.fit(
+        0,
+        folder,
+        report=lambda step, loss, evaluation: steps.append(step) if evaluation else None,
+        checkpoint_seconds=0.0,
+    )
+    return fitted, steps[0]
+
+
+def assert_same_run(one: Fitted, other: Fitted) -> None:
+    assert_equal(one.state, other.state)
+    assert without_seconds(one.evaluations) == without_seconds(other.evaluations)
+    assert one.test == other.test
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved:
+    """A stage that goes on from half of the weights, with another optimizer."""
+
+    def first_step(self, num_steps: int) -> int:
+        return num_steps // 2
+
+    def start(self, task: Any, state: Any, learning_rate: float, num_steps: int, seed: int) -> StageStart:
+        assert int(state.opt_state[0].count) == num_steps // 2, "the state of the method's own optimizer"
+        params = jax.tree.map(lambda leaf: leaf / 2, state.params)
+        return StageStart(task, optax.sgd(learning_rate), params, state.model_state)
+
+
+@pytest.fixture(scope="module")
+def two_stages() -> tuple[Trainer, Fitted]:
+    """A run of two stages, and how it ends."""
+    run = trainer(LinearRegression(), dataclasses.replace(ADAM, stages=(Halved(),)))
+    return run, run.fit(0)
+
+
+def test_a_second_stage_begins_where_it_says(two_stages: tuple[Trainer, Fitted]) -> None:
+    evaluations = two_stages[1].evaluations
+    assert [evaluation.step for evaluation in evaluations] == [5, 10, 11, 15, 20, 23]
+    assert evaluations[0].scores != trainer(LinearRegression(), ADAM).fit(0).evaluations[-1].scores
+
+
+@pytest.mark.parametrize("after", [5, 11, 15, 20])
+def test_a_run_of_two_stages_goes_on_bit_for_bit(
+    two_stages: tuple[Trainer, Fitted], after: int, tmp_path: Path
+) -> None:
+    run, undisturbed = two_stages
+    with pytest.raises(Interrupted):
+        run.fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
+    assert_same_run(resume(run, tmp_path)[0], undisturbed)
+
+
+def test_a_moving_average_is_read_after_the_jump() -> None:
+    fitted = trainer(LinearRegression(), moving_averages=(0.0,), num_steps=10).fit(0)
+    last = fitted.evaluations[-1]
+    assert last.num_nowcasts == 1
+    assert last.scores["EMA 0"] == last.scores["weights"]
+
+
+def test_an_method_has_readings_of_its_own() -> None:
+    method = Method(
+        "swa",
+        lambda learning_rate, num_steps: optax.chain(optax.adam(learning_rate), averaging.uniform(0, 1)),
+        readings={"SWA": Reading(lambda params, state: averaging.uniform_eval_params(state, params))},
+    )
+    task, sums = LinearRegression(), []
+    program = Program(task, lambda: optax.adam(0.1))
+    state = program.init(0)
+    for stop in range(1, 6):
+        state, _, _ = program.advance(state, 0, stop)
+        sums.append(jax.tree.map(np.array, state.params))
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 5, *sums)
+    scores = trainer(task, method, num_steps=5).fit(0).evaluations[-1].scores
+    np.testing.assert_allclose(scores["SWA"]["mse"], program.evaluate(mean, {}, "validation")["mse"], rtol=1e-5)
+
+
+def test_averages_of_weights_have_batch_statistics_of_their_own() -> None:
+    # Weights that never moved are equal to their average, and differ from it in nothing but the statistics.
+    method = Method("still", lambda learning_rate, num_steps: optax.sgd(0.0))
+    task = NormalizedRegression()
+    fitted = trainer(task, method, num_steps=5).fit(0)
+    scores = fitted.evaluations[-1].scores
+    assert scores["weights"]["mse"] != scores["EMA .99"]["mse"]
+    inputs = np.concatenate([task.batch(STATISTICS_SEED, step)[0] for step in range(2)])
+    dense = jax.tree.map(np.asarray, fitted.state.params["Dense_0"])
+    hidden = inputs @ dense["kernel"] + dense["bias"]
+    program = Program(task, lambda: optax.sgd(0.0))
+    statistics = {"batch_stats": {"BatchNorm_0": {"mean": hidden.mean(axis=0), "var": np.zeros(5)}}}
+    # The variance is the mean of those within batches.
+    parts = hidden.reshape(2, 16, 5)
+    statistics["batch_stats"]["BatchNorm_0"]["var"] = parts.var(axis=1).mean(axis=0)
+    expected = program.evaluate(fitted.state.params, statistics, "validation")
+    np.testing.assert_allclose(scores["EMA .99"]["mse"], expected["mse"], rtol=1e-4)
+
+
+def test_a_run_that_diverges_ends_and_says_so() -> None:
+    fitted = trainer(Exploding(last_step=7)).fit(0)
+    assert [evaluation.step for evaluation in fitted.evaluations] == [5, 10]
+    assert fitted.diverged
+
+
+def test_a_run_can_be_ended() -> None:
+    fitted = trainer(LinearRegression()).fit(0, stop=lambda state, evaluations: int(state.step) >= 10, test=False)
+    assert [evaluation.step for evaluation in fitted.evaluations] == [5, 10]
+    assert fitted.test == {}
+
+
+def test_equal_runs_have_equal_hashes() -> None:
+    task = LinearRegression()
+    one, same, other = (trainer(task).fit(seed).state.params for seed in (0, 0, 1))
+    assert weights_sha256(one) == weights_sha256(same) != weights_sha256(other)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ((), "LinearRegression.metrics is empty; name at least one"),
+        (
+            (
+                Metric(
+                    "mse",
+                ),
+            ),
+            "'mse' has higher_is_better=None; say True or False",
+        ),
+        ((Metric("mse", False), Metric("mse", True)), "metrics has a name twice: mse, mse"),
+    ],
+)
+def test_metrics_that_cannot_be_compared_are_refused(metrics: tuple[Metric, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        trainer(LinearRegression(metrics=metrics))

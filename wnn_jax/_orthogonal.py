@@ -1,0 +1,226 @@
+"""Matrices with all their singular values made alike: the direction of a spectral drift."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._roles import bias_shapes
+from wnn_jax._shards import MeshAxes, map_where_they_are
+from wnn_jax._trees import wide_dtype
+
+# The `a, b, c` of each step `s -> a s + b s^3 + c s^5` for every singular value `s` in [0, 1]: such that four steps
+# bring all from 3e-3 to 1 as near to 1 as they can (Amsel et al., `The Polar Express`, 2025; fitted in
+# `benchmarks/spectral.py`). More steps, and exacter factors, gain nothing in training.
+COEFFICIENTS = (
+    (8.3007, -24.0375, 17.4661),
+    (4.0034, -2.9228, 0.5419),
+    (3.4709, -2.5494, 0.5002),
+    (2.4655, -1.7803, 0.4156),
+)
+# Matrices are worked on in slices of not more weights than this.
+_MAX_WEIGHTS = 2**23
+
+
+def orthogonalize(
+    tree: Any, roles: Any, *, coefficients: Sequence[Sequence[float]] = COEFFICIENTS, max_rows: int | None = None
+) -> Any:
+    """Makes all singular values of every matrix alike, and leaves its Frobenius norm as it is.
+
+    A matrix becomes its polar factor, the nearest matrix with orthonormal rows or columns, times a number. Each shard
+    of a leaf is a matrix of its own, so that nothing moves between devices.
+
+    Args:
+      tree: a tree like the parameters.
+      roles: a tree of the same structure with a role name at each leaf. Which leaves are matrices, and which of their
+        axes are its rows, is what `matrix_axes` says.
+      coefficients: `(a, b, c)` of each step of the iteration, at least one.
+      max_rows: matrices with more rows than this, and with more columns, are cut into blocks of rows (or columns, where
+        these are fewer), each of which is a matrix of its own; or `None`.
+
+    Returns:
+      The tree, of the same shapes and dtypes.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    described = zip(jax.tree.leaves(roles), leaves, bias_shapes(tree), strict=True)
+    axes = [matrix_axes(role, jnp.shape(leaf), bias) for role, leaf, bias in described]
+    chosen = [index for index, split in enumerate(axes) if split is not None]
+    polar_map = _PolarMap(tuple(split for split in axes if split is not None), max_rows)
+    operands = (jnp.asarray(coefficients),)
+    orthogonal = map_where_they_are(polar_map, [(jnp.asarray(leaves[index]),) for index in chosen], operands)
+    for index, leaf in zip(chosen, orthogonal, strict=True):
+        leaves[index] = leaf
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def matrix_axes(role: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Which axes of a leaf are the rows of a matrix, and which its columns.
+
+    Where there is a bias, its axes are those of the outputs, after any axes of stacked layers: an attention's kernel
+    `[d_model, heads, head_dim]` with the bias `[heads, head_dim]` is one matrix of `d_model` rows, and a scanned
+    layer's `[layers, in, out]` with the bias `[layers, out]` is one matrix per layer. Equinox has the outputs first:
+    `[out, in, height, width]` with the bias `[out, 1, 1]`. All other leaves have the outputs in the last axis.
+
+    Args:
+      role: of the leaf.
+      shape: of the leaf.
+      bias: the shape of the bias in the same module, if there is one.
+
+    Returns:
+      `(start, stop)`: the rows are the axes from `start` to `stop`, the columns those from `stop` on, and those before
+      `start` are of different matrices. `None` for what is not a matrix: whatever is not of role `"conv"` or `"dense"`,
+      or has less than two axes.
+    """
+    rank = len(shape)
+    if role not in ("conv", "dense") or rank < 2:
+        return None
+    if bias is not None and len(bias) < rank:
+        num_inputs = rank - len(bias)
+        for start in range(len(bias)):
+            stop = start + num_inputs
+            if shape[:start] + shape[stop:] == bias:
+                return start, stop
+        if math.prod(bias) == shape[0] != shape[-1]:
+            return 0, 1
+    return 0, rank - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _PolarMap:
+    """See `orthogonalize`.
+
+    Attributes:
+      axes: what `matrix_axes` said of each leaf.
+      max_rows: of a block.
+    """
+
+    axes: tuple[tuple[int, int], ...]
+    max_rows: int | None
+
+    def map_shards(
+        self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
+    ) -> list[jax.Array]:
+        """See `ShardMap.map_shards`."""
+        del mesh_axes
+        (coefficients,) = operands
+        mapped = [leaf for (leaf,) in leaves]
+        alike: dict[Any, list[tuple[int, jax.Array]]] = {}
+        for index, (leaf, axes) in enumerate(zip(mapped, self.axes, strict=True)):
+            # A matrix of one row is its own polar factor.
+            if leaf.size > 0 and min(_matrix_shape(leaf.shape, axes)[1:]) > 1:
+                blocks = _to_blocks(leaf, axes, self.max_rows)
+                alike.setdefault((blocks.dtype, blocks.shape[1:]), []).append((index, blocks))
+        for group in alike.values():
+            found = _polar_by_slices(jnp.concatenate([blocks for _, blocks in group]), coefficients)
+            start = 0
+            for index, blocks in group:
+                end = start + len(blocks)
+                mapped[index] = _from_blocks(found[start:end], mapped[index], self.axes[index])
+                start = end
+        return mapped
+
+
+def _matrix_shape(shape: tuple[int, ...], axes: tuple[int, int]) -> tuple[int, int, int]:
+    start, stop = axes
+    return math.prod(shape[:start]), math.prod(shape[start:stop]), math.prod(shape[stop:])
+
+
+def _to_blocks(leaf: jax.Array, axes: tuple[int, int], max_rows: int | None) -> jax.Array:
+    """The matrices of a leaf, or blocks of their rows: `[n, rows, columns]` with no more rows than columns."""
+    matrices = leaf.reshape(_matrix_shape(leaf.shape, axes)).astype(wide_dtype(leaf))
+    if matrices.shape[1] > matrices.shape[2]:
+        matrices = matrices.mT
+    _, rows, columns = matrices.shape
+    num_blocks = -(-rows // (max_rows or rows))
+    block_rows = -(-rows // num_blocks)
+    # Rows of zeros change nothing of the others.
+    matrices = jnp.pad(matrices, ((0, 0), (0, num_blocks * block_rows - rows), (0, 0)))
+    return matrices.reshape(-1, block_rows, columns)
+
+
+def _from_blocks(blocks: jax.Array, leaf: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """A leaf of the shape and dtype of this one, from its blocks."""
+    number, rows, columns = _matrix_shape(leaf.shape, axes)
+    matrices = blocks.reshape(number, -1, max(rows, columns))[:, : min(rows, columns)]
+    if rows > columns:
+        matrices = matrices.mT
+    return matrices.reshape(leaf.shape).astype(leaf.dtype)
+
+
+def _polar_by_slices(matrices: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """See `polar`; with temporaries for some of the matrices at a time, in the place of which come their results."""
+    number, rows, columns = matrices.shape
+    num_slices = -(-number // max(_MAX_WEIGHTS // (rows * columns), 1))
+    if num_slices == 1:
+        return polar(matrices, coefficients)
+    slice_size = -(-number // num_slices)
+    padded = jnp.pad(matrices, ((0, num_slices * slice_size - number), (0, 0), (0, 0)))
+
+    def replace_slice(index: Any, matrices: jax.Array) -> jax.Array:
+        chosen = jax.lax.dynamic_slice_in_dim(matrices, index * slice_size, slice_size)
+        return jax.lax.dynamic_update_slice_in_dim(matrices, polar(chosen, coefficients), index * slice_size, axis=0)
+
+    return jax.lax.fori_loop(0, num_slices, replace_slice, padded)[:number]
+
+
+def polar(matrices: jax.Array, coefficients: Any) -> jax.Array:
+    """The polar factors of matrices, each scaled to its matrix's Frobenius norm, by Newton-Schulz iteration.
+
+    A step is :math:`X' = P X` with :math:`P = a I + b G + c G^2` and :math:`G = X X^T`. For matrices that are much
+    wider than high, the same is had from the first :math:`G` alone: :math:`G' = P G P`, and at the end the first
+    :math:`X` times the product of all :math:`P`.
+
+    Args:
+      matrices: `[n, rows, columns]`, of float32 or wider, with no more rows than columns.
+      coefficients: `[steps, 3]`, the `a, b, c` of each step, at least one.
+
+    Returns:
+      An array of the same shape and dtype. A matrix of zeros comes back as it is.
+    """
+    coefficients = jnp.asarray(coefficients).astype(matrices.dtype)
+    _, rows, columns = matrices.shape
+    # With either, a matrix takes this number of multiply-adds: for each step 2 r^2 c + r^3, or all in all 2 r^2 c and
+    # for each step but the first 4 r^3.
+    only_gram = 2 * columns > 3 * rows
+    # Scaled before anything is squared.
+    scale = _one_if_zero(jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True))
+    matrices = matrices / scale
+    gram = _multiply(matrices, matrices.mT)
+    norm = _norm(matrices)
+    # Not less than the largest singular value, and nearer to it than the norm of the matrix is.
+    bound = _one_if_zero(jnp.sqrt(_norm(gram)))
+    unit = matrices / bound
+    gram = gram / bound**2
+
+    def polynomial(gram: jax.Array, coefficients: jax.Array) -> jax.Array:
+        a, b, c = coefficients
+        return a * jnp.eye(rows, dtype=gram.dtype)[None] + b * gram + c * _multiply(gram, gram)
+
+    factor = polynomial(gram, coefficients[0])
+    product = factor if only_gram else _multiply(factor, unit)
+
+    def step(carry: tuple[jax.Array, ...], coefficients: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        product, gram, factor = carry
+        gram = _multiply(_multiply(factor, gram), factor) if only_gram else _multiply(product, product.mT)
+        factor = polynomial(gram, coefficients)
+        return (_multiply(factor, product), gram, factor), None
+
+    (product, _, _), _ = jax.lax.scan(step, (product, gram, factor), coefficients[1:])
+    found = _multiply(product, unit) if only_gram else product
+    return found * (norm / _one_if_zero(_norm(found))) * scale
+
+
+def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def _norm(matrices: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(matrices**2, axis=(1, 2), keepdims=True))
+
+
+def _one_if_zero(values: jax.Array) -> jax.Array:
+    return jnp.where(values > 0, values, 1)

@@ -1,0 +1,16 @@
+"""The entry point of the command `wnn-jax`."""
+
+from wnn_jax.lab.errors import check_extra, one_line_errors
+
+
+def main() -> None:
+    """Runs what the command line names, if all is installed that it needs."""
+    with one_line_errors():
+        check_extra("lab")
+        from wnn_jax.lab import commands
+
+        commands.run()
+
+
+if __name__ == "__main__":
+    main()

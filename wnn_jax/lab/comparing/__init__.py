@@ -1,0 +1,1 @@
+"""Judging ways to train: methods, comparisons, errors of forecasts, tables and plots."""

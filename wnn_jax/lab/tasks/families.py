@@ -1,0 +1,239 @@
+"""Families: seeded distributions of training runs, from which trajectories are collected."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from wnn_jax.lab.errors import look_up
+from wnn_jax.lab.tasks.data import TextDataset, load_dataset, load_images
+from wnn_jax.lab.tasks.image_classification import ImageClassification
+from wnn_jax.lab.tasks.language_model import LanguageModel
+from wnn_jax.lab.tasks.models import ARCHITECTURES
+from wnn_jax.lab.tasks.task import Task
+
+OptimizerName = Literal["adam", "adamw", "sgd"]
+
+# A nowcaster is trained on the runs of `train`, selected on the two validation splits, and its score is reported on the
+# two test splits, which nothing else ever sees. The networks of the two architecture splits are in no other split.
+SplitName = Literal["train", "validation", "test", "validation architecture", "test architecture"]
+VALIDATION_SPLITS: tuple[SplitName, ...] = ("validation", "validation architecture")
+TEST_SPLITS: tuple[SplitName, ...] = ("test", "test architecture")
+SPLITS: tuple[SplitName, ...] = ("train", *VALIDATION_SPLITS, *TEST_SPLITS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """One training run, entirely determined by these values.
+
+    Attributes:
+      architecture: a name in `ARCHITECTURES`.
+      dataset: a name in `DATASETS`.
+      optimizer: Adam; AdamW; SGD with momentum.
+      learning_rate: the initial one.
+      final_learning_rate: the last one as a share of the initial one: 1 for a constant rate, less for a cosine decay.
+      batch_size: examples per step.
+      num_steps: length of the run in optimizer steps.
+      snapshot_every: steps between snapshots of the weights.
+      seed: decides the initial weights and the order of the data.
+      context_length: tokens that a language model is given at once; of no effect on other tasks.
+    """
+
+    architecture: str
+    dataset: str
+    optimizer: OptimizerName
+    learning_rate: float
+    final_learning_rate: float
+    batch_size: int
+    num_steps: int
+    snapshot_every: int
+    seed: int
+    context_length: int = 32
+
+    @property
+    def program(self) -> Self:
+        """The settings without what can vary within one compiled program: runs with equal programs share it."""
+        return dataclasses.replace(self, learning_rate=0.0, final_learning_rate=0.0, seed=0)
+
+    def task(self, data_dir: Path) -> Task:
+        """What is trained. It is the same object for all runs of a program.
+
+        Args:
+          data_dir: the folder of data sets prepared by TensorFlow Datasets.
+
+        Raises:
+          UsageError: if a name is not known, or the data set is missing.
+        """
+        return _make_task(self.architecture, self.dataset, self.batch_size, self.context_length, data_dir)
+
+
+@functools.lru_cache(maxsize=32)
+def _make_task(architecture: str, dataset: str, batch_size: int, context_length: int, data_dir: Path) -> Task:
+    make_model, data = look_up(ARCHITECTURES, architecture, "the architecture"), load_dataset(dataset, data_dir)
+    if isinstance(data, TextDataset):
+        return LanguageModel(
+            dataset=data, model=make_model(data.vocab_size), batch_size=batch_size, context_length=context_length
+        )
+    images = load_images(dataset, data_dir)
+    return ImageClassification(dataset=images, model=make_model(images.num_classes), batch_size=batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskFamily:
+    """A seeded distribution of runs: the settings of every index are fixed.
+
+    Runs come in groups, which differ within in seed, learning rate and decay only. A whole group belongs to one split.
+
+    Attributes:
+      name: its name in `FAMILIES`.
+      datasets: data set -> the architectures that are drawn with it. All pairs are equally likely.
+      validation_architectures: architectures that are kept for the selection of nowcasters.
+      test_architectures: architectures that are kept for the scores of selected nowcasters.
+      learning_rates: optimizer -> the range of a log-uniform distribution.
+      batch_sizes: drawn uniformly.
+      num_steps: length of a run in optimizer steps.
+      snapshot_every: steps between snapshots.
+      context_length: tokens that a language model is given at once.
+      group_size: runs per group.
+      validation_share: the share of the groups of other architectures that is kept for the selection of nowcasters.
+      test_share: the share of them that is kept for the scores of selected nowcasters.
+      seed: of the distribution.
+    """
+
+    name: str
+    datasets: Mapping[str, tuple[str, ...]]
+    validation_architectures: tuple[str, ...]
+    test_architectures: tuple[str, ...]
+    learning_rates: Mapping[OptimizerName, tuple[float, float]]
+    batch_sizes: tuple[int, ...]
+    num_steps: int
+    snapshot_every: int
+    context_length: int = 32
+    group_size: int = 4
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    seed: int = 0
+
+    def settings(self, index: int) -> RunSettings:
+        """The settings of the run of an index >= 0."""
+        group = self._group(index)
+        rng = np.random.default_rng([self.seed, index, 1])
+        low, high = self.learning_rates[group["optimizer"]]
+        return RunSettings(
+            architecture=group["architecture"],
+            dataset=group["dataset"],
+            optimizer=group["optimizer"],
+            batch_size=group["batch_size"],
+            learning_rate=float(np.exp(rng.uniform(np.log(low), np.log(high)))),
+            final_learning_rate=float(rng.choice([1.0, 1.0, 0.1, 0.0])),
+            num_steps=self.num_steps,
+            snapshot_every=self.snapshot_every,
+            context_length=self.context_length,
+            seed=index,
+        )
+
+    def split(self, index: int) -> SplitName:
+        """What the run of an index is for: the same for all runs of a group."""
+        group = self._group(index)
+        if group["architecture"] in self.validation_architectures:
+            return "validation architecture"
+        if group["architecture"] in self.test_architectures:
+            return "test architecture"
+        if group["split_draw"] < self.validation_share:
+            return "validation"
+        return "test" if group["split_draw"] < self.validation_share + self.test_share else "train"
+
+    def _group(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, index // self.group_size, 0])
+        pairs = [(dataset, name) for dataset, architectures in self.datasets.items() for name in architectures]
+        dataset, architecture = pairs[rng.integers(len(pairs))]
+        return {
+            "dataset": dataset,
+            "architecture": architecture,
+            "optimizer": str(rng.choice(list(self.learning_rates))),
+            "batch_size": int(rng.choice(list(self.batch_sizes))),
+            "split_draw": rng.uniform(),
+        }
+
+
+_CONVOLUTIONAL = (
+    "cnn-8-16",
+    "cnn-16-32",
+    "cnn-8-16-32",
+    "cnn-16-16-32",
+    "lenet",
+    "vgg",
+    "resnet",
+    "mobilenet-v2",
+    "shufflenet-v2",
+    "densenet",
+)
+_LEARNING_RATES: Mapping[OptimizerName, tuple[float, float]] = {
+    "adam": (1e-3, 1.2e-2),
+    "adamw": (1e-3, 1.2e-2),
+    "sgd": (1e-2, 2e-1),
+}
+
+FAMILIES: Mapping[str, TaskFamily] = {
+    # Two minutes of runs that need no download: for tests and for a first look. All splits are in the first 12 runs.
+    "digits": TaskFamily(
+        name="digits",
+        datasets={"digits": ("mlp-64", "mlp-128-64", "cnn-8-16", "cnn-16-32")},
+        validation_architectures=("mlp-128-64",),
+        test_architectures=("cnn-16-32",),
+        learning_rates=_LEARNING_RATES,
+        batch_sizes=(32, 64),
+        num_steps=1_000,
+        snapshot_every=10,
+        group_size=2,
+        validation_share=0.2,
+        test_share=0.2,
+        seed=581,
+    ),
+    # Networks of one form, on images of a quarter of the size.
+    "pooled": TaskFamily(
+        name="pooled",
+        datasets={
+            "cifar10-16": ("three-conv-8-16-16", "three-conv-12-16-32", "three-conv-12-24-24", "three-conv-24-24-48")
+        },
+        validation_architectures=("three-conv-12-16-32",),
+        test_architectures=("three-conv-24-24-48",),
+        learning_rates={"adam": (1e-3, 1.2e-2), "adamw": (1e-3, 1.2e-2)},
+        batch_sizes=(64, 128),
+        num_steps=4_000,
+        snapshot_every=20,
+        group_size=2,
+    ),
+    # Networks of many forms, on images and text.
+    "small": TaskFamily(
+        name="small",
+        datasets={
+            "cifar10-16": _CONVOLUTIONAL,
+            "mnist-14": ("mlp-64", "mlp-128-64", "cnn-8-16", "lenet", "vgg", "resnet", "densenet"),
+            "tiny_shakespeare": ("transformer-1x32", "transformer-2x24", "transformer-2x32"),
+        },
+        validation_architectures=("resnet",),
+        test_architectures=("shufflenet-v2",),
+        learning_rates=_LEARNING_RATES,
+        batch_sizes=(32, 64, 128),
+        num_steps=4_000,
+        snapshot_every=20,
+    ),
+}
+
+
+def describe_families(families: Iterable[TaskFamily]) -> str:
+    """The names of families and of their data sets, for the help of an option."""
+    return ", ".join(f"`{family.name}` ({', '.join(family.datasets)})" for family in families)
+
+
+def find_family(name: str) -> TaskFamily:
+    """The family of a name.
+
+    Raises:
+      UsageError: if there is none.
+    """
+    return look_up(FAMILIES, name, "--family")

@@ -1,0 +1,192 @@
+"""Fine-tuning of a pre-trained network: of all its weights, or of low-rank adapters beside them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization, traverse_util
+
+from wnn_jax import default_roles
+from wnn_jax._files import replace_on_success
+from wnn_jax._orthogonal import matrix_axes
+from wnn_jax._roles import bias_shapes
+from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.tasks.data.digest import arrays_digest
+from wnn_jax.lab.tasks.language_model import TASKS as LANGUAGE_MODELS
+from wnn_jax.lab.tasks.language_model import LanguageModel
+from wnn_jax.lab.tasks.reparameterized import Reparameterized
+from wnn_jax.lab.tasks.task import ModelState, Params, Task
+
+# A transformer as in `shakespeare-transformer`, trained on the first half of the text by `experiments/pretraining.py`.
+PRETRAINED = Path(__file__).parent / "pretrained" / "shakespeare-first-half.msgpack"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FineTuning(Reparameterized):
+    """Another task, which begins with pre-trained parameters.
+
+    Attributes:
+      base: the other task.
+      pretrained: parameters of its network.
+      model_state: its model state, to begin with.
+
+    Raises:
+      UsageError: if these are of another network than that of the task.
+    """
+
+    pretrained: Params
+    model_state: ModelState = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = zip(("pretrained", "model_state"), jax.eval_shape(self.base.init, jax.random.key(0)), strict=True)
+        for name, tree in expected:
+            given, wanted = _shapes(getattr(self, name)), _shapes(tree)
+            if differences := given.items() ^ wanted.items():
+                where = min(path for path, _ in differences)
+                raise UsageError(
+                    f"{name} has {given.get(where, 'nothing')} at {where}, and the network of the task has "
+                    f"{wanted.get(where, 'nothing')}; give weights of a network like it."
+                )
+
+    def describe(self) -> Mapping[str, Any]:
+        """The base task, and a checksum of what it begins with."""
+        begin = [np.asarray(leaf) for leaf in jax.tree.leaves((self.pretrained, self.model_state))]
+        return {"kind": "fine-tuning", "base": dict(self.base.describe()), "sha256": arrays_digest(*begin)}
+
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        """The pre-trained parameters, whatever the key is."""
+        del key
+        return jax.tree.map(jnp.asarray, (self.pretrained, self.model_state))
+
+    def network(self, params: Params) -> Params:
+        """The parameters themselves."""
+        return params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LowRankFineTuning(FineTuning):
+    """Fine-tuning of low-rank adapters of all dense kernels; the pre-trained parameters stay as they are (LoRA).
+
+    A kernel `W` becomes `W + (alpha / rank) a b`, of which `a` and `b` are trained.
+
+    Attributes:
+      base: the other task.
+      pretrained: parameters of its network, as nested dicts.
+      model_state: its model state, to begin with.
+      rank: columns of `a`, and rows of `b`.
+      alpha: the factor of all adapters, times the rank.
+
+    Raises:
+      UsageError: if the parameters are of another network than that of the task, there is no dense kernel among them,
+        or the rank is not positive or greater than that of a kernel can be.
+
+    References:
+      Hu et al., `LoRA: Low-Rank Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, ICLR 2022,
+      section 4.1
+    """
+
+    rank: int = 4
+    alpha: float = 8.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise UsageError(f"rank={self.rank} must be positive.")
+        if not self._matrices:
+            raise UsageError("pretrained has no dense kernel to adapt; fine-tune all weights of this network.")
+        for path, (*_, rows, columns) in self._matrices.items():
+            if self.rank > min(rows, columns):
+                raise UsageError(
+                    f"rank={self.rank} is greater than that of the kernel {'/'.join(path)}, a matrix of {rows} x "
+                    f"{columns}; give at most {min(rows, columns)}."
+                )
+
+    def describe(self) -> Mapping[str, Any]:
+        """The base task, a checksum of the pre-trained parameters, and the form of the adapters."""
+        return {**super().describe(), "rank": self.rank, "alpha": self.alpha}
+
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        """Adapters that change nothing yet: `a` is random and `b` is 0.
+
+        Args:
+          key: of `a`.
+
+        Returns:
+          `{"a": [rows, rank], "b": [rank, columns]}` in the place of each dense kernel, and the model state.
+        """
+        adapters = {}
+        keys = jax.random.split(key, len(self._matrices))
+        for kernel_key, (path, (*stack, rows, columns)) in zip(keys, self._matrices.items(), strict=True):
+            initialize = jax.nn.initializers.he_uniform(batch_axis=range(len(stack)))
+            a = initialize(kernel_key, (*stack, rows, self.rank))
+            adapters[path] = {"a": a, "b": jnp.zeros((*stack, self.rank, columns))}
+        return traverse_util.unflatten_dict(adapters), jax.tree.map(jnp.asarray, self.model_state)
+
+    def network(self, params: Params) -> Params:
+        """The pre-trained parameters, with what the adapters add to them."""
+        weights: Any = dict(traverse_util.flatten_dict(self.pretrained))
+        factors: Any = traverse_util.flatten_dict(params)
+        for path in self._matrices:
+            product = factors[*path, "a"] @ factors[*path, "b"]
+            weights[path] = weights[path] + self.alpha / self.rank * product.reshape(weights[path].shape)
+        return traverse_util.unflatten_dict(weights)
+
+    @functools.cached_property
+    def _matrices(self) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """The path of each dense kernel, and its shape as a matrix, or as a stack of them."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.pretrained)
+        roles, biases = jax.tree.leaves(default_roles(self.pretrained)), bias_shapes(self.pretrained)
+        matrices: dict[tuple[str, ...], tuple[int, ...]] = {}
+        for (path, leaf), role, bias in zip(leaves, roles, biases, strict=True):
+            axes = matrix_axes(role, leaf.shape, bias)
+            if role == "dense" and axes is not None:
+                start, stop = axes
+                sizes = math.prod(leaf.shape[start:stop]), math.prod(leaf.shape[stop:])
+                matrices[tuple(key.key for key in path)] = (*leaf.shape[:start], *sizes)
+        return matrices
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+
+def shakespeare_half(
+    half: Literal["first", "second"], data_dir: Path, dataset: str = "tiny_shakespeare"
+) -> LanguageModel:
+    """The task `shakespeare-transformer` on one half of its training text.
+
+    The second half ends in the play from which the validation text is; nothing of that is in the first one.
+    """
+    load: Any = LANGUAGE_MODELS["shakespeare-transformer"]
+    task = load(data_dir, dataset=dataset)
+    middle = len(task.dataset.train) // 2
+    return task.with_training_text(slice(middle) if half == "first" else slice(middle, None))
+
+
+def save_params(params: Params, file: Path) -> None:
+    """Writes parameters, as nested dicts, to a file that `load_params` reads."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replace_on_success(file) as temporary:
+        temporary.write_bytes(serialization.msgpack_serialize(jax.device_get(params)))
+
+
+def load_params(file: Path) -> Params:
+    """Reads what `save_params` wrote."""
+    return serialization.msgpack_restore(file.read_bytes())
+
+
+def _fine_tune_shakespeare(kind: type[FineTuning], data_dir: Path, *, dataset: str) -> FineTuning:
+    return kind(shakespeare_half("second", data_dir, dataset), load_params(PRETRAINED))
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {
+    "shakespeare-fine-tuning": functools.partial(_fine_tune_shakespeare, FineTuning, dataset="tiny_shakespeare"),
+    "shakespeare-lora": functools.partial(_fine_tune_shakespeare, LowRankFineTuning, dataset="tiny_shakespeare"),
+}

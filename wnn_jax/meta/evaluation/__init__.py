@@ -1,1 +1,0 @@
-"""Judging ways to train: arms, comparisons, errors of forecasts, tables and plots."""
