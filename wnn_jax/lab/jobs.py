@@ -6,10 +6,12 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -166,18 +168,21 @@ def _open_executor(
         return
     num_processes = min(num_processes, num_jobs)
     # Spawned, not forked: a forked process inherits the locks of JAX's threads.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_processes, multiprocessing.get_context("spawn"), _initialize_process
-    )
+    context = multiprocessing.get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    pool = concurrent.futures.ProcessPoolExecutor(num_processes, context, _initialize_process, (watched,))
     try:
         yield pool, lambda: num_processes
+        pool.shutdown()
     except BrokenProcessPool as error:
         raise UsageError(
             "A worker process ended abruptly; perhaps memory ran out. Finished runs are kept: the same command goes on "
             "from there. With a smaller --num-processes each process has more memory."
         ) from error
     finally:
+        held.close()
         pool.shutdown(cancel_futures=True)
+        watched.close()
 
 
 class _SerialExecutor(concurrent.futures.Executor):
@@ -189,19 +194,19 @@ class _SerialExecutor(concurrent.futures.Executor):
         return future
 
 
-def _initialize_process() -> None:
-    """Keep a worker process to one thread, and end it with its parent."""
+def _initialize_process(watched: Connection) -> None:
+    """Keep a worker process to one thread, and end it when this process closes the other end of a pipe, or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
 
-    def exit_with_parent() -> None:
-        parent.join()
+    def exit_with_pipe() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            watched.recv_bytes()
         os._exit(1)
 
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_pipe, daemon=True).start()
 
 
 @contextlib.contextmanager
