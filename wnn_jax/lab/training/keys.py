@@ -20,6 +20,9 @@ from wnn_jax.lab.tasks.task import Task, check_outputs
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.step import TrainState, init_state
 
+# Raise it when the numbers of a run change on purpose. Results of another version are stale.
+RESULTS_VERSION = 1
+
 # Seeds and steps of the training batches that a task's fingerprint looks at.
 _SAMPLED_BATCHES = ((0, 0), (0, 1), (0, 1_000), (1, 0), (2, 10_000))
 
