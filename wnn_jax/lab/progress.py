@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line now and then in a log."""
+"""A progress bar on a terminal, or a line now and then in a log."""
 
 import time
 from typing import Self
@@ -15,27 +15,26 @@ class Progress:
     """Shows how much is done, the time that it took, the time left, and metrics.
 
     Args:
-      description: what is counted, as in `"runs"`.
+      description: what is counted, such as `"runs"`.
       total: how many there are.
-      completed: how many of them were done before. The time left is estimated without them.
-      console: where to show it; by default the standard output.
+      completed: how many were done before. The time left is estimated without them.
+      console: where to show it. Default: the standard output.
     """
 
     def __init__(self, description: str, *, total: int, completed: int = 0, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._description = description
-        self._total, self._completed, self._completed_before = total, completed, completed
-        self._metrics = ""
+        self._description, self._total = description, total
+        self._completed = self._completed_before = completed
         self._began = time.monotonic()
         self._last_line = self._began - _SECONDS_BETWEEN_LINES
-        self._bars = Bars(
+        columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        )
+        self._bars = Bars(
+            *(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
             console=self._console,
             disable=not self._console.is_terminal,
             speed_estimate_period=_SECONDS_OF_SPEED,
@@ -50,19 +49,18 @@ class Progress:
         self._bars.stop()
 
     def advance(self, by: int = 1, metrics: str = "") -> None:
-        """Counts what was done, and shows the metrics until there are others."""
-        self._completed += by
-        self._metrics = metrics or self._metrics
-        self._bars.update(self._bar, advance=by, metrics=self._metrics)
+        """Count what was done, and show metrics."""
+        self.advance_to(self._completed + by, metrics)
+
+    def advance_to(self, completed: int, metrics: str = "") -> None:
+        """Set what is done, and show metrics."""
+        self._completed = completed
+        self._bars.update(self._bar, completed=completed, metrics=metrics)
         now = time.monotonic()
-        is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES or self._completed >= self._total
+        is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES or completed >= self._total
         if not self._console.is_terminal and is_due:
             self._last_line = now
-            self._console.print(self._line(now - self._began), soft_wrap=True, markup=False, highlight=False)
-
-    def _line(self, seconds: float) -> str:
-        line = f"{self._description}: {self._completed} of {self._total}, {seconds:.0f} s"
-        num_new = self._completed - self._completed_before
-        if num_new > 0:
-            line += f", {seconds / num_new * (self._total - self._completed):.0f} s left"
-        return f"{line} {self._metrics}".rstrip()
+            line = f"{self._description}: {completed} of {self._total}, {now - self._began:.0f} s"
+            if (num_new := completed - self._completed_before) > 0:
+                line += f", {(now - self._began) / num_new * (self._total - completed):.0f} s left"
+            self._console.print(f"{line} {metrics}".rstrip(), soft_wrap=True, markup=False, highlight=False)

@@ -23,7 +23,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[s
 def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read the header and the arrays of a file. A damaged file raises a `ValueError` of one line."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         content = json.loads(str(arrays.pop("header")))
         if content["sha256"] != _sha256(content["header"], arrays):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def collect(options: Collect) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = range(options.first_run, options.first_run + options.num_runs)
     groups: dict[int, list[int]] = {}
-    for index in sorted(set(wanted) - finished_runs(folder)):
+    for index in sorted(set(wanted).difference(finished_runs(folder))):
         groups.setdefault(index // family.group_size, []).append(index)
     jobs = [GroupJob(folder, family, tuple(indices), options.data_dir.absolute()) for indices in groups.values()]
     deadline = None if options.budget is None else time.monotonic() + 60 * options.budget
@@ -84,14 +84,7 @@ def collect(options: Collect) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class GroupJob:
-    """The missing runs of one group. They differ in seed and learning rate only, so they share a compiled program.
-
-    Attributes:
-      folder: the folder of the collection.
-      family: the task family.
-      indices: the runs, by their index in the family.
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-    """
+    """The missing runs of one group. They differ in seed and learning rate only, so they share a compiled program."""
 
     folder: Path
     family: TaskFamily
@@ -109,12 +102,8 @@ class GroupJob:
 
 
 def make_runs(job: GroupJob) -> None:
-    """Make the runs of a group that do not exist. Each is saved when it ends.
-
-    Raises:
-      UsageError: if another process has begun to fill the folder with runs of another family.
-    """
-    check_family(job.folder, job.family)
+    """Make the runs of a group that do not exist. Each is saved when it ends."""
+    check_family(job.folder, job.family)  # Another process may have filled the folder since.
     for index in job.indices:
         if not run_file(job.folder, index).exists():
             settings = job.family.settings(index)
@@ -122,29 +111,12 @@ def make_runs(job: GroupJob) -> None:
             save_trajectory(job.folder, job.family, index, *run)
 
 
-class CollectedRun(NamedTuple):
-    """What is kept of a training run.
-
-    Attributes:
-      snapshots: trees of parameters, NumPy arrays.
-      losses: the mean training loss before each snapshot.
-      validation: metric -> score on the validation data after the last step.
-    """
-
-    snapshots: list[Any]
-    losses: list[float]
-    validation: dict[str, float]
-
-
 @functools.lru_cache(maxsize=16)
 def make_program(settings: RunSettings, data_dir: Path) -> Program:
     """Return the program of all runs that differ in seed and learning rate only, made once per process.
 
-    The state of its optimizer holds the learning rate, so another one needs no compilation.
-
-    Args:
-      settings: what these runs have in common, `RunSettings.program`.
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
+    The state of its optimizer holds the learning rate, so another one needs no compilation. `settings` are what these
+    runs have in common: `RunSettings.program`.
     """
 
     def make_optimizer(learning_rate: Any, final_share: Any) -> optax.GradientTransformation:
@@ -155,8 +127,8 @@ def make_program(settings: RunSettings, data_dir: Path) -> Program:
     return Program(settings.task(data_dir), lambda: tx)
 
 
-def train_run(program: Program, settings: RunSettings) -> CollectedRun:
-    """Train one run of a program."""
+def train_run(program: Program, settings: RunSettings) -> tuple[list[Any], list[float], dict[str, float]]:
+    """Train one run of a program, and return its snapshots, losses and validation scores for `save_trajectory`."""
     state = program.init(settings.seed)
     rates = {"learning_rate": settings.learning_rate, "final_share": settings.final_learning_rate}
     hyperparams = {name: jnp.float32(rate) for name, rate in rates.items()}
@@ -167,4 +139,4 @@ def train_run(program: Program, settings: RunSettings) -> CollectedRun:
         # A copy, because the next step overwrites the buffers of the parameters.
         snapshots.append(jax.tree.map(np.array, state.params))
         losses.append(loss)
-    return CollectedRun(snapshots, losses, program.evaluate(state.params, state.model_state, "validation"))
+    return snapshots, losses, program.evaluate(state.params, state.model_state, "validation")

@@ -55,10 +55,7 @@ class Forecast:
 
 
 def forecast(options: Forecast) -> list[dict[str, Any]]:
-    """Measure forecast errors, and report them as text, as CSV and as a plot.
-
-    Returns:
-      The rows of the table, one per nowcaster.
+    """Measure forecast errors, report them as text, as CSV and as a plot, and return one row per nowcaster.
 
     Raises:
       UsageError: if an option cannot be used, or a collection is damaged or has no such runs.
@@ -72,9 +69,9 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
                 "wnn-jax compare"
             )
         nowcasters[label] = nowcaster, scale
-    labels = " ".join(nowcasters)
+    labels = " ".join(options.nowcasters) or "(none)"
     if len(nowcasters) < max(len(options.nowcasters), 1):
-        raise UsageError(f"--nowcasters {labels or '(none)'} must name at least one, and none twice.")
+        raise UsageError(f"--nowcasters {labels} must name at least one, and none twice.")
     splits = EVALUATED_SPLITS[options.split]
     trajectories = [run for run in load_trajectories(options.collection) if run.split in splits]
     if not trajectories:
@@ -109,12 +106,6 @@ def forecast_errors(
 ) -> Iterator[list[ErrorRow]]:
     """Measure the errors of a nowcaster at the beginning, the middle and the end of runs, at two spacings.
 
-    Args:
-      label: the nowcaster's name in the rows.
-      nowcaster: what forecasts.
-      scale: multiplies its jumps.
-      trajectories: the runs.
-
     Yields:
       For every run, one row per role, stage, spacing and horizon: the sum of absolute errors, and the same sum for
       forecasting no change. A nowcaster without horizons has rows for its own horizon only.
@@ -126,7 +117,7 @@ def forecast_errors(
     compiled: dict[Any, Any] = {}
     for trajectory in trajectories:
         rows: list[ErrorRow] = []
-        leaves = trajectory.leaves
+        leaves, settings = trajectory.leaves, trajectory.settings
         roles = {leaf.name: leaf.role for leaf in leaves}
 
         def predict(history: Any, horizon: Any, roles: Any = roles) -> Any:
@@ -152,20 +143,18 @@ def forecast_errors(
                     total = sums.setdefault(leaf.role, [0.0, 0.0])
                     total[0] += float(np.abs(predicted - actual).sum(dtype=np.float64))
                     total[1] += float(np.abs(last - actual).sum(dtype=np.float64))
+                row = {
+                    "nowcaster": label,
+                    "run": f"{trajectory.family.name} {trajectory.index}",
+                    "split": trajectory.split,
+                    "task": f"{settings.architecture} on {settings.dataset}",
+                    "optimizer": settings.optimizer,
+                    "stage": stage,
+                    "spacing": stride * settings.snapshot_every,
+                    "horizon": horizon,
+                }
                 rows += [
-                    {
-                        "nowcaster": label,
-                        "run": f"{trajectory.family.name} {trajectory.index}",
-                        "split": trajectory.split,
-                        "task": f"{trajectory.settings.architecture} on {trajectory.settings.dataset}",
-                        "optimizer": trajectory.settings.optimizer,
-                        "stage": stage,
-                        "spacing": stride * trajectory.settings.snapshot_every,
-                        "horizon": horizon,
-                        "role": role,
-                        "error": error,
-                        "no_change": no_change,
-                    }
+                    {**row, "role": role, "error": error, "no_change": no_change}
                     for role, (error, no_change) in sums.items()
                 ]
         yield rows
@@ -173,12 +162,11 @@ def forecast_errors(
 
 def can_forecast(nowcaster: wnn_jax.Nowcaster, trajectory: Trajectory) -> bool:
     """Return whether a nowcaster can forecast the network of a run. NiNo needs a graph that it can read."""
-    check_params = getattr(nowcaster, "check_params", None)
-    if check_params is None:
-        return True
     shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in trajectory.leaves}
     try:
-        check_params(shapes, {leaf.name: leaf.role for leaf in trajectory.leaves})
+        getattr(nowcaster, "check_params", lambda *_: None)(
+            shapes, {leaf.name: leaf.role for leaf in trajectory.leaves}
+        )
     except ValueError:
         return False
     return True
@@ -249,10 +237,8 @@ def _summarize(rows: Sequence[ErrorRow], split: EvaluationSplit) -> dict[str, fl
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     """Show the table on a terminal, one column per nowcaster."""
-    table = Table(
-        title="Forecast errors relative to forecasting no change",
-        caption="means over runs; in a run, errors are summed over windows and weights",
-    )
+    caption = "means over runs; in a run, errors are summed over windows and weights"
+    table = Table(title="Forecast errors relative to forecasting no change", caption=caption)
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_column(row["method"], justify="right", overflow="fold")

@@ -21,16 +21,13 @@ class NowcasterKind:
     """A kind of nowcaster that can be trained. Add your own to `KINDS`.
 
     Attributes:
-      nowcaster: `(params, *, record) -> Nowcaster`, the class of the nowcaster.
+      nowcaster: the class of the nowcaster: `(params, *, record) -> Nowcaster`.
       horizons: all horizons that it forecasts, in snapshots.
       init: `(key, roles) -> params`, the first parameters for weights of these roles.
-      statistics: `(history, chosen) -> tree`, what the nowcaster knows about some weights of a tensor in addition to
-        their history. See `WindowSampler`.
-      changes: `(params, batch) -> changes`, how far the weights move from their last snapshot: `[batch, 40, n]`, or
-        `[batch, 1, n]` for a single horizon.
+      statistics: see `WindowSampler`.
+      changes: `(params, batch) -> changes`, how far weights move from their last snapshot: `[batch, 40 or 1, n]`.
       optimizer: `(learning_rate, num_steps) -> GradientTransformation`.
-      own_loss: `(params, batch) -> loss`. Default: the mean of `errors`, by which all horizons, tensors and stages of
-        training count alike.
+      own_loss: `(params, batch) -> loss`. Default: the mean of `errors`, by which all horizons and tensors count alike.
     """
 
     nowcaster: Callable[..., Any]
@@ -64,14 +61,9 @@ class NowcasterKind:
 
 
 def multi_horizon_kind(nowcaster_class: type[MultiHorizonNowcaster], **sizes: int) -> NowcasterKind:
-    """Return the kind of a nowcaster for all horizons.
+    """Return the kind of a nowcaster for all horizons, with a network of these sizes.
 
-    Args:
-      nowcaster_class: its class.
-      **sizes: the sizes of its network.
-
-    References:
-      Knyazev et al., ICLR 2025, for the optimizer.
+    The optimizer is that of Knyazev et al., ICLR 2025.
     """
 
     def changes(params: Any, batch: WindowBatch) -> jax.Array:
@@ -107,11 +99,7 @@ def _wnn_changes(params: Any, batch: WindowBatch) -> jax.Array:
 
 
 def _wnn_loss(params: Any, batch: WindowBatch) -> jax.Array:
-    """Return the paper's loss: L1 in normalised units, 5 snapshots ahead, and L1 regularisation.
-
-    References:
-      Jang et al., ICML 2023, with the constants of the published code.
-    """
+    """Return the loss of Jang et al. (ICML 2023): L1 in normalised units, and the regularisation of their code."""
     losses: list[jax.Array] = []
     for role, windows in batch.by_role().items():
         values, first, span = normalize(tuple(jnp.moveaxis(windows.history, 1, 0).reshape(CONTEXT, -1)))
@@ -121,17 +109,13 @@ def _wnn_loss(params: Any, batch: WindowBatch) -> jax.Array:
         # A weight that did not move has no range to be normalised by.
         moved = jnp.ptp(values, axis=0) > 0.1
         error = jnp.abs(values[-1] + change - target)
-        losses.append(jnp.sum(error * moved) / jnp.maximum(jnp.sum(moved), 1) + _wnn_regularization(params[role]))
+        streams = (params[role][stream].items() for stream in ("values", "differences"))
+        layers = [layer for stream in streams for name, layer in stream if name != "squeeze"]
+        kernels = sum(jnp.abs(layer["kernel"]).sum() for layer in layers)
+        biases = sum(jnp.abs(layer["bias"]).sum() for layer in layers)
+        mean_error = jnp.sum(error * moved) / jnp.maximum(jnp.sum(moved), 1)
+        losses.append(mean_error + (1e-6 * kernels + 0.1 * biases))
     return jnp.stack(losses).mean()
-
-
-def _wnn_regularization(network: Any) -> jax.Array:
-    layers = [
-        layer for stream in ("values", "differences") for name, layer in network[stream].items() if name != "squeeze"
-    ]
-    kernels = sum(jnp.abs(layer["kernel"]).sum() for layer in layers)
-    biases = sum(jnp.abs(layer["bias"]).sum() for layer in layers)
-    return jnp.asarray(1e-6 * kernels + 0.1 * biases)
 
 
 KINDS: Mapping[str, NowcasterKind] = {

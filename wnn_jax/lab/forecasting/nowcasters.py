@@ -1,5 +1,6 @@
 """Nowcasters as files: load what a command line names, and export a trained nowcaster with its record."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -62,8 +63,6 @@ class Export:
     """Folder to write to. Files in the `params/` of this repository are bundled."""
     evaluation: tuple[Path, ...] = ()
     """`summary.csv` of evaluations of this nowcaster. Its scores are added to the record."""
-    default_horizon: int | None = None
-    """Default forecast horizon, in snapshots. Default: as it was trained."""
 
 
 def export(options: Export) -> Path:
@@ -81,25 +80,15 @@ def export(options: Export) -> Path:
         nowcaster: Any = wnn_jax.load(options.nowcaster)
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(f"--nowcaster {options.nowcaster} cannot be used: {error}") from error
-    settings = {field.name for field in dataclasses.fields(nowcaster)}
     class_name = type(nowcaster).__name__
-    if "record" not in settings:
+    if not hasattr(nowcaster, "record"):
         raise UsageError(f"--nowcaster {options.nowcaster} is a {class_name}, which has no record: it is not trained.")
     record: dict[str, Any] = {"name": options.name, "class": class_name, **nowcaster.record}
-    changes: dict[str, Any] = {"record": record}
-    if options.default_horizon is not None:
-        if "default_horizon" not in settings:
-            raise UsageError(f"--default-horizon {options.default_horizon}: a {class_name} takes none.")
-        changes["default_horizon"] = record["default_horizon"] = options.default_horizon
     if options.evaluation:
         record["scores"] = _scores(options.evaluation, options.nowcaster, fingerprint(nowcaster))
-    try:
-        exported = dataclasses.replace(nowcaster, **changes)
-    except ValueError as error:
-        raise UsageError(f"--default-horizon: {error}") from error
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.name}.npz"
-    wnn_jax.save(exported, path)
+    wnn_jax.save(dataclasses.replace(nowcaster, record=record), path)
     with replace_on_success(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     return path
@@ -132,17 +121,9 @@ def _scores(evaluations: Sequence[Path], file: Path, expected: str) -> dict[str,
                     f"--evaluation {path}: the nowcaster of the method {method!r} has the fingerprint {actual}, but "
                     f"--nowcaster {file} has {expected}. Evaluate this nowcaster again."
                 )
-            scores.setdefault(method, {}).update(_numbers(row))
+            for name, value in row.items():
+                with contextlib.suppress(ValueError):  # A name or a fingerprint.
+                    scores.setdefault(method, {})[name] = float(value)
     if not scores:
         raise UsageError(f"--evaluation has no method of {file.stem!r}, only: {', '.join(sorted(methods))}.")
     return scores
-
-
-def _numbers(row: dict[str, str]) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for name, value in row.items():
-        try:
-            numbers[name] = float(value)
-        except ValueError:  # A name or a fingerprint.
-            continue
-    return numbers

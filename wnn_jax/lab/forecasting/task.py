@@ -1,11 +1,10 @@
 """Forecasting as a task: the batches that a nowcaster is trained on, and the errors that it is selected by."""
 
-import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,25 +26,14 @@ EVALUATED_SPLITS: Mapping[EvaluationSplit, tuple[SplitName, ...]] = {
     "test": TEST_SPLITS,
 }
 _PARTS = ("runs", "architectures")
-
 # The windows of an evaluation are the same for every nowcaster and every training run.
 _EVALUATION_SEED = 1_000_003
 _EVALUATION_WINDOWS_PER_ROLE = 100
 
-
-class EvaluationBatch(NamedTuple):
-    """All windows of one part of an evaluation split.
-
-    Attributes:
-      batch: the windows.
-      part: int32, 0 for runs and 1 for architectures.
-    """
-
-    batch: WindowBatch
-    part: Any
+# The windows of one part of an evaluation split, and the number of the part.
+EvaluationBatch = tuple[WindowBatch, Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ForecastingTask:
     """Trains a nowcaster on windows of trajectories.
 
@@ -53,55 +41,42 @@ class ForecastingTask:
     windows at every horizon, then over horizons, and then over runs and architectures. The other metrics are the same
     for the runs, the architectures, or one horizon alone.
 
-    Attributes:
-      kind: what is trained.
-      trajectories: the runs of every split.
+    Args:
+      kind: what to train.
+      trajectories: the runs of all splits.
       windows_per_role: windows of each role in a training batch.
-      num_weights: weights of one tensor in a window.
-      min_stride: smallest spacing of the snapshots in a window, in snapshots of the run.
-      max_stride: largest spacing.
+      **sampling: `num_weights`, `min_stride` and `max_stride` of `WindowSampler`.
 
     Raises:
       UsageError: if a split has no run, or a run is too short.
     """
 
-    kind: NowcasterKind
-    trajectories: Mapping[SplitName, Sequence[Trajectory]]
-    windows_per_role: int
-    num_weights: int
-    min_stride: int
-    max_stride: int
-
-    def __post_init__(self) -> None:
-        for split in SPLITS:
-            if not self.trajectories.get(split):
+    def __init__(
+        self, kind: NowcasterKind, trajectories: Sequence[Trajectory], *, windows_per_role: int, **sampling: int
+    ) -> None:
+        self.kind = kind
+        self.trajectories = {split: [run for run in trajectories if run.split == split] for split in SPLITS}
+        for split, runs in self.trajectories.items():
+            if not runs:
                 raise UsageError(f"--collection has no finished run for {split!r}; collect more runs.")
-        _ = self._sampler  # It refuses runs that are too short.
-
-    @functools.cached_property
-    def roles(self) -> tuple[str, ...]:
-        """The roles of the tensors that are trained on."""
-        return _roles(self.trajectories["train"])
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The forecast error, also of each part and at the horizons that the validation runs reach."""
-        return self._metrics
-
-    @functools.cached_property
-    def _metrics(self) -> tuple[Metric, ...]:
-        known = [self.kind.is_known(part.batch.windows).any(axis=0) for part in self.evaluation_batches("validation")]
-        horizons = [horizon for horizon in REPORTED_HORIZONS if np.any(known, axis=0)[horizon - 1]]
+        self.roles = self._roles_of("train")
+        self._windows_per_role = windows_per_role
+        self._make_sampler = functools.partial(WindowSampler, statistics=kind.statistics, **sampling)
+        self._sampler = self._make_sampler(self.trajectories["train"], self.roles)
+        self._evaluations: dict[EvaluationSplit, list[EvaluationBatch]] = {}
+        parts = self.evaluation_batches("validation")
+        is_reached = np.any([kind.is_known(batch.windows).any(axis=0) for batch, _ in parts], axis=0)
+        horizons = [horizon for horizon in REPORTED_HORIZONS if is_reached[horizon - 1]]
         names = (FORECAST_ERROR, *_PARTS, *map(name_of_horizon, horizons))
-        return tuple(Metric(name, higher_is_better=False) for name in names)
+        self.metrics = tuple(Metric(name, higher_is_better=False) for name in names)
 
     def describe(self) -> Mapping[str, Any]:
         """Describe the runs of every split by their number and a checksum of their content."""
         description: dict[str, Any] = {}
-        for split in SPLITS:
-            content = sorted((run.family.name, run.index, run.sha256) for run in self.trajectories[split])
+        for split, runs in self.trajectories.items():
+            content = sorted((run.family.name, run.index, run.sha256) for run in runs)
             sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-            description[f"{split} runs"] = f"{sha256[:16]} ({len(content)} runs)"
+            description[f"{split} runs"] = f"{sha256[:16]} ({len(runs)} runs)"
         return description
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
@@ -117,22 +92,25 @@ class ForecastingTask:
 
     def batch(self, seed: int, step: int) -> WindowBatch:
         """Return windows of the training runs."""
-        return self._sampler.batch(seed, step, self.windows_per_role)
+        return self._sampler.batch(seed, step, self._windows_per_role)
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[EvaluationBatch]:
         """Yield the windows of the runs, and those of the architectures."""
         if split not in self._evaluations:
-            self._evaluations[split] = [
-                EvaluationBatch(self._draw_evaluation(name), np.int32(part))
-                for part, name in enumerate(EVALUATED_SPLITS[split])
-            ]
+            batches: list[EvaluationBatch] = []
+            for part, name in enumerate(EVALUATED_SPLITS[split]):
+                roles = tuple(role for role in self._roles_of(name) if role in self.roles)
+                sampler = self._make_sampler(self.trajectories[name], roles)
+                batches.append((sampler.batch(_EVALUATION_SEED, 0, _EVALUATION_WINDOWS_PER_ROLE), np.int32(part)))
+            self._evaluations[split] = batches
         yield from self._evaluations[split]
 
     def measure(self, params: Params, model_state: ModelState, batch: EvaluationBatch) -> Sums:
         """Return the mean errors of a part, each with a weight of 1, so that both parts count alike."""
         del model_state
-        is_known = self.kind.is_known(batch.batch.windows)
-        errors = jnp.where(is_known, self.kind.errors(params, batch.batch), 0.0)
+        windows, batch_part = batch
+        is_known = self.kind.is_known(windows.windows)
+        errors = jnp.where(is_known, self.kind.errors(params, windows), 0.0)
         num_windows = jnp.sum(is_known, axis=0)
         # First over windows, then over horizons: far horizons, which fewer windows reach, count as much as near ones.
         by_horizon = jnp.sum(errors, axis=0) / jnp.maximum(num_windows, 1)
@@ -141,40 +119,16 @@ class ForecastingTask:
         weight = jnp.max(is_reached)
         sums = {FORECAST_ERROR: (mean, weight)}
         for part, name in enumerate(_PARTS):
-            is_part = batch.part == part
+            is_part = batch_part == part
             sums[name] = jnp.where(is_part, mean, 0.0), jnp.where(is_part, weight, 0.0)
         for horizon in REPORTED_HORIZONS:
             sums[name_of_horizon(horizon)] = by_horizon[horizon - 1], is_reached[horizon - 1]
         return sums
 
-    def _draw_evaluation(self, split: SplitName) -> WindowBatch:
-        roles = tuple(role for role in _roles(self.trajectories[split]) if role in self.roles)
-        return self._make_sampler(split, roles).batch(_EVALUATION_SEED, 0, _EVALUATION_WINDOWS_PER_ROLE)
-
-    @functools.cached_property
-    def _evaluations(self) -> dict[EvaluationSplit, list[EvaluationBatch]]:
-        """The batches of every split, drawn once."""
-        return {}
-
-    @functools.cached_property
-    def _sampler(self) -> WindowSampler:
-        return self._make_sampler("train", self.roles)
-
-    def _make_sampler(self, split: SplitName, roles: tuple[str, ...]) -> WindowSampler:
-        return WindowSampler(
-            self.trajectories[split], roles, self.kind.statistics, self.num_weights, self.min_stride, self.max_stride
-        )
-
-
-def by_split(trajectories: Sequence[Trajectory]) -> dict[SplitName, list[Trajectory]]:
-    """Return the runs of every split, in their order."""
-    return {split: [trajectory for trajectory in trajectories if trajectory.split == split] for split in SPLITS}
+    def _roles_of(self, split: SplitName) -> tuple[str, ...]:
+        return tuple(sorted({leaf.role for run in self.trajectories[split] for leaf in run.leaves}))
 
 
 def name_of_horizon(horizon: int) -> str:
     """Return the name of a horizon in tables, such as `5 ahead`."""
     return f"{horizon} ahead"
-
-
-def _roles(trajectories: Sequence[Trajectory]) -> tuple[str, ...]:
-    return tuple(sorted({leaf.role for trajectory in trajectories for leaf in trajectory.leaves}))

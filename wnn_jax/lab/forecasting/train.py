@@ -16,12 +16,11 @@ import wnn_jax
 from wnn_jax._files import replace_on_success
 from wnn_jax.lab.errors import UsageError, check_options, look_up
 from wnn_jax.lab.forecasting._jobs import lock
-from wnn_jax.lab.forecasting.kinds import KINDS
-from wnn_jax.lab.forecasting.task import FORECAST_ERROR, ForecastingTask, by_split
+from wnn_jax.lab.forecasting.kinds import KINDS, NowcasterKind
+from wnn_jax.lab.forecasting.task import FORECAST_ERROR, ForecastingTask
 from wnn_jax.lab.forecasting.trajectories import Trajectory, load_trajectories
 from wnn_jax.lab.output import save_rows
 from wnn_jax.lab.progress import Progress
-from wnn_jax.lab.tasks.families import SplitName
 from wnn_jax.lab.training.evaluation_weights import WEIGHTS
 from wnn_jax.lab.training.keys import RESULTS_VERSION, run_key, versions
 from wnn_jax.lab.training.method import Method
@@ -34,8 +33,8 @@ from wnn_jax.lab.training.trainer import Evaluation, Trainer
 class Train:
     """Train a nowcaster on collected trajectories.
 
-    The nowcaster with the smallest forecast error on the validation runs is kept, and scored once on the test runs. Call
-    it again with the same options to go on with an interrupted training run, to the same nowcaster.
+    The nowcaster with the smallest forecast error on the validation runs is kept, and scored once on the test runs.
+    Call it again with the same options to go on with an interrupted training run, to the same nowcaster.
     """
 
     collection: tuple[Path, ...]
@@ -63,16 +62,8 @@ class Train:
     """Decides the initial weights and the windows."""
 
 
-_POSITIVE = (
-    "num_steps",
-    "learning_rate",
-    "windows_per_role",
-    "num_weights",
-    "min_stride",
-    "max_stride",
-    "validate_every",
-    "patience",
-)
+_WINDOW_OPTIONS = ("windows_per_role", "num_weights", "min_stride", "max_stride")
+_POSITIVE = ("num_steps", "learning_rate", *_WINDOW_OPTIONS, "validate_every", "patience")
 
 
 def train(options: Train) -> wnn_jax.Nowcaster:
@@ -88,17 +79,10 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     check_options(options, positive=_POSITIVE)
     if options.min_stride > options.max_stride:
         raise UsageError(f"--min-stride {options.min_stride} must not exceed --max-stride {options.max_stride}.")
-    task = ForecastingTask(
-        kind=look_up(KINDS, options.kind, "--kind"),
-        trajectories=by_split(load_trajectories(options.collection)),
-        windows_per_role=options.windows_per_role,
-        num_weights=options.num_weights,
-        min_stride=options.min_stride,
-        max_stride=options.max_stride,
-    )
-    settings = {
-        name: value for name, value in dataclasses.asdict(options).items() if name not in ("collection", "output")
-    }
+    kind = look_up(KINDS, options.kind, "--kind")
+    trajectories = load_trajectories(options.collection)
+    settings = {name: value for name, value in vars(options).items() if name not in ("collection", "output")}
+    task = ForecastingTask(kind, trajectories, **{name: settings[name] for name in _WINDOW_OPTIONS})
     description = {"results_version": RESULTS_VERSION, **settings, **task.describe()}
     record = {
         "kind": options.kind,
@@ -108,9 +92,8 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         "training": run_key(description),
     }
     with _locked_folder(options.output, description):
-        selection = _Selection(task, options.output, record, options.patience)
-        evaluations = _fit(options, task, selection)
-        nowcaster = selection.best_nowcaster(evaluations)
+        selection = _Selection(kind, options.output, record, options.patience)
+        nowcaster = selection.best_nowcaster(_fit(options, task, selection))
         # Nothing is left to decide, so the test runs may be seen.
         test = Program(task, optax.identity).evaluate(nowcaster.params, {}, "test")
         nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})
@@ -118,20 +101,18 @@ def train(options: Train) -> wnn_jax.Nowcaster:
     return nowcaster
 
 
-def describe_data(splits: Mapping[SplitName, Sequence[Trajectory]]) -> dict[str, Any]:
+def describe_data(splits: Mapping[Any, Sequence[Trajectory]]) -> dict[str, Any]:
     """Describe the runs of every split for the record of a nowcaster, in types that JSON has."""
     families = {run.family.name: dataclasses.asdict(run.family) for runs in splits.values() for run in runs}
-
-    def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-        settings = [run.settings for run in trajectories]
-        return {
-            "runs": len(trajectories),
-            "seeds": {name: sorted(run.index for run in trajectories if run.family.name == name) for name in families},
-            "optimizer_steps": sum(each.num_steps for each in settings),
-            "architectures": sorted({f"{each.architecture} on {each.dataset}" for each in settings}),
+    data: dict[str, Any] = {"families": families}
+    for split, runs in splits.items():
+        data[split] = {
+            "runs": len(runs),
+            "seeds": {name: sorted(run.index for run in runs if run.family.name == name) for name in families},
+            "optimizer_steps": sum(run.settings.num_steps for run in runs),
+            "architectures": sorted({f"{run.settings.architecture} on {run.settings.dataset}" for run in runs}),
         }
-
-    return {"families": families, **{split: describe(trajectories) for split, trajectories in splits.items()}}
+    return data
 
 
 class _Selection:
@@ -141,45 +122,40 @@ class _Selection:
     of all evaluations in the checkpoint, or of a later evaluation, which a resumed run repeats bit for bit.
     """
 
-    def __init__(self, task: ForecastingTask, folder: Path, record: Mapping[str, Any], patience: int) -> None:
+    def __init__(self, kind: NowcasterKind, folder: Path, record: Mapping[str, Any], patience: int) -> None:
         self.file = folder / "nowcaster.npz"
-        self._task = task
+        self._kind = kind
         self._record = record
         self._patience = patience
 
     def __call__(self, state: TrainState, evaluations: Sequence[Evaluation]) -> bool:
         """Return whether to stop."""
-        rows = [{**_figures(evaluation), "seconds": evaluation.seconds} for evaluation in evaluations]
-        save_rows(rows, self.file.parent / "metrics.csv")
-        best = _best(evaluations)
-        if best == len(evaluations) - 1 and math.isfinite(_error(evaluations[best])):
-            record = {**self._record, "validation": _finite(_figures(evaluations[best]))}
-            wnn_jax.save(self._task.kind.nowcaster(jax.device_get(state.params), record=record), self.file)
-        return len(evaluations) - 1 - best >= self._patience
+        rows = [{"step": each.step, "train_loss": each.train_loss, **each.scores[WEIGHTS]} for each in evaluations]
+        seconds = ({"seconds": each.seconds} for each in evaluations)
+        save_rows([row | time for row, time in zip(rows, seconds, strict=True)], self.file.parent / "metrics.csv")
+        best = min(evaluations, key=_error)
+        if best is evaluations[-1] and math.isfinite(_error(best)):
+            record = {**self._record, "validation": _finite(rows[-1])}
+            wnn_jax.save(self._kind.nowcaster(jax.device_get(state.params), record=record), self.file)
+        return len(evaluations) - 1 - evaluations.index(best) >= self._patience
 
     def best_nowcaster(self, evaluations: Sequence[Evaluation]) -> Any:
-        """Load the best nowcaster.
-
-        Raises:
-          UsageError: if the training run diverged before the first evaluation, or the file holds another nowcaster.
-        """
-        best = evaluations[_best(evaluations)]
+        """Load the best nowcaster."""
+        best = min(evaluations, key=_error)
         if not math.isfinite(_error(best)):
             raise UsageError(
-                f"--learning-rate {self._record['settings']['learning_rate']}: the training run diverged before the first "
-                "validation; choose a smaller one, and another --output."
+                f"--learning-rate {self._record['settings']['learning_rate']}: the training run diverged before the "
+                "first validation; choose a smaller one, and another --output."
             )
-        try:
+        with contextlib.suppress(ValueError, FileNotFoundError, AttributeError, KeyError):
             nowcaster: Any = wnn_jax.load(self.file)
-            made_by = nowcaster.record["training"], nowcaster.record["validation"]["step"]
-        except (ValueError, FileNotFoundError, AttributeError, KeyError):
-            nowcaster, made_by = None, None
-        if made_by != (self._record["training"], best.step):
-            raise UsageError(
-                f"{self.file} is not the nowcaster that this training run kept at step {best.step}; train again with "
-                "another --output."
-            )
-        return nowcaster
+            record = nowcaster.record
+            if (record["training"], record["validation"]["step"]) == (self._record["training"], best.step):
+                return nowcaster
+        raise UsageError(
+            f"{self.file} is not the nowcaster that this training run kept at step {best.step}; train again with "
+            "another --output."
+        )
 
 
 def _fit(options: Train, task: ForecastingTask, selection: _Selection) -> list[Evaluation]:
@@ -192,77 +168,48 @@ def _fit(options: Train, task: ForecastingTask, selection: _Selection) -> list[E
         evaluate_every=options.validate_every,
         moving_averages=(),
     )
+    folder = options.output / "checkpoints"
     with Progress(options.kind, total=options.num_steps) as progress:
-        shown, validation = 0, ""
 
         def report(step: int, loss: float, evaluation: Evaluation | None) -> None:
-            nonlocal shown, validation
-            if evaluation is not None:
-                validation = f"  validation {evaluation.scores[WEIGHTS][FORECAST_ERROR]:.4f}"
-            elif step % options.validate_every == 0 or step == options.num_steps:
-                return  # The evaluation follows.
-            progress.advance(step - shown, f"loss {loss:.4f}{validation}")
-            shown = step
+            validation = f"  validation {evaluation.scores[WEIGHTS][FORECAST_ERROR]:.4f}" if evaluation else ""
+            progress.advance_to(step, f"loss {loss:.4f}{validation}")
 
         # The networks are small, so every evaluation saves a checkpoint.
-        fitted = trainer.fit(
-            options.seed,
-            options.output / "checkpoints",
-            report=report,
-            stop=selection,
-            checkpoint_seconds=0.0,
-            test=False,
-        )
+        fitted = trainer.fit(options.seed, folder, report=report, stop=selection, checkpoint_seconds=0.0, test=False)
     return fitted.evaluations
 
 
 @contextlib.contextmanager
 def _locked_folder(folder: Path, description: Mapping[str, Any]) -> Generator[None]:
-    """Keep other processes out of the output folder, and refuse a folder of another training run.
-
-    Raises:
-      UsageError: if another process trains there, or something else was trained there.
-    """
+    """Keep other processes out of the output folder, and refuse a folder of another training run."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "training.json"
     with lock(file) as is_granted:
         if not is_granted:
             raise UsageError(f"--output {folder}: another process trains there. Wait for it, or choose another folder.")
-        if file.exists():
+        if any((folder / name).exists() for name in (file.name, "checkpoints", "nowcaster.npz")):
             _check_same_run(file, description)
-        elif (folder / "checkpoints").exists() or (folder / "nowcaster.npz").exists():
-            raise UsageError(f"--output {folder} holds a training run of another version; choose another folder.")
         else:
             with replace_on_success(file) as temporary:
-                temporary.write_text(json.dumps({"key": run_key(description), **description}, indent=1) + "\n")
+                temporary.write_text(json.dumps(description, indent=1) + "\n")
         yield
 
 
 def _check_same_run(file: Path, description: Mapping[str, Any]) -> None:
     try:
-        before = json.loads(file.read_bytes())
-        if before.pop("key") != run_key(before):
-            raise ValueError("its key does not belong to its description")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        before: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
+        is_current = before.get("results_version") == description["results_version"]
+    except (ValueError, AttributeError) as error:
         raise UsageError(f"{file} is damaged ({error!r}); choose another --output.") from error
-    names = dict.fromkeys([*before, *description])
-    changed = [name for name in names if before.get(name) != description.get(name)]
-    if changed:
-        differences = "; ".join(f"{name} was {before.get(name)} and is {description.get(name)}" for name in changed)
+    if not is_current:
+        raise UsageError(f"--output {file.parent} holds a training run of another version; choose another folder.")
+    if names := [name for name in description if before.get(name) != description[name]]:
+        changes = "; ".join(f"{name} was {before.get(name)} and is {description[name]}" for name in names)
         raise UsageError(
-            f"--output {file.parent} holds another training run: {differences}. Go on with the same options and "
+            f"--output {file.parent} holds another training run: {changes}. Go on with the same options and "
             "collections, or choose another folder."
         )
-
-
-def _best(evaluations: Sequence[Evaluation]) -> int:
-    """Return the number of the first evaluation with the smallest forecast error."""
-    errors = [_error(evaluation) for evaluation in evaluations]
-    return errors.index(min(errors))
-
-
-def _figures(evaluation: Evaluation) -> dict[str, float]:
-    return {"step": evaluation.step, "train_loss": evaluation.train_loss, **evaluation.scores[WEIGHTS]}
 
 
 def _error(evaluation: Evaluation) -> float:

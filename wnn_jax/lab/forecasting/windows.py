@@ -59,16 +59,15 @@ class WindowBatch:
 
 @dataclasses.dataclass(frozen=True)
 class WindowSampler:
-    """Draws windows. A window is a pure function of a seed and its index, and reads no more than it needs.
+    """Draws windows. Each is a pure function of a seed and its index.
 
-    Roles take turns, so `len(roles)` consecutive windows have one window of each role. Run, tensor, spacing and time
-    are random.
+    Roles take turns. Run, tensor, spacing and time are random.
 
     Attributes:
       trajectories: the runs to draw from.
       roles: the roles to draw.
-      statistics: `(history, chosen) -> statistics`, where `history` is `[5, *shape]`, the snapshots of a tensor, and
-        `chosen` is `[num_weights]`, the indices of the drawn weights in the flat tensor.
+      statistics: `(history, chosen) -> tree`, what the nowcaster knows about the drawn weights in addition to their
+        history. `history` is `[5, *shape]`, the snapshots of the tensor; `chosen` are indices in the flat tensor.
       num_weights: weights per window, drawn with replacement from a smaller tensor.
       min_stride: the smallest spacing, in snapshots of the run.
       max_stride: the largest spacing. A run that is too short for these spacings has smaller ones.
@@ -87,9 +86,7 @@ class WindowSampler:
     def __post_init__(self) -> None:
         for role in self.roles:
             if not self._runs_with[role]:
-                raise UsageError(
-                    f"--collection has no finished run with role {role!r} for this split; collect more runs."
-                )
+                raise UsageError(f"--collection has no finished run with role {role!r} in a split; collect more runs.")
         shortest = CONTEXT + MIN_HORIZON
         for trajectory in self.trajectories:
             if trajectory.num_snapshots < shortest:
@@ -141,14 +138,7 @@ class WindowSampler:
 def read_window(
     trajectory: Trajectory, leaf: Leaf, start: int, stride: int, context: int = CONTEXT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read one window of a whole tensor.
-
-    Args:
-      trajectory: the run.
-      leaf: the tensor.
-      start: the first snapshot.
-      stride: the spacing, in snapshots of the run.
-      context: the number of snapshots in the history.
+    """Read one window of a whole tensor, from the snapshot `start` on, spaced by `stride` snapshots of the run.
 
     Returns:
       The history `[context, size]`, and the future `[<= 40, size]` as far as the run goes.
