@@ -25,6 +25,7 @@ class Progress:
         self._console = console or Console()
         self._description, self._total = description, total
         self._completed = self._completed_before = completed
+        self._metrics = ""
         self._began = time.monotonic()
         self._last_line = self._began - _SECONDS_BETWEEN_LINES
         columns = (
@@ -49,13 +50,13 @@ class Progress:
         self._bars.stop()
 
     def advance(self, by: int = 1, metrics: str = "") -> None:
-        """Count what was done, and show metrics."""
+        """Count what was done, and show metrics until there are others."""
         self.advance_to(self._completed + by, metrics)
 
     def advance_to(self, completed: int, metrics: str = "") -> None:
-        """Set what is done, and show metrics."""
-        self._completed = completed
-        self._bars.update(self._bar, completed=completed, metrics=metrics)
+        """Set how much is done, and show metrics until there are others."""
+        self._completed, self._metrics = completed, metrics or self._metrics
+        self._bars.update(self._bar, completed=completed, metrics=self._metrics)
         now = time.monotonic()
         is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES or completed >= self._total
         if not self._console.is_terminal and is_due:
@@ -63,4 +64,4 @@ class Progress:
             line = f"{self._description}: {completed} of {self._total}, {now - self._began:.0f} s"
             if (num_new := completed - self._completed_before) > 0:
                 line += f", {(now - self._began) / num_new * (self._total - completed):.0f} s left"
-            self._console.print(f"{line} {metrics}".rstrip(), soft_wrap=True, markup=False, highlight=False)
+            self._console.print(f"{line} {self._metrics}".rstrip(), soft_wrap=True, markup=False, highlight=False)

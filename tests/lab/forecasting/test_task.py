@@ -78,16 +78,6 @@ def test_batches_are_fixed_and_evaluation_is_the_same_for_every_training_run(mak
     jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
-def test_steps_in_one_scan_are_those_taken_one_by_one(make_task: Any):
-    task = make_task()
-    ends: list[Any] = []
-    for scan in (False, True):
-        program = Program(task, lambda: optax.sgd(0.1), scan=scan)
-        state, loss, _ = program.advance(program.init(0), 0, 3)
-        ends.append((state.params, loss))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *ends)
-
-
 def test_its_description_is_that_of_the_content_of_all_runs(make_task: Any):
     task = make_task()
     description = task.describe()

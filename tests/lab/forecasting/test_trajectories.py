@@ -168,6 +168,7 @@ def test_families_do_not_mix(tmp_path: Path):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", ["loss", "score", "weight"])
 def test_a_run_that_diverged_is_finished_but_not_used(tmp_path: Path, place: str, value: float):
+    save(tmp_path, 2).rename(tmp_path / ".run-00002.npz.1.tmp")  # An unfinished run is not there.
     save(tmp_path, 0)
     save(tmp_path, 1, **{place: value})
     assert finished_runs(tmp_path) == [0, 1]
@@ -176,15 +177,8 @@ def test_a_run_that_diverged_is_finished_but_not_used(tmp_path: Path, place: str
 
 
 def test_collections_that_share_runs_are_refused(tmp_path: Path):
-    save(tmp_path, 0)
-    with pytest.raises(UsageError, match="both have run 0 of the family 'tiny'; name collections that share no runs"):
-        load_trajectories([tmp_path, tmp_path])
     (tmp_path / "other").mkdir()
-    save(tmp_path / "other", 0)
-    with pytest.raises(UsageError, match="both have run 0"):
-        load_trajectories([tmp_path, tmp_path / "other"])
-
-
-def test_an_unfinished_run_is_not_there(tmp_path: Path):
-    save(tmp_path, 0).rename(tmp_path / ".run-00000.npz.1.tmp")
-    assert finished_runs(tmp_path) == []
+    for folder in (tmp_path, tmp_path / "other"):
+        save(folder, 0)
+        with pytest.raises(UsageError, match="both have run 0 of the family 'tiny'; name collections that share no"):
+            load_trajectories([tmp_path, folder])
