@@ -31,13 +31,7 @@ def load_rows(path: Path) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def new_figure(path: Path, *shape: int, **options: Any) -> Generator[Any]:
-    """Yield a figure and its axes, and write the figure as a PNG file.
-
-    Args:
-      path: the file.
-      *shape: numbers of rows and columns of axes.
-      **options: of `matplotlib.pyplot.subplots`.
-    """
+    """Yield a figure and its axes, and write the figure as a PNG file. `options` are those of `pyplot.subplots`."""
     import matplotlib as mpl
 
     mpl.use("Agg")

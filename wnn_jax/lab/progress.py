@@ -4,11 +4,10 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SECONDS_OF_SPEED = 600.0
 
 
 class Progress:
@@ -28,17 +27,12 @@ class Progress:
         self._metrics = ""
         self._began = time.monotonic()
         self._last_line = self._began - _SECONDS_BETWEEN_LINES
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-        )
         self._bars = Bars(
-            *(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+            *("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[metrics]}"),
+            *(TimeElapsedColumn(), "left", TimeRemainingColumn()),
             console=self._console,
             disable=not self._console.is_terminal,
-            speed_estimate_period=_SECONDS_OF_SPEED,
+            speed_estimate_period=600.0,
         )
         self._bar = self._bars.add_task(description, total=total, completed=completed, metrics="")
 

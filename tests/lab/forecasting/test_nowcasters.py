@@ -104,8 +104,8 @@ def test_scores_of_another_nowcaster_are_refused(nowcaster: Path, summary: Calla
         ({"name": "Ours!"}, "--name 'Ours!' must be of lower-case letters"),
         ({"nowcaster": Path("missing.npz")}, r"--nowcaster missing\.npz cannot be used"),
         ({"nowcaster": Path("linear")}, "is a CurveFit, which has no record: it is not trained"),
-        ({"evaluation": (Path("missing.csv"),)}, r"--evaluation missing\.csv cannot be read"),
-        ({"evaluation": (Path(__file__),)}, "is no table of methods; give the `summary.csv` of an evaluation"),
+        ({"evaluation": (Path("missing.csv"),)}, r"--evaluation missing\.csv is no table of methods"),
+        ({"evaluation": (Path(__file__),)}, r"is no table of methods \('method'\); give the `summary.csv`"),
     ],
 )
 def test_bad_exports_are_named(nowcaster: Path, tmp_path: Path, options: dict[str, Any], message: str):

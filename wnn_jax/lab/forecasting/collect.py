@@ -55,11 +55,7 @@ class Collect:
 
 
 def collect(options: Collect) -> None:
-    """Make the runs that are missing.
-
-    Raises:
-      UsageError: if an option cannot be used, or data sets are missing. Then nothing was written.
-    """
+    """Make the runs that are missing. A bad option is a `UsageError` before anything is written."""
     check_options(options, positive=("num_runs", "num_processes", "budget"))
     if options.first_run < 0:
         raise UsageError(f"--first-run {options.first_run} must not be negative.")

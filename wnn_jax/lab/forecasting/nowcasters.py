@@ -24,10 +24,7 @@ _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster | wnn_jax.DriftNowcaster, float]:
-    """Load what a command line names.
-
-    Args:
-      specification: `NAME-or-FILE[@SCALE]`.
+    """Load a nowcaster that a command line names as `NAME-or-FILE[@SCALE]`.
 
     Returns:
       The label in tables (a file's stem stands for its path), the nowcaster, and the factor of its jumps.
@@ -66,10 +63,7 @@ class Export:
 
 
 def export(options: Export) -> Path:
-    """Export a nowcaster.
-
-    Returns:
-      The path of the nowcaster.
+    """Export a nowcaster, and return its path.
 
     Raises:
       UsageError: if an option cannot be used, or the scores are those of another nowcaster.
@@ -106,13 +100,13 @@ def _scores(evaluations: Sequence[Path], file: Path, expected: str) -> dict[str,
     for path in evaluations:
         try:
             rows = load_rows(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--evaluation {path} cannot be read: {error}") from error
-        if not rows or not all("method" in row for row in rows):
-            raise UsageError(f"--evaluation {path} is no table of methods; give the `summary.csv` of an evaluation.")
+            methods |= {row["method"] for row in rows}
+        except (OSError, UnicodeDecodeError, KeyError) as error:
+            raise UsageError(
+                f"--evaluation {path} is no table of methods ({error}); give the `summary.csv` of an evaluation."
+            ) from error
         for row in rows:
             method = row["method"]
-            methods.add(method)
             if not re.match(rf"{re.escape(file.stem)}([@~+]|$)", method):
                 continue
             actual = row.get("fingerprint", "unknown")

@@ -172,8 +172,11 @@ def _fit(options: Train, task: ForecastingTask, selection: _Selection) -> list[E
     with Progress(options.kind, total=options.num_steps) as progress:
 
         def report(step: int, loss: float, evaluation: Evaluation | None) -> None:
-            validation = f"  validation {evaluation.scores[WEIGHTS][FORECAST_ERROR]:.4f}" if evaluation else ""
-            progress.advance_to(step, f"loss {loss:.4f}{validation}")
+            if evaluation is not None:
+                error = evaluation.scores[WEIGHTS][FORECAST_ERROR]
+                progress.advance_to(step, f"loss {loss:.4f}  validation {error:.4f}")
+            elif step % options.validate_every and step < options.num_steps:  # Else the evaluation follows.
+                progress.advance_to(step, f"loss {loss:.4f}")
 
         # The networks are small, so every evaluation saves a checkpoint.
         fitted = trainer.fit(options.seed, folder, report=report, stop=selection, checkpoint_seconds=0.0, test=False)
