@@ -11,7 +11,7 @@ from wnn_jax.lab.forecasting.trajectories import load_trajectories
 from wnn_jax.lab.forecasting.windows import WindowSampler
 
 
-@pytest.mark.parametrize("kind_name", [pytest.param("wnn", marks=pytest.mark.slow), "wnn-plus", "pooled-linear"])
+@pytest.mark.parametrize("kind_name", ["wnn", pytest.param("wnn-plus", marks=pytest.mark.slow), "pooled-linear"])
 def test_errors_are_those_of_the_nowcaster(collection: Path, kind_name: str):
     kind = KINDS[kind_name]
     runs = [run for run in load_trajectories([collection]) if run.split == "train"]

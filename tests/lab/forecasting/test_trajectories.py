@@ -97,8 +97,10 @@ def test_a_file_that_goes_or_changes_while_it_is_in_use_is_noticed(tmp_path: Pat
     with pytest.raises(UsageError, match=r"run-00000\.npz was changed while it was in use"):
         _ = run.snapshots
     file.unlink()
-    with pytest.raises(UsageError, match=r"run-00000\.npz cannot be read"):
-        _ = run.snapshots
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"run-00000\.npz cannot be read"):
+            _ = run.snapshots
+        file.mkdir(exist_ok=True)
 
 
 @pytest.mark.parametrize(

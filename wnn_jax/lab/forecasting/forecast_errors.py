@@ -162,11 +162,10 @@ def forecast_errors(
 
 def can_forecast(nowcaster: wnn_jax.Nowcaster, trajectory: Trajectory) -> bool:
     """Return whether a nowcaster can forecast the network of a run. NiNo needs a graph that it can read."""
+    check_params = getattr(nowcaster, "check_params", lambda params, roles: None)
     shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in trajectory.leaves}
     try:
-        getattr(nowcaster, "check_params", lambda *_: None)(
-            shapes, {leaf.name: leaf.role for leaf in trajectory.leaves}
-        )
+        check_params(shapes, {leaf.name: leaf.role for leaf in trajectory.leaves})
     except ValueError:
         return False
     return True
