@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from wnn_jax.lab.errors import one_line_errors
-from wnn_jax.lab.forecasting.forecast import Forecast, forecast
+from wnn_jax.lab.forecasting.forecast_errors import Forecast, forecast
 
 CONFIG = Forecast(
     nowcasters=("adaptive-linear", "wnn-plus", "wnn", "linear@0.5", "linear"),

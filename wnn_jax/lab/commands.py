@@ -8,8 +8,8 @@ import tyro
 
 from wnn_jax.lab.comparing.comparison import Compare, compare
 from wnn_jax.lab.forecasting.collect import Collect, collect
-from wnn_jax.lab.forecasting.export import Export, export
-from wnn_jax.lab.forecasting.forecast import Forecast, forecast
+from wnn_jax.lab.forecasting.forecast_errors import Forecast, forecast
+from wnn_jax.lab.forecasting.nowcasters import Export, export
 from wnn_jax.lab.forecasting.train import Train, train
 
 # The record is `experiments/digits.md`.

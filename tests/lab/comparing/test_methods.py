@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from wnn_jax.lab.training.snoo import snoo
 
 import wnn_jax
 from tests.helpers import ones_like, train
@@ -17,7 +18,6 @@ from wnn_jax.lab.comparing.methods import ademamix, find_methods, nowcast_method
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS, base_optimizer, muon, warmup_stable_decay
-from wnn_jax.lab.training.snoo import snoo
 from wnn_jax.lab.training.trainer import Trainer
 
 ADAM = BASE_OPTIMIZERS["adam"]
@@ -46,7 +46,7 @@ def test_every_method_trains(name: str, base: str) -> None:
     fitted = trainer.fit(0)
     before, after = (min(scores["mse"] for scores in evaluation.scores.values()) for evaluation in fitted.evaluations)
     assert after < before
-    assert set(method.readings) <= set(fitted.evaluations[-1].scores)
+    assert set(method.evaluation_weights) <= set(fitted.evaluations[-1].scores)
 
 
 def test_the_rate_of_wsd_is_constant_and_then_falls_to_zero() -> None:
@@ -198,7 +198,7 @@ def test_methods_are_named_as_they_are_given(tmp_path: Path) -> None:
     )
     methods = find_methods((*names, f"{tmp_path / 'saved.npz'}@0.25+cosine"), ADAM)
     assert [method.name for method in methods] == [*names, "saved@0.25+cosine"]
-    assert [method.name for method in methods if method.is_plain] == ["plain", "cosine"]
+    assert [method.name for method in methods if method.is_baseline] == ["plain", "cosine"]
 
 
 def test_an_experiment_has_methods_of_its_own() -> None:

@@ -14,7 +14,7 @@ from tests.lab.toys import Exploding, Interrupted, LinearRegression, NormalizedR
 from wnn_jax import averaging
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
-from wnn_jax.lab.training.evaluation_weights import STATISTICS_SEED, Reading
+from wnn_jax.lab.training.evaluation_weights import STATISTICS_SEED
 from wnn_jax.lab.training.method import Method, StageStart
 from wnn_jax.lab.training.program import Program, stack_states
 from wnn_jax.lab.training.step import init_state, make_step
@@ -197,10 +197,12 @@ def test_an_method_has_readings_of_its_own() -> None:
     method = Method(
         "swa",
         lambda learning_rate, num_steps: optax.chain(optax.adam(learning_rate), averaging.uniform(0, 1)),
-        readings={"SWA": Reading(lambda params, state: averaging.uniform_eval_params(state, params))},
+        evaluation_weights={
+            "SWA": EvaluationWeights(lambda params, state: averaging.uniform_eval_params(state, params))
+        },
     )
     task, sums = LinearRegression(), []
-    program = Program(task, lambda: optax.adam(0.1))
+    program = Program(task, optax.adam(0.1))
     state = program.init(0)
     for stop in range(1, 6):
         state, _, _ = program.advance(state, 0, stop)
@@ -220,7 +222,7 @@ def test_averages_of_weights_have_batch_statistics_of_their_own() -> None:
     inputs = np.concatenate([task.batch(STATISTICS_SEED, step)[0] for step in range(2)])
     dense = jax.tree.map(np.asarray, fitted.state.params["Dense_0"])
     hidden = inputs @ dense["kernel"] + dense["bias"]
-    program = Program(task, lambda: optax.sgd(0.0))
+    program = Program(task, optax.sgd(0.0))
     statistics = {"batch_stats": {"BatchNorm_0": {"mean": hidden.mean(axis=0), "var": np.zeros(5)}}}
     # The variance is the mean of those within batches.
     parts = hidden.reshape(2, 16, 5)
