@@ -51,26 +51,27 @@ class View:
         return params, model_state
 
 
-def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, view: View) -> TrainState:
+def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, view: View | None = None) -> TrainState:
     """Return the state before the first step."""
-    params, model_state = view.init(*task.init(key))
+    params, model_state = (view or View()).init(*task.init(key))
     return TrainState(jnp.zeros([], jnp.int32), params, model_state, tx.init(params))
 
 
 def make_step(
-    task: Task, tx: optax.GradientTransformation, view: View
+    task: Task, tx: optax.GradientTransformation, view: View | None = None
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array]]:
     """Make the step that trains everything in this package.
 
     Args:
       task: what to train.
       tx: the optimizer.
-      view: which part of the state is the network.
+      view: which part of the state is the network. Default: all of it.
 
     Returns:
       A pure function from the state, a batch and the key of the run to the next state and the loss. The key of a step
       follows from the key of the run and the number of the step.
     """
+    view = view or View()
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, jax.Array]:
         params, model_state = view.read(state)
