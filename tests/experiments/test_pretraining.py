@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,6 +14,6 @@ from wnn_jax.lab.tasks.fine_tuning import FineTuning, load_params, shakespeare_h
 def test_the_weights_at_the_end_are_those_that_fine_tuning_begins_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     use_synthetic_data(monkeypatch)
     file = tmp_path / "weights.msgpack"
-    fitted = pretrain(dataclasses.replace(CONFIG, num_steps=2, output=file, data_dir=tmp_path))
+    fitted = pretrain(Pretrain(num_steps=2, output=file, data_dir=tmp_path))
     task = FineTuning(shakespeare_half("second", tmp_path), load_params(file))
     assert_equal(jax.tree.map(np.asarray, fitted.state.params), task.pretrained)
