@@ -104,5 +104,7 @@ def test_members_are_read_as_an_ensemble_too():
 
 
 def test_an_ensemble_that_no_task_measures_is_refused():
-    with pytest.raises(UsageError, match="ensemble=True: NormalizedRegression cannot measure an ensemble; train a Cal"):
+    with pytest.raises(
+        UsageError, match="ensemble=True: NormalizedRegression cannot measure an ensemble; train another"
+    ):
         with_ensemble().stages[0].start(NormalizedRegression(), cast(Any, None), 0.3, 2, 0)

@@ -249,7 +249,7 @@ def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
             "--methods 'best' is not known. Methods: plain, cosine, wsd, ademamix-3.*Nowcasters.*wnn-plus",
         ),
         (("missing.npz",), "no nowcaster file at 'missing.npz'"),
-        (("linear@half",), r"'linear@half' cannot be used: @half is no number; give a factor such as @0\.5"),
+        (("linear@half",), r"'linear@half' cannot be used: @half is not a number; give a factor such as @0\.5"),
         (("linear@nan",), "--methods 'linear@nan' cannot be used: scale=nan must be"),
         (("plain@0.5",), "'plain@0.5' is not known"),
         (("linear~0",), "--methods 'linear~0' cannot be used: first=0 must be an int >= 1"),

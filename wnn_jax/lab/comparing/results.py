@@ -148,12 +148,11 @@ def _to_json(result: Result) -> dict[str, Any]:
         {"name": metric.name, "higher_is_better": metric.higher_is_better, "format": metric.format}
         for metric in result.metrics
     ]
-    return {"key": run_key(result.description), **_without_nan(content)}
+    return {"key": run_key(result.description, result.version), **_without_nan(content)}
 
 
 def _from_json(content: dict[str, Any]) -> Result:
-    key = content.pop("key")
-    if content["version"] == RESULTS_VERSION and run_key(content["description"]) != key:
+    if run_key(content["description"], content["version"]) != content.pop("key"):
         raise ValueError("a key does not belong to its description")
     content["metrics"] = tuple(Metric(**metric) for metric in content["metrics"])
     content["evaluations"] = [Evaluation(**_with_nan(evaluation)) for evaluation in content["evaluations"]]

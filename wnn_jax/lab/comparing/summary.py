@@ -154,7 +154,7 @@ def _row(
         "target": statistics.mean(targets.values()),
         "seconds": statistics.median(run.evaluations[-1].seconds for run in runs),
         "weights": best,
-        "nowcaster": runs[0].description["method"].get("nowcaster"),
+        "fingerprint": runs[0].description["method"].get("nowcaster"),
     }
     for name in _final_names(runs):
         for metric in metrics:

@@ -21,17 +21,18 @@ import wnn_jax
 RESULTS_VERSION = 1
 
 
-def run_key(description: Mapping[str, Any]) -> str:
+def run_key(description: Mapping[str, Any], version: int | None = None) -> str:
     """Hash a configuration.
 
     Args:
       description: the task, the method, the learning rate, the seed and the steps, in types that JSON has. No source
         code and no traced program: a better docstring or a faster operation keeps the results that exist.
+      version: the `RESULTS_VERSION` of a result that exists. Default: the present one.
 
     Returns:
-      A SHA-256 in hexadecimal digits. It covers `RESULTS_VERSION` too.
+      A SHA-256 in hexadecimal digits.
     """
-    content = {"results_version": RESULTS_VERSION, **description}
+    content = {"results_version": RESULTS_VERSION if version is None else version, **description}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
