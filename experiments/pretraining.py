@@ -30,6 +30,7 @@ import tyro
 
 from wnn_jax.lab.comparing.methods import find_methods
 from wnn_jax.lab.errors import check_options, one_line_errors
+from wnn_jax.lab.tasks.data import load_dataset
 from wnn_jax.lab.tasks.fine_tuning import PRETRAINED, save_params, shakespeare_half
 from wnn_jax.lab.training.optimizers import base_optimizer
 from wnn_jax.lab.training.trainer import Fitted, fit
@@ -59,7 +60,7 @@ def pretrain(options: Pretrain) -> Fitted:
     """
     check_options(options, positive=("learning_rate", "num_steps"))
     (method,) = find_methods(["wsd"], base_optimizer("adamw"))
-    task = shakespeare_half("first", options.data_dir)
+    task = shakespeare_half("first", load_dataset("tiny_shakespeare", options.data_dir))
     fitted = fit(task, method, options.seed, learning_rate=options.learning_rate, num_steps=options.num_steps)
     save_params(fitted.state.params, options.output)
     return fitted
