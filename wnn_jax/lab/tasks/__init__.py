@@ -22,12 +22,11 @@ from wnn_jax.lab.tasks.data import (
     random_mirror,
 )
 from wnn_jax.lab.tasks.data import MissingDatasetError as MissingDatasetError
-from wnn_jax.lab.tasks.denoising import Denoising
 from wnn_jax.lab.tasks.fine_tuning import PRETRAINED, FineTuning, LowRankFineTuning, load_params, shakespeare_half
 from wnn_jax.lab.tasks.image_classification import ImageClassification
+from wnn_jax.lab.tasks.image_regression import Denoising, Reconstruction
 from wnn_jax.lab.tasks.language_model import LanguageModel, transformer_task
 from wnn_jax.lab.tasks.models import LSTM, MLP, ResNet, SegmentationUNet, ThreeConv, UNet, VanillaCNN
-from wnn_jax.lab.tasks.reconstruction import Reconstruction
 from wnn_jax.lab.tasks.segmentation import Segmentation, compose_scenes
 from wnn_jax.lab.tasks.task import Metric as Metric
 from wnn_jax.lab.tasks.task import Task as Task
@@ -35,12 +34,7 @@ from wnn_jax.lab.tasks.task import check_task as check_task
 
 
 class Entry(NamedTuple):
-    """How to make a task.
-
-    Attributes:
-      dataset: the name of its data set, or `None` if it has none.
-      make: makes the task, given the data set.
-    """
+    """The name of a data set, or `None`, and a function that makes a task of the data."""
 
     dataset: str | None
     make: Callable[[Any], Task]
@@ -74,9 +68,7 @@ TASKS: Mapping[str, Entry] = {
     "fashion-mnist-three-conv": _classify("fashion-mnist", ThreeConv(features=(16, 32, 32))),
     "fashion-mnist-three-conv-32": _classify("fashion-mnist", ThreeConv(features=(32, 64, 64))),
     "imagenet-64-resnet": _classify(
-        "imagenet-64",
-        ResNet(num_classes=1_000, features=(32, 64, 128, 256), stem_strides=2),
-        augment=random_mirror,
+        "imagenet-64", ResNet(num_classes=1_000, features=(32, 64, 128, 256), stem_strides=2), augment=random_mirror
     ),
     # Images of 14x14 pixels through a layer of 16.
     "mnist-autoencoder": Entry(

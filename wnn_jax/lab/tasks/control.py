@@ -41,10 +41,10 @@ def load_pendulum() -> "PendulumFunctional":
 class PendulumControl:
     """An actor learns to swing a pendulum up and keep it there, and a critic learns to judge its actions.
 
-    The algorithm is the deep deterministic policy gradient. Each training step is also a step of the environment, in
-    which the actor acts with Ornstein-Uhlenbeck noise. Both networks learn from transitions drawn from a memory of the
-    latest ones. The initial actor fills the memory before training. Episodes end after 200 steps, and no state is
-    terminal.
+    The algorithm is the deep deterministic policy gradient (Lillicrap et al., ICLR 2016). Each training step is also a
+    step of the environment, in which the actor acts with Ornstein-Uhlenbeck noise. Both networks learn from transitions
+    drawn from a memory of the latest ones. The initial actor fills the memory before training. Episodes end after 200
+    steps, and no state is terminal.
 
     The defaults are those of the program that Jang et al., ICML 2023, published. Rewards, from about -16 to 0, are
     learned as `(reward + 8) / 8`. Unlike that program, this one draws transitions with replacement.
@@ -58,10 +58,6 @@ class PendulumControl:
 
     Raises:
       UsageError: if a number is out of its range.
-
-    References:
-      Lillicrap et al., `Continuous control with deep reinforcement learning <https://arxiv.org/abs/1509.02971>`_, ICLR
-      2016
     """
 
     actor: nn.Module

@@ -112,14 +112,11 @@ class TaskFamily:
 
     def settings(self, index: int) -> RunSettings:
         """The settings of the run with an index >= 0."""
-        group = self._group(index)
+        group, _ = self._group(index)
         rng = np.random.default_rng([self.seed, index, 1])
         low, high = self.learning_rates[group["optimizer"]]
         return RunSettings(
-            architecture=group["architecture"],
-            dataset=group["dataset"],
-            optimizer=group["optimizer"],
-            batch_size=group["batch_size"],
+            **group,
             learning_rate=float(np.exp(rng.uniform(np.log(low), np.log(high)))),
             final_learning_rate=float(rng.choice([1.0, 1.0, 0.1, 0.0])),
             num_steps=self.num_steps,
@@ -130,26 +127,27 @@ class TaskFamily:
 
     def split(self, index: int) -> SplitName:
         """The split of the run with this index, the same for its whole group."""
-        group = self._group(index)
+        group, draw = self._group(index)
         if group["architecture"] in self.validation_architectures:
             return "validation architecture"
         if group["architecture"] in self.test_architectures:
             return "test architecture"
-        if group["split_draw"] < self.validation_share:
+        if draw < self.validation_share:
             return "validation"
-        return "test" if group["split_draw"] < self.validation_share + self.test_share else "train"
+        return "test" if draw < self.validation_share + self.test_share else "train"
 
-    def _group(self, index: int) -> dict[str, Any]:
+    def _group(self, index: int) -> tuple[dict[str, Any], float]:
+        """What the runs of a group have in common, and the number in [0, 1) that decides their split."""
         rng = np.random.default_rng([self.seed, index // self.group_size, 0])
         pairs = [(dataset, name) for dataset, architectures in self.datasets.items() for name in architectures]
         dataset, architecture = pairs[rng.integers(len(pairs))]
-        return {
+        settings = {
             "dataset": dataset,
             "architecture": architecture,
             "optimizer": str(rng.choice(list(self.learning_rates))),
             "batch_size": int(rng.choice(list(self.batch_sizes))),
-            "split_draw": rng.uniform(),
         }
+        return settings, rng.uniform()
 
 
 _PLAIN_CNNS = ("cnn-8-16", "cnn-16-32", "cnn-8-16-32", "cnn-16-16-32", "lenet")

@@ -66,23 +66,13 @@ class FineTuning(Reparameterized):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LowRankFineTuning(FineTuning):
-    """Trains low-rank adapters of all dense kernels, and leaves the pre-trained parameters as they are (LoRA).
+    """Trains low-rank adapters of all dense kernels, and leaves the pre-trained parameters as they are.
 
-    A kernel `W` becomes `W + (alpha / rank) a b`, and `a` and `b` are trained.
-
-    Attributes:
-      base: the other task.
-      pretrained: parameters of its network, as nested dicts.
-      model_state: its model state to begin with.
-      rank: columns of `a`, and rows of `b`.
-      alpha: the factor of all adapters, times the rank.
+    This is LoRA (Hu et al., ICLR 2022, section 4.1): a kernel `W` becomes `W + (alpha / rank) a b`, where `a` has
+    `rank` columns. The other attributes are those of `FineTuning`; parameters are nested dicts.
 
     Raises:
       UsageError: as `FineTuning`, or if there is no dense kernel, or the rank is not positive or too large for one.
-
-    References:
-      Hu et al., `LoRA: Low-Rank Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, ICLR 2022,
-      section 4.1
     """
 
     rank: int = 4
@@ -106,13 +96,9 @@ class LowRankFineTuning(FineTuning):
         return {**super().describe(), "rank": self.rank, "alpha": self.alpha}
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        """Adapters that change nothing yet: `a` is random and `b` is 0.
+        """Adapters that change nothing yet, and the model state.
 
-        Args:
-          key: a `jax.random` key for `a`.
-
-        Returns:
-          `{"a": [rows, rank], "b": [rank, columns]}` in the place of each dense kernel, and the model state.
+        In the place of each dense kernel is `{"a": [rows, rank], "b": [rank, columns]}`, where `b` is 0.
         """
         adapters = {}
         keys = jax.random.split(key, len(self._matrices))

@@ -47,16 +47,13 @@ class Reparameterized:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coefficients(Reparameterized):
-    """Trains the coefficients of a combination of checkpoints: trainable weight averaging (TWA).
+    """Trains the coefficients of a combination of checkpoints: TWA (Li et al., ICLR 2023).
 
     Attributes:
       base: the task whose parameters are combined.
       subspace: the checkpoints, as a subspace of the parameters.
       model_state: the model state of the base task to begin with.
       start: the combination to begin with: the uniform average ("mean"), or the last checkpoint ("last").
-
-    References:
-      Li et al., `Trainable Weight Averaging <https://arxiv.org/abs/2205.13104>`_, ICLR 2023
     """
 
     subspace: averaging.Subspace

@@ -48,9 +48,7 @@ class Segmentation(ImageClassification):
         return {"mIoU": (intersection, union), **super()._sums(logits, labels)}
 
 
-def compose_scenes(
-    digits: ImageDataset, *, num_train: int = 8_000, num_validation: int = 500, num_test: int = 1_000
-) -> ImageDataset:
+def compose_scenes(digits: ImageDataset, sizes: tuple[int, int, int] = (8_000, 500, 1_000)) -> ImageDataset:
     """Make synthetic images of one to three digits each, on a textured ground. They are always the same.
 
     The digits have random places, sizes of 8 to 12 pixels and brightnesses. Later digits cover earlier ones. The ground
@@ -58,18 +56,15 @@ def compose_scenes(
 
     Args:
       digits: grey images of one digit each, with a margin of a seventh of the width, such as MNIST.
-      num_train: how many images to make for training.
-      num_validation: how many images to make for validation.
-      num_test: how many images to make for the test.
+      sizes: how many images to make for training, validation and test.
 
     Returns:
       Images `[n, 20, 20, 1]`, with labels `[n, 20, 20]`. The ground is 0. A pixel that is at least a third ink is one
       more than its digit.
     """
-    numbers = {"train": num_train, "validation": num_validation, "test": num_test}
     splits = {
-        split: _compose(np.random.default_rng(seed), getattr(digits, split), digits.max_value, number)
-        for seed, (split, number) in enumerate(numbers.items())
+        split: _compose(np.random.default_rng(seed), getattr(digits, split), digits.max_value, sizes[seed])
+        for seed, split in enumerate(("train", "validation", "test"))
     }
     return ImageDataset(name=f"{digits.name} scenes", **splits, num_classes=digits.num_classes + 1, max_value=255)
 

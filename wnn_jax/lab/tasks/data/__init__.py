@@ -26,12 +26,7 @@ class MissingDatasetError(UsageError):
 
 
 class Source(NamedTuple):
-    """Where a data set comes from.
-
-    Attributes:
-      prepared: its name in TensorFlow Datasets, or `None` if it needs no download.
-      load: makes it, given its name here and the folder of prepared data sets.
-    """
+    """The name of a data set in TensorFlow Datasets, or `None`, and a function that loads it from their folder."""
 
     prepared: str | None
     load: Callable[[str, Path], ImageDataset | TextDataset]
@@ -40,11 +35,8 @@ class Source(NamedTuple):
 def read_prepared(prepared: str, split: str, data_dir: Path) -> Any:
     """The examples of a split that TensorFlow Datasets has prepared, read without TensorFlow.
 
-    Returns:
-      A sequence of mappings from names to arrays, decoded on access, with a `dataset_info`.
-
-    Raises:
-      UsageError: if the folder has another format or version, or no such split.
+    They are mappings from names to arrays, decoded on access. A folder of another format or version, or without this
+    split, is a `UsageError`.
     """
     import absl.logging
     import tensorflow_datasets as tfds
@@ -170,15 +162,6 @@ def check_datasets(
 
 @functools.cache
 def load_dataset(name: str, data_dir: Path) -> Any:
-    """An `ImageDataset` or a `TextDataset` of the table, loaded once per process.
-
-    Args:
-      name: a name in `DATASETS`.
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-
-    Raises:
-      UsageError: if the name is unknown.
-      MissingDatasetError: if the data set is missing.
-    """
+    """An `ImageDataset` or a `TextDataset` of the table, loaded once per process. It is checked by `check_datasets`."""
     check_datasets([name], data_dir)
     return DATASETS[name].load(name, data_dir)

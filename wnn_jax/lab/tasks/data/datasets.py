@@ -29,15 +29,9 @@ class LabeledImages(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDataset:
-    """Images with labels, in three splits.
+    """Images with labels. The validation split is held out of the original training set.
 
-    Attributes:
-      name: the name of the data set.
-      train: the examples to train on.
-      validation: examples held out of the original training set, to choose and compare by.
-      test: the original test set, for one score at the end.
-      num_classes: number of different labels.
-      max_value: the largest value that a pixel can have.
+    `num_classes` is the number of different labels, `max_value` the largest value that a pixel can have.
     """
 
     name: str
@@ -61,14 +55,9 @@ class ImageDataset:
     def preprocess(
         self, images: jax.Array | np.ndarray, augment: Callable[[jax.Array], jax.Array] | None = None
     ) -> jax.Array:
-        """Turn uint8 images into the input of a network: float32, minus the mean image.
+        """Turn uint8 images into the float32 inputs of a network: scale, augment, subtract the mean image.
 
-        Args:
-          images: `[n, height, width, channels]` uint8.
-          augment: changes the images, scaled to [0, 1], before the mean is subtracted.
-
-        Returns:
-          `[n, height, width, channels]` float32.
+        `augment` gets images in [0, 1].
         """
         scaled = jnp.asarray(images, jnp.float32) / self.max_value
         return (scaled if augment is None else augment(scaled)) - self.mean_image[None]
@@ -87,15 +76,7 @@ class ImageDataset:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextDataset:
-    """A text as tokens, in three splits of `[n]` uint8 each.
-
-    Attributes:
-      name: the name of the data set.
-      train: the text to train on.
-      validation: the text to choose and compare by.
-      test: the text for one score at the end.
-      vocab_size: number of different tokens.
-    """
+    """A text as tokens, in three splits of `[n]` uint8 each. `vocab_size` is the number of different tokens."""
 
     name: str
     train: np.ndarray
