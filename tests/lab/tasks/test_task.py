@@ -11,7 +11,7 @@ from wnn_jax.lab.tasks.task import num_params
 
 
 def test_a_new_kind_of_task_needs_one_call():
-    check_conformance(LinearRegression)
+    check_conformance(LinearRegression, learning_rate=0.1)
 
 
 def test_parameters_are_counted():
