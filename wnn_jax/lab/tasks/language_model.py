@@ -12,12 +12,11 @@ import numpy as np
 import optax
 
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.data import TextDataset, check_batch_size
+from wnn_jax.lab.tasks.data import TextDataset, check_batch_size, consecutive_batches
 from wnn_jax.lab.tasks.image_classification import accuracy_and_loss
 from wnn_jax.lab.tasks.models import TransformerLM, describe_model
 from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, LossAndState, Metric, ModelState, Params, Sums
 
-_EVALUATION_BATCH_SIZE = 100
 _MAX_EVALUATION_PIECES = 1_000
 
 
@@ -100,9 +99,8 @@ class LanguageModel:
         """
         tokens, length = getattr(self.dataset, split), self.context_length
         num_pieces = min((len(tokens) - 1) // length, _MAX_EVALUATION_PIECES)
-        for first in range(0, num_pieces, _EVALUATION_BATCH_SIZE):
-            pieces = np.arange(first, min(first + _EVALUATION_BATCH_SIZE, num_pieces))
-            yield {"tokens": tokens[pieces[:, None] * length + np.arange(length + 1)]}
+        pieces = np.arange(num_pieces)[:, None] * length + np.arange(length + 1)
+        return consecutive_batches({"tokens": tokens[pieces]}, 100)
 
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
         """The sum of cross entropies, also for the perplexity, and the number of tokens that are predicted right."""

@@ -11,16 +11,8 @@ from wnn_jax.lab.errors import UsageError
 def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -> np.ndarray:
     """The indices of the examples in the training batch of a step.
 
-    Every epoch has its own random order. Its incomplete last batch is left out.
-
-    Args:
-      seed: decides the order.
-      step: the number of the step, from 0.
-      num_examples: size of the training set.
-      batch_size: examples per step, at most `num_examples`.
-
-    Returns:
-      `[batch_size]` int32.
+    Every epoch has its own random order, which the seed decides. Its incomplete last batch is left out. `batch_size` is
+    at most `num_examples`. The result is `[batch_size]` int32.
     """
     epoch, position = divmod(step, num_examples // batch_size)
     return _epoch_order(seed, epoch, num_examples)[position * batch_size : (position + 1) * batch_size]
