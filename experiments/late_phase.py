@@ -22,7 +22,7 @@ from wnn_jax.lab.comparing.calibration import Calibration
 from wnn_jax.lab.comparing.comparison import main
 from wnn_jax.lab.comparing.options import Comparison
 from wnn_jax.lab.tasks import Task, check_data
-from wnn_jax.lab.tasks.data import load_images, random_mirror
+from wnn_jax.lab.tasks.data import load_dataset, random_mirror
 from wnn_jax.lab.tasks.models import ResNet
 from wnn_jax.lab.training.evaluation_weights import EvaluationWeights
 from wnn_jax.lab.training.method import Method
@@ -115,14 +115,13 @@ METHODS = {
 def make_task(data_dir: Path, model: nn.Module = MODEL) -> Task:
     """CIFAR-10 at 16x16 with so few images that an epoch has 60 minibatches; outliers are MNIST's digits."""
     check_data(("cifar10-16", "mnist-14"), data_dir)
-    digits = load_images("mnist-14", data_dir)
+    digits = load_dataset("mnist-14", data_dir)
     outliers = {
         split: np.pad(images[:NUM_OUTLIERS], [(0, 0), (1, 1), (1, 1), (0, 0)]).repeat(3, axis=-1)
         for split, images in (("validation", digits.validation.images), ("test", digits.test.images))
     }
-    return Calibration.load(
-        data_dir,
-        dataset="cifar10-16",
+    return Calibration(
+        dataset=load_dataset("cifar10-16", data_dir),
         model=model,
         batch_size=BATCH_SIZE,
         augment=random_mirror,

@@ -12,6 +12,7 @@ import tyro
 
 from wnn_jax.lab.comparing.methods import find_methods
 from wnn_jax.lab.errors import check_options, one_line_errors
+from wnn_jax.lab.tasks.data import load_dataset
 from wnn_jax.lab.tasks.fine_tuning import PRETRAINED, save_params, shakespeare_half
 from wnn_jax.lab.training.optimizers import adamw
 from wnn_jax.lab.training.trainer import Fitted, Trainer
@@ -41,7 +42,7 @@ def pretrain(options: Pretrain) -> Fitted:
     """
     check_options(options, positive=("learning_rate", "num_steps"))
     (method,) = find_methods(["wsd"], adamw)
-    task = shakespeare_half("first", options.data_dir)
+    task = shakespeare_half("first", load_dataset("tiny_shakespeare", options.data_dir))
     trainer = Trainer(task, method, learning_rate=options.learning_rate, num_steps=options.num_steps)
     fitted = trainer.fit(options.seed)
     save_params(fitted.state.params, options.output)

@@ -267,9 +267,9 @@ class Broken(LinearRegression):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("describe", r"Broken\.describe\(\) is not of what JSON has"),
-        ("loss", r"Broken\.loss\(\) has the shape \(1,\); it has to be a scalar"),
-        ("measure", r"Broken\.measure\(\) returns no close, of which Broken\.metrics has a Metric"),
+        ("describe", r"Broken\.describe\(\) cannot be written as JSON"),
+        ("loss", r"Broken\.loss\(\) has the shape \(1,\); return a scalar"),
+        ("measure", r"Broken\.measure\(\) returns no close, but Broken\.metrics has it"),
         ("vector", r"sum of the shape \(2,\) and a weight of \(2,\) for 'close'; .* give the Metric a from_mean"),
     ],
 )

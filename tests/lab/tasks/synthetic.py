@@ -1,4 +1,4 @@
-"""Small data sets of the shapes of the real ones, made of random numbers, in which there is something to learn."""
+"""Small random data sets with the shapes of the real ones, from which a network can learn something."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from wnn_jax.lab.tasks.data import DATASETS, ImageDataset, LabeledImages, Source, TextDataset
 
-SIZES = {
+SHAPES = {
     "cifar10": (32, 32, 3),
     "cifar10-16": (16, 16, 3),
     "cifar100": (32, 32, 3),
@@ -19,13 +19,13 @@ SIZES = {
 
 
 def synthetic_images(name: str) -> ImageDataset:
-    """Ten images, each of which is a class, with noise. There are more validation images than a batch has."""
+    """Ten images with noise. Each image is a class. There are more validation images than a batch has."""
     rng = np.random.default_rng(0)
-    classes = rng.uniform(0, 255, [10, *SIZES[name]])
+    classes = rng.uniform(0, 255, [10, *SHAPES[name]])
 
     def split(number: int) -> LabeledImages:
         labels = rng.integers(10, size=number, dtype=np.int32)
-        images = 0.7 * classes[labels] + 0.3 * rng.uniform(0, 255, [number, *SIZES[name]])
+        images = 0.7 * classes[labels] + 0.3 * rng.uniform(0, 255, [number, *SHAPES[name]])
         return LabeledImages(images.astype(np.uint8), labels)
 
     return ImageDataset(
@@ -34,14 +34,13 @@ def synthetic_images(name: str) -> ImageDataset:
 
 
 def synthetic_text() -> TextDataset:
-    """The same 40 of 65 characters again and again, one in five of which is replaced by any other."""
+    """The same 40 of 65 characters again and again. One in five is replaced by a random one."""
     rng = np.random.default_rng(0)
     pattern = rng.integers(65, size=40)
 
     def split(number: int) -> np.ndarray:
-        tokens = np.resize(pattern, number)
         replaced = rng.uniform(size=number) < 0.2
-        return np.where(replaced, rng.integers(65, size=number), tokens).astype(np.uint8)
+        return np.where(replaced, rng.integers(65, size=number), np.resize(pattern, number)).astype(np.uint8)
 
     return TextDataset(
         name="tiny_shakespeare", train=split(20_000), validation=split(7_000), test=split(700), vocab_size=65
@@ -49,14 +48,10 @@ def synthetic_text() -> TextDataset:
 
 
 def use_synthetic_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts these in the place of the data sets that need a download, whatever the folder is."""
-    table = {name: Source(_loader(name), None) for name in SIZES}
-    table["tiny_shakespeare"] = Source(lambda data_dir: synthetic_text(), None)
-    monkeypatch.setattr("wnn_jax.lab.tasks.data.datasets.DATASETS", {**DATASETS, **table})
+    """Replace the data sets that need a download, whatever the folder is."""
 
+    def load(name: str, data_dir: Path) -> ImageDataset | TextDataset:
+        return synthetic_images(name) if name in SHAPES else synthetic_text()
 
-def _loader(name: str):
-    def load(data_dir: Path) -> ImageDataset:
-        return synthetic_images(name)
-
-    return load
+    table = {name: Source(None, load) for name in (*SHAPES, "tiny_shakespeare")}
+    monkeypatch.setattr("wnn_jax.lab.tasks.data.DATASETS", {**DATASETS, **table})

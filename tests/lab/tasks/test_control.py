@@ -1,4 +1,3 @@
-import sys
 from typing import Any
 
 import gymnasium
@@ -9,7 +8,8 @@ import pytest
 
 from experiments.pendulum import adam
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.control import EPISODE_LENGTH, TASKS, PendulumControl, load_pendulum
+from wnn_jax.lab.tasks import load_task
+from wnn_jax.lab.tasks.control import EPISODE_LENGTH, PendulumControl
 from wnn_jax.lab.tasks.models import MLP
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.trainer import Trainer
@@ -38,34 +38,14 @@ def observe(state: Any) -> np.ndarray:
     return np.array([np.cos(state[0]), np.sin(state[0]), state[1]])
 
 
-def test_the_physics_are_those_of_pendulum_v1():
-    rng = np.random.default_rng(0)
-    states = rng.uniform([-10, -8], [10, 8], [100, 2]).astype(np.float32)
-    actions = rng.uniform(-3, 3, [100, 1]).astype(np.float32)
-    pendulum: Any = load_pendulum()
-
-    @jax.jit
-    @jax.vmap
-    def step(state: Any, action: Any) -> Any:
-        next_state = pendulum.transition(state, action)
-        return pendulum.observation(next_state, None), pendulum.reward(state, action, next_state, None)
-
-    expected = [step_of_gymnasium(state, action) for state, action in zip(states, actions, strict=True)]
-    for actual, values in zip(step(states, actions), zip(*expected, strict=True), strict=True):
-        np.testing.assert_allclose(actual, np.stack(values), rtol=1e-4, atol=1e-5)
-
-
 def test_episodes_begin_and_end_as_those_of_pendulum_v1():
-    environment = gymnasium.make("Pendulum-v1")
-    assert environment.spec is not None
+    environment: Any = gymnasium.make("Pendulum-v1")
     assert environment.spec.max_episode_steps == EPISODE_LENGTH
-    own: Any = environment.unwrapped
     expected = []
     for seed in range(200):
         environment.reset(seed=seed)
-        expected.append(own.state)
-    task = make_task()
-    actual = np.concatenate([task.batch(0, step)["starts"] for step in range(200)])
+        expected.append(environment.unwrapped.state)
+    actual = np.concatenate([make_task().batch(0, step)["starts"] for step in range(200)])
     assert actual.shape == (200, 2)
     for extreme in (np.min, np.max):
         np.testing.assert_allclose(extreme(actual, axis=0), extreme(expected, axis=0), rtol=0.05)
@@ -114,19 +94,19 @@ def test_noise_returns_to_0_and_begins_there_in_every_episode():
         assert values.std() == pytest.approx(0.2 * 0.1**0.5, rel=0.1)
 
 
-def test_the_loss_is_that_of_both_networks():
+def test_the_loss_is_of_both_networks(monkeypatch: pytest.MonkeyPatch):
     # A memory of one transition, so that it is known what is drawn.
-    task = make_task(capacity=1, discount=0.9, target_rate=0.25)
+    monkeypatch.setattr("wnn_jax.lab.tasks.control._TARGET_RATE", 0.25)
+    task = make_task(capacity=1)
     shapes, model_state = constant(task, 0.0)
     rng = np.random.default_rng(0)
     params, targets = (
         jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes) for _ in range(2)
     )
     model_state |= {"targets": targets}
-    batch, compiled = task.batch(0, 0), jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-    (loss, (after, auxiliary)), gradient = compiled(params, model_state, batch, jax.random.key(1))
+    compiled = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+    (loss, (after, auxiliary)), gradient = compiled(params, model_state, task.batch(0, 0), jax.random.key(1))
     transition = after["memory"]
-    np.testing.assert_allclose(transition["observations"][0], observe(batch["starts"][0]), rtol=1e-5)
 
     def act(actor: Any, observations: Any) -> Any:
         outputs: Any = task.actor.apply({"params": actor}, observations)
@@ -140,7 +120,7 @@ def test_the_loss_is_that_of_both_networks():
     def reference(params: Any) -> Any:
         next_observations, observations = transition["next_observations"], transition["observations"]
         next_value = value(targets["critic"], next_observations, act(targets["actor"], next_observations))
-        expected = (transition["rewards"][0] + 8) / 8 + 0.9 * next_value
+        expected = (transition["rewards"][0] + 8) / 8 + 0.95 * next_value
 
         def critic_loss(critic: Any) -> Any:
             return (value(critic, observations, transition["actions"]) - expected) ** 2
@@ -155,7 +135,6 @@ def test_the_loss_is_that_of_both_networks():
     np.testing.assert_allclose(loss, expected["critic"][0] + expected["actor"][0], rtol=1e-4)
     for name in ("actor", "critic"):
         np.testing.assert_allclose(auxiliary[f"{name}_loss"], expected[name][0], rtol=1e-4)
-        assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient[name]))
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), gradient[name], expected[name][1]
         )
@@ -175,10 +154,9 @@ def test_the_return_is_of_a_whole_episode_without_noise():
     total, weight = jax.jit(task.measure)(still, {}, {"starts": starts})["return"]
     expected = 0.0
     for start in starts:
-        environment = gymnasium.make("Pendulum-v1")
+        environment: Any = gymnasium.make("Pendulum-v1")
         environment.reset(seed=0)
-        own: Any = environment.unwrapped
-        own.state, is_over = start.astype(np.float64), False
+        environment.unwrapped.state, is_over = start.astype(np.float64), False
         while not is_over:
             _, reward, _, is_over, _ = environment.step(np.zeros(1, np.float32))
             expected += float(reward)
@@ -186,21 +164,12 @@ def test_the_return_is_of_a_whole_episode_without_noise():
     np.testing.assert_allclose(total, expected, rtol=1e-4)
 
 
-def test_without_gymnasium_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "gymnasium.envs.phys2d.pendulum", None)
-    load_pendulum.cache_clear()
-    with pytest.raises(UsageError, match=r"not installed: gymnasium; install with: pip install 'wnn-jax\[lab\]'"):
-        make_task()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0 must be positive"),
-        ({"capacity": 0}, "capacity=0 must be positive"),
-        ({"discount": 1.5}, "discount=1.5 must be greater than 0 and at most 1"),
-        ({"target_rate": 0.0}, "target_rate=0.0 must be greater than 0 and at most 1"),
-        ({"num_exploration_steps": -1}, "num_exploration_steps=-1 must not be negative"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"capacity": 0}, "capacity=0 must be at least 1"),
+        ({"num_exploration_steps": -1}, "num_exploration_steps=-1 must be at least 0"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], message: str):
@@ -211,7 +180,7 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str):
 @pytest.mark.slow
 def test_the_pendulum_is_swung_up(tmp_path: Any):
     method = Method("plain", lambda rate, num_steps: adam(rate))
-    task = TASKS["pendulum-ddpg"](tmp_path)
+    task = load_task("pendulum-ddpg", tmp_path)
     trainer = Trainer(task, method, learning_rate=4e-3, num_steps=12_000, evaluate_every=1_000, scan=True)
     returns = [evaluation.scores["weights"]["return"] for evaluation in trainer.fit(100).evaluations]
     assert returns[0] < -1_000

@@ -11,7 +11,7 @@ from tests.lab.tasks.conformance import check_conformance
 from tests.lab.toys import Interrupted, LinearRegression, NormalizedRegression, interrupt_after
 from wnn_jax import averaging
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.coefficients import Coefficients
+from wnn_jax.lab.tasks.reparameterized import Coefficients
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.program import Program
 from wnn_jax.lab.training.stages import TrainCoefficients, TrainMembers, kept_checkpoints

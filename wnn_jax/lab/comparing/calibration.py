@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax.lab.tasks.data.digest import arrays_digest
+from wnn_jax.lab.tasks.data import arrays_digest
 from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums
 from wnn_jax.late_phase import SplitParams, ensemble_predict

@@ -1,110 +1,128 @@
-"""Tasks: what is trained, to make nowcasters and to judge them.
+"""Tasks by name: what is trained, to make nowcasters and to compare methods.
 
-A kind of task is one file in this folder, with a class that has the methods of `Task` and a table `TASKS` from the name
-of each task to a function that makes it, given the folder of data sets. A function that loads one of `DATASETS` names
-it, as `functools.partial(..., dataset=NAME)`. Nothing else has to know of it.
+A new task is a line in `TASKS`. A new kind of task is also a file in this folder, with a class that has the members of
+`Task`.
 """
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 
 from wnn_jax.lab.errors import look_up
-from wnn_jax.lab.tasks.data.datasets import MissingDatasetError, available_datasets, check_datasets
+from wnn_jax.lab.tasks.control import PendulumControl
+from wnn_jax.lab.tasks.data import (
+    Augment,
+    available_datasets,
+    check_datasets,
+    load_dataset,
+    random_affine,
+    random_mirror,
+)
+from wnn_jax.lab.tasks.data import MissingDatasetError as MissingDatasetError
+from wnn_jax.lab.tasks.fine_tuning import PRETRAINED, FineTuning, LowRankFineTuning, load_params, shakespeare_half
+from wnn_jax.lab.tasks.image_classification import ImageClassification
+from wnn_jax.lab.tasks.image_regression import Denoising, Reconstruction
+from wnn_jax.lab.tasks.language_model import LanguageModel, transformer_task
+from wnn_jax.lab.tasks.models import LSTM, MLP, ResNet, SegmentationUNet, ThreeConv, UNet, VanillaCNN
+from wnn_jax.lab.tasks.segmentation import Segmentation, compose_scenes
 from wnn_jax.lab.tasks.task import Metric as Metric
 from wnn_jax.lab.tasks.task import Task as Task
 from wnn_jax.lab.tasks.task import check_task as check_task
 
-TaskFactory = Callable[[Path], Task]
+
+class Entry(NamedTuple):
+    """The name of a data set, or `None`, and a function that makes a task of the data."""
+
+    dataset: str | None
+    make: Callable[[Any], Task]
 
 
-def find_tasks(folders: Iterable[str]) -> dict[str, TaskFactory]:
-    """Collects the tables `TASKS` of all modules of this package.
-
-    Args:
-      folders: where the modules of the package are.
-
-    Returns:
-      From the name of a task to what makes it, in the order of the modules' names.
-
-    Raises:
-      ValueError: if two modules have a task of the same name.
-    """
-    tasks: dict[str, TaskFactory] = {}
-    modules: dict[str, str] = {}
-    for module in pkgutil.iter_modules(folders):
-        if module.ispkg:
-            continue
-        table: Mapping[str, TaskFactory] = getattr(importlib.import_module(f"{__name__}.{module.name}"), "TASKS", {})
-        for name, factory in table.items():
-            if name in tasks:
-                raise ValueError(f"TASKS of {modules[name]} and {module.name} both have {name!r}; rename one of them.")
-            tasks[name], modules[name] = factory, module.name
-    return tasks
+def _classify(dataset: str, model: nn.Module, batch_size: int = 128, augment: Augment | None = None) -> Entry:
+    return Entry(
+        dataset,
+        lambda images: ImageClassification(dataset=images, model=model, batch_size=batch_size, augment=augment),
+    )
 
 
-TASKS: Mapping[str, TaskFactory] = find_tasks(__path__)
+def _fine_tune(kind: type[FineTuning]) -> Entry:
+    return Entry("tiny_shakespeare", lambda text: kind(shakespeare_half("second", text), load_params(PRETRAINED)))
+
+
+TASKS: Mapping[str, Entry] = {
+    # Seconds, and no download.
+    "digits-cnn": _classify("digits", VanillaCNN(features=(8, 16), hidden=(32,)), 64),
+    "mnist-mlp": _classify("mnist", MLP(widths=(64,))),
+    # Small enough to compare many methods. No family has a network of these widths.
+    "cifar10-16-three-conv": _classify("cifar10-16", ThreeConv(features=(16, 24, 24))),
+    "cifar10-16-resnet": _classify("cifar10-16", ResNet(features=(8, 16, 32)), augment=random_mirror),
+    # The experiment of Jang et al., ICML 2023, and the same at a quarter of the pixels.
+    "cifar10-vanilla": _classify("cifar10", VanillaCNN(), 1024, random_affine),
+    "cifar10-16-vanilla": _classify("cifar10-16", VanillaCNN(), 1024, random_affine),
+    # The tasks C10/16, C10/32, C100/32, FM/16 and FM/32 of Knyazev et al., ICLR 2025.
+    "cifar10-three-conv": _classify("cifar10", ThreeConv(features=(16, 32, 32))),
+    "cifar10-three-conv-32": _classify("cifar10", ThreeConv(features=(32, 64, 64))),
+    "cifar100-three-conv-32": _classify("cifar100", ThreeConv(num_classes=100, features=(32, 64, 64))),
+    "fashion-mnist-three-conv": _classify("fashion-mnist", ThreeConv(features=(16, 32, 32))),
+    "fashion-mnist-three-conv-32": _classify("fashion-mnist", ThreeConv(features=(32, 64, 64))),
+    "imagenet-64-resnet": _classify(
+        "imagenet-64", ResNet(num_classes=1_000, features=(32, 64, 128, 256), stem_strides=2), augment=random_mirror
+    ),
+    # Images of 14x14 pixels through a layer of 16.
+    "mnist-autoencoder": Entry(
+        "mnist-14",
+        lambda images: Reconstruction(dataset=images, model=MLP(14 * 14, (128, 64, 16, 64, 128)), batch_size=128),
+    ),
+    "mnist-diffusion": Entry("mnist-14", lambda images: Denoising(dataset=images, model=UNet(), batch_size=64)),
+    "cifar10-16-diffusion": Entry(
+        "cifar10-16", lambda images: Denoising(dataset=images, model=UNet((16, 32)), batch_size=16)
+    ),
+    "mnist-segmentation": Entry(
+        "mnist",
+        lambda digits: Segmentation(
+            dataset=compose_scenes(digits), model=SegmentationUNet(11, features=(8, 16, 32)), batch_size=16
+        ),
+    ),
+    "shakespeare-transformer": Entry("tiny_shakespeare", transformer_task),
+    "shakespeare-lstm": Entry(
+        "tiny_shakespeare",
+        lambda text: LanguageModel(dataset=text, model=LSTM(text.vocab_size), batch_size=32, context_length=64),
+    ),
+    "shakespeare-fine-tuning": _fine_tune(FineTuning),
+    "shakespeare-lora": _fine_tune(LowRankFineTuning),
+    # The experiment of Jang et al., ICML 2023. The first layer of their critic is two, for observations and actions.
+    "pendulum-ddpg": Entry(None, lambda _: PendulumControl(actor=MLP(1, (64, 32, 16)), critic=MLP(1, (64, 32, 16)))),
+}
 
 
 @functools.cache
 def load_task(name: str, data_dir: Path) -> Task:
-    """A task by its name, made once per process.
+    """Make a task by its name, once per process.
 
     Args:
       name: a name in `TASKS`.
       data_dir: the folder of data sets prepared by TensorFlow Datasets.
 
     Raises:
-      UsageError: if the name is not known, the data is missing, or the task's metrics cannot be compared.
+      UsageError: if the name is unknown, the data is missing, or the task's metrics cannot be compared.
     """
-    factory = look_up(TASKS, name, "the task")
-    try:
-        task = factory(data_dir)
-    except MissingDatasetError as error:
-        raise MissingDatasetError(error.prepared, data_dir, _tasks_on_what_is_there(data_dir)) from None
+    dataset, make = look_up(TASKS, name, "the task")
+    check_data([dataset], data_dir)
+    task = make(None if dataset is None else load_dataset(dataset, data_dir))
     check_task(task)
     return task
 
 
-def check_data(datasets: Iterable[str], data_dir: Path) -> None:
-    """Makes sure that data sets can be loaded, as `check_datasets` does, or says which tasks can be trained instead.
-
-    Args:
-      datasets: names in `DATASETS`.
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-
-    Raises:
-      UsageError: if a name is not known, or data is missing; all data sets that are missing are listed at once.
-    """
-    try:
-        check_datasets(datasets, data_dir)
-    except MissingDatasetError as error:
-        raise MissingDatasetError(error.prepared, data_dir, _tasks_on_what_is_there(data_dir)) from None
-
-
 def load_tasks(names: Sequence[str], data_dir: Path) -> dict[str, Task]:
-    """Several tasks by their names.
-
-    Args:
-      names: names in `TASKS`.
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-
-    Raises:
-      UsageError: as `load_task` does, but all data sets that are missing are listed at once, before any is loaded.
-    """
-    datasets = [_dataset(look_up(TASKS, name, "the task")) for name in names]
-    check_data(filter(None, datasets), data_dir)
+    """Make several tasks by their names. All missing data sets are listed at once, before any is loaded."""
+    check_data([look_up(TASKS, name, "the task").dataset for name in names], data_dir)
     return {name: load_task(name, data_dir) for name in names}
 
 
-def _dataset(factory: TaskFactory) -> str | None:
-    """The data set that a task is trained on, or `None` if it needs none."""
-    return getattr(factory, "keywords", {}).get("dataset")
-
-
-def _tasks_on_what_is_there(data_dir: Path) -> list[str]:
-    """The tasks that can be trained."""
+def check_data(datasets: Iterable[str | None], data_dir: Path) -> None:
+    """Make sure that data sets can be loaded, as `check_datasets`, or say which tasks can be trained instead."""
     available = [None, *available_datasets(data_dir)]
-    return [name for name, factory in TASKS.items() if _dataset(factory) in available]
+    tasks = [name for name, entry in TASKS.items() if entry.dataset in available]
+    check_datasets(filter(None, datasets), data_dir, f"Tasks that can be trained now: {', '.join(tasks)}.")

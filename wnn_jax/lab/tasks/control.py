@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -13,8 +12,8 @@ import numpy as np
 import optax
 
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.models import MLP, describe_model
-from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
+from wnn_jax.lab.tasks.models import describe_model
+from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, LossAndState, Metric, ModelState, Params, Sums
 
 if TYPE_CHECKING:
     from gymnasium.envs.phys2d.pendulum import PendulumFunctional
@@ -22,78 +21,58 @@ if TYPE_CHECKING:
 EPISODE_LENGTH = 200
 
 _NUM_EVALUATION_EPISODES = 50
+_DISCOUNT = 0.95  # the factor of a reward for every step that it is later
+_TARGET_RATE = 0.001  # the share of the way that the target networks move to the trained ones in a step
 _SPLIT_SEEDS: Mapping[EvaluationSplit, int] = {"validation": 1, "test": 2}
 
-# Of the Ornstein-Uhlenbeck process: how fast it returns to 0, how far it is moved, and the time of a step.
+# The Ornstein-Uhlenbeck process: the rate of return to 0, the scale of the noise, and the time of a step.
 _NOISE_REVERSION, _NOISE_SCALE, _NOISE_TIME = 0.15, 0.2, 0.1
 
 
 @functools.cache
 def load_pendulum() -> "PendulumFunctional":
-    """The physics of Gymnasium's `Pendulum-v1`, as pure functions of a state of angle and velocity, `[2]`.
+    """The physics of Gymnasium's `Pendulum-v1`, as pure functions of a state of angle and velocity, `[2]`."""
+    from gymnasium.envs.phys2d.pendulum import PendulumFunctional
 
-    Raises:
-      UsageError: if Gymnasium is not installed.
-    """
-    try:
-        from gymnasium.envs.phys2d.pendulum import PendulumFunctional
-    except ImportError as error:
-        raise UsageError("not installed: gymnasium; install with: pip install 'wnn-jax[lab]'") from error
     return PendulumFunctional()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PendulumControl:
-    """Training of an actor to swing a pendulum up and to keep it there, and of a critic to judge its actions.
+    """An actor learns to swing a pendulum up and keep it there, and a critic learns to judge its actions.
 
-    The algorithm is the deep deterministic policy gradient. A step of the training is a step of the environment, in
-    which the actor acts with Ornstein-Uhlenbeck noise, and one of both networks, on transitions drawn from a memory of
-    the latest ones. Only time ends an episode, after 200 steps: no state is terminal. The first steps of the
-    environment are made before the training, by the initial actor with noise, to fill the memory.
+    The algorithm is the deep deterministic policy gradient (Lillicrap et al., ICLR 2016). Each training step is also a
+    step of the environment, in which the actor acts with Ornstein-Uhlenbeck noise. Both networks learn from transitions
+    drawn from a memory of the latest ones. The initial actor fills the memory before training. Episodes end after 200
+    steps, and no state is terminal.
 
-    The defaults are those of the program that Jang et al., ICML 2023, published, where rewards, from about -16 to 0,
-    are learned as `(reward + 8) / 8`. Other than there, transitions are drawn with replacement.
+    The defaults are those of the program that Jang et al., ICML 2023, published. Rewards, from about -16 to 0, are
+    learned as `(reward + 8) / 8`. Unlike that program, this one draws transitions with replacement.
 
     Attributes:
-      actor: maps observations `[n, 3]` to `[n, 1]`, whose hyperbolic tangent is the share of the largest torque.
+      actor: maps observations `[n, 3]` to `[n, 1]`. The hyperbolic tangent of these is the share of the largest torque.
       critic: maps observations and torques `[n, 4]` to values `[n, 1]`.
       batch_size: transitions per step.
-      discount: factor of a reward for every step that it is later.
-      target_rate: share of the way to the networks that their targets go in a step.
       capacity: transitions in the memory.
-      num_exploration_steps: of the environment, before the training.
+      num_exploration_steps: steps of the environment before training.
 
     Raises:
-      UsageError: if a number is out of its range, or Gymnasium is not installed.
-
-    References:
-      Lillicrap et al., `Continuous control with deep reinforcement learning <https://arxiv.org/abs/1509.02971>`_, ICLR
-      2016
+      UsageError: if a number is out of its range.
     """
 
     actor: nn.Module
     critic: nn.Module
     batch_size: int = 32
-    discount: float = 0.95
-    target_rate: float = 0.001
     capacity: int = 20_000
     num_exploration_steps: int = 1_000
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "capacity"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be positive.")
-        for name in ("discount", "target_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be greater than 0 and at most 1.")
-        if self.num_exploration_steps < 0:
-            raise UsageError(f"num_exploration_steps={self.num_exploration_steps} must not be negative.")
-        load_pendulum()
+        for name, least in {"batch_size": 1, "capacity": 1, "num_exploration_steps": 0}.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least {least}.")
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The sum of the rewards of an episode, without noise."""
-        return (Metric("return", higher_is_better=True, format=".1f"),)
+    # The sum of the rewards of an episode without noise.
+    metrics = (Metric("return", higher_is_better=True, format=".1f"),)
 
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on."""
@@ -103,8 +82,8 @@ class PendulumControl:
             "actor": describe_model(self.actor),
             "critic": describe_model(self.critic),
             "batch_size": self.batch_size,
-            "discount": self.discount,
-            "target_rate": self.target_rate,
+            "discount": _DISCOUNT,
+            "target_rate": _TARGET_RATE,
             "capacity": self.capacity,
             "num_exploration_steps": self.num_exploration_steps,
             "evaluation_episodes": _NUM_EVALUATION_EPISODES,
@@ -113,8 +92,8 @@ class PendulumControl:
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         """Parameters as the networks initialise them.
 
-        The model state is the memory, after the exploration, with the number of all transitions so far; the state of
-        the environment, and of the noise; and the targets of both networks.
+        The model state holds the memory after the exploration, the number of transitions so far, the states of the
+        environment and of the noise, and the target networks.
         """
         actor_key, critic_key, start_key, explore_key = jax.random.split(key, 4)
         observations, actions = jnp.zeros([1, 3]), jnp.zeros([1, 1])
@@ -141,10 +120,8 @@ class PendulumControl:
         )
         return params, model_state
 
-    def loss(
-        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]:
-        """The squared error of the critic, less the value of what the actor does, on transitions from the memory."""
+    def loss(self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> LossAndState:
+        """The squared error of the critic minus the value of the actor's actions, on transitions from the memory."""
         act_key, draw_key = jax.random.split(key)
         fixed = jax.lax.stop_gradient(params)
         model_state = self._interact(fixed["actor"], model_state, batch["starts"][0], act_key)
@@ -155,20 +132,20 @@ class PendulumControl:
 
         targets = model_state["targets"]
         next_values = self._value(targets["critic"], next_observations, self._act(targets["actor"], next_observations))
-        expected = (transitions["rewards"] + 8) / 8 + self.discount * next_values
+        expected = (transitions["rewards"] + 8) / 8 + _DISCOUNT * next_values
         critic_loss = jnp.mean((self._value(params["critic"], observations, transitions["actions"]) - expected) ** 2)
         actor_loss = -jnp.mean(self._value(fixed["critic"], observations, self._act(params["actor"], observations)))
 
-        targets = optax.incremental_update(fixed, targets, self.target_rate)
+        targets = optax.incremental_update(fixed, targets, _TARGET_RATE)
         auxiliary = {"critic_loss": critic_loss, "actor_loss": actor_loss}
         return critic_loss + actor_loss, ({**model_state, "targets": targets}, auxiliary)
 
     def batch(self, seed: int, step: int) -> Batch:
-        """The state that the pendulum starts from if an episode begins in the step, `[1, 2]` float32."""
+        """The state that the pendulum starts from if an episode begins at this step, `[1, 2]` float32."""
         return {"starts": _draw_starts([seed, step], 1)}
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
-        """The states that the 50 episodes of a split start from, `[50, 2]` float32."""
+        """The states from which the 50 episodes of a split start, `[50, 2]` float32."""
         yield {"starts": _draw_starts([_SPLIT_SEEDS[split]], _NUM_EVALUATION_EPISODES)}
 
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
@@ -190,7 +167,7 @@ class PendulumControl:
         return rewards.sum()
 
     def _interact(self, actor: Params, model_state: ModelState, start: jax.Array, key: jax.Array) -> ModelState:
-        """The model state after a step of the environment, which is the first of an episode that begins at `start`."""
+        """The model state after a step of the environment. If it is the first of an episode, that begins at `start`."""
         pendulum = load_pendulum()
         count = model_state["num_transitions"]
         is_first = count % EPISODE_LENGTH == 0
@@ -220,19 +197,13 @@ class PendulumControl:
         return load_pendulum().max_torque * jnp.tanh(outputs)
 
     def _value(self, critic: Params, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        """Values of actions `[n]`."""
+        """The values of actions, `[n]`."""
         outputs: Any = self.critic.apply({"params": critic}, jnp.concatenate([observations, actions], axis=-1))
         return outputs[:, 0]
 
 
 def _draw_starts(seed: list[int], number: int) -> np.ndarray:
-    """States that episodes start from, as `Pendulum-v1` draws them, `[number, 2]` float32."""
+    """States from which episodes start, drawn as in `Pendulum-v1`, `[number, 2]` float32."""
     bounds = load_pendulum().get_default_params()
     high = np.array([bounds.high_x, bounds.high_y])
     return np.random.default_rng(seed).uniform(-high, high, [number, 2]).astype(np.float32)
-
-
-TASKS: dict[str, Callable[[Path], Task]] = {
-    # The experiment of Jang et al., ICML 2023. The first layer of their critic is two, for observations and actions.
-    "pendulum-ddpg": lambda data_dir: PendulumControl(actor=MLP(1, (64, 32, 16)), critic=MLP(1, (64, 32, 16))),
-}

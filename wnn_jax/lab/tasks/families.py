@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from wnn_jax.lab.errors import look_up
-from wnn_jax.lab.tasks.data import TextDataset, load_dataset, load_images
+from wnn_jax.lab.tasks.data import TextDataset, load_dataset
 from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.language_model import LanguageModel
 from wnn_jax.lab.tasks.models import ARCHITECTURES
@@ -17,8 +17,8 @@ from wnn_jax.lab.tasks.task import Task
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 
-# A nowcaster is trained on the runs of `train`, selected on the two validation splits, and its score is reported on the
-# two test splits, which nothing else ever sees. The networks of the two architecture splits are in no other split.
+# A nowcaster is trained on `train` and selected on the two validation splits. Its score is reported on the two test
+# splits, which nothing else ever sees. The networks of the two architecture splits are in no other split.
 SplitName = Literal["train", "validation", "test", "validation architecture", "test architecture"]
 VALIDATION_SPLITS: tuple[SplitName, ...] = ("validation", "validation architecture")
 TEST_SPLITS: tuple[SplitName, ...] = ("test", "test architecture")
@@ -32,14 +32,11 @@ class RunSettings:
     Attributes:
       architecture: a name in `ARCHITECTURES`.
       dataset: a name in `DATASETS`.
-      optimizer: Adam; AdamW; SGD with momentum.
-      learning_rate: the initial one.
-      final_learning_rate: the last one as a share of the initial one: 1 for a constant rate, less for a cosine decay.
-      batch_size: examples per step.
+      optimizer: Adam, AdamW, or SGD with momentum.
+      final_learning_rate: the last learning rate as a share of the initial one: 1 is constant, less a cosine decay.
       num_steps: length of the run in optimizer steps.
       snapshot_every: steps between snapshots of the weights.
-      seed: decides the initial weights and the order of the data.
-      context_length: tokens that a language model is given at once; of no effect on other tasks.
+      context_length: tokens that a language model sees at once. Other tasks ignore it.
     """
 
     architecture: str
@@ -55,17 +52,14 @@ class RunSettings:
 
     @property
     def program(self) -> Self:
-        """The settings without what can vary within one compiled program: runs with equal programs share it."""
+        """The settings that decide the compiled program. Runs with equal programs share one."""
         return dataclasses.replace(self, learning_rate=0.0, final_learning_rate=0.0, seed=0)
 
     def task(self, data_dir: Path) -> Task:
-        """What is trained. It is the same object for all runs of a program.
-
-        Args:
-          data_dir: the folder of data sets prepared by TensorFlow Datasets.
+        """The task of the run, the same object for all runs of a program.
 
         Raises:
-          UsageError: if a name is not known, or the data set is missing.
+          UsageError: if a name is unknown, or the data set is missing.
         """
         return _make_task(self.architecture, self.dataset, self.batch_size, self.context_length, data_dir)
 
@@ -74,33 +68,32 @@ class RunSettings:
 def _make_task(architecture: str, dataset: str, batch_size: int, context_length: int, data_dir: Path) -> Task:
     make_model, data = look_up(ARCHITECTURES, architecture, "the architecture"), load_dataset(dataset, data_dir)
     if isinstance(data, TextDataset):
-        return LanguageModel(
-            dataset=data, model=make_model(data.vocab_size), batch_size=batch_size, context_length=context_length
-        )
-    images = load_images(dataset, data_dir)
-    return ImageClassification(dataset=images, model=make_model(images.num_classes), batch_size=batch_size)
+        model = make_model(data.vocab_size)
+        return LanguageModel(dataset=data, model=model, batch_size=batch_size, context_length=context_length)
+    return ImageClassification(dataset=data, model=make_model(data.num_classes), batch_size=batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskFamily:
-    """A seeded distribution of runs: the settings of every index are fixed.
+    """A seeded distribution of training runs. Every index has fixed settings.
 
-    Runs come in groups, which differ within in seed, learning rate and decay only. A whole group belongs to one split.
+    Runs come in groups of one program, which differ only in seed, learning rate and decay. A group belongs to one
+    split.
 
     Attributes:
       name: its name in `FAMILIES`.
       datasets: data set -> the architectures that are drawn with it. All pairs are equally likely.
-      validation_architectures: architectures that are kept for the selection of nowcasters.
-      test_architectures: architectures that are kept for the scores of selected nowcasters.
+      validation_architectures: architectures held out to select nowcasters.
+      test_architectures: architectures held out for the scores of selected nowcasters.
       learning_rates: optimizer -> the range of a log-uniform distribution.
       batch_sizes: drawn uniformly.
       num_steps: length of a run in optimizer steps.
       snapshot_every: steps between snapshots.
-      context_length: tokens that a language model is given at once.
+      context_length: tokens that a language model sees at once.
       group_size: runs per group.
-      validation_share: the share of the groups of other architectures that is kept for the selection of nowcasters.
-      test_share: the share of them that is kept for the scores of selected nowcasters.
-      seed: of the distribution.
+      validation_share: the share of groups, among the other architectures, held out to select nowcasters.
+      test_share: the share of these groups held out for the scores of selected nowcasters.
+      seed: the seed of the distribution.
     """
 
     name: str
@@ -118,15 +111,12 @@ class TaskFamily:
     seed: int = 0
 
     def settings(self, index: int) -> RunSettings:
-        """The settings of the run of an index >= 0."""
-        group = self._group(index)
+        """The settings of the run with an index >= 0."""
+        group, _ = self._group(index)
         rng = np.random.default_rng([self.seed, index, 1])
         low, high = self.learning_rates[group["optimizer"]]
         return RunSettings(
-            architecture=group["architecture"],
-            dataset=group["dataset"],
-            optimizer=group["optimizer"],
-            batch_size=group["batch_size"],
+            **group,
             learning_rate=float(np.exp(rng.uniform(np.log(low), np.log(high)))),
             final_learning_rate=float(rng.choice([1.0, 1.0, 0.1, 0.0])),
             num_steps=self.num_steps,
@@ -136,41 +126,32 @@ class TaskFamily:
         )
 
     def split(self, index: int) -> SplitName:
-        """What the run of an index is for: the same for all runs of a group."""
-        group = self._group(index)
+        """The split of the run with this index, the same for its whole group."""
+        group, draw = self._group(index)
         if group["architecture"] in self.validation_architectures:
             return "validation architecture"
         if group["architecture"] in self.test_architectures:
             return "test architecture"
-        if group["split_draw"] < self.validation_share:
+        if draw < self.validation_share:
             return "validation"
-        return "test" if group["split_draw"] < self.validation_share + self.test_share else "train"
+        return "test" if draw < self.validation_share + self.test_share else "train"
 
-    def _group(self, index: int) -> dict[str, Any]:
+    def _group(self, index: int) -> tuple[dict[str, Any], float]:
+        """What the runs of a group have in common, and the number in [0, 1) that decides their split."""
         rng = np.random.default_rng([self.seed, index // self.group_size, 0])
         pairs = [(dataset, name) for dataset, architectures in self.datasets.items() for name in architectures]
         dataset, architecture = pairs[rng.integers(len(pairs))]
-        return {
+        settings = {
             "dataset": dataset,
             "architecture": architecture,
             "optimizer": str(rng.choice(list(self.learning_rates))),
             "batch_size": int(rng.choice(list(self.batch_sizes))),
-            "split_draw": rng.uniform(),
         }
+        return settings, rng.uniform()
 
 
-_CONVOLUTIONAL = (
-    "cnn-8-16",
-    "cnn-16-32",
-    "cnn-8-16-32",
-    "cnn-16-16-32",
-    "lenet",
-    "vgg",
-    "resnet",
-    "mobilenet-v2",
-    "shufflenet-v2",
-    "densenet",
-)
+_PLAIN_CNNS = ("cnn-8-16", "cnn-16-32", "cnn-8-16-32", "cnn-16-16-32", "lenet")
+_NORMALIZED_CNNS = ("vgg", "resnet", "mobilenet-v2", "shufflenet-v2", "densenet")
 _LEARNING_RATES: Mapping[OptimizerName, tuple[float, float]] = {
     "adam": (1e-3, 1.2e-2),
     "adamw": (1e-3, 1.2e-2),
@@ -178,7 +159,7 @@ _LEARNING_RATES: Mapping[OptimizerName, tuple[float, float]] = {
 }
 
 FAMILIES: Mapping[str, TaskFamily] = {
-    # Two minutes of runs that need no download: for tests and for a first look. All splits are in the first 12 runs.
+    # Two minutes of runs without a download, for tests and a first look. The first 12 runs have all splits.
     "digits": TaskFamily(
         name="digits",
         datasets={"digits": ("mlp-64", "mlp-128-64", "cnn-8-16", "cnn-16-32")},
@@ -193,7 +174,7 @@ FAMILIES: Mapping[str, TaskFamily] = {
         test_share=0.2,
         seed=581,
     ),
-    # Networks of one form, on images of a quarter of the size.
+    # Networks of one form, which end with average pooling, on images with a quarter of the pixels.
     "pooled": TaskFamily(
         name="pooled",
         datasets={
@@ -211,7 +192,7 @@ FAMILIES: Mapping[str, TaskFamily] = {
     "small": TaskFamily(
         name="small",
         datasets={
-            "cifar10-16": _CONVOLUTIONAL,
+            "cifar10-16": (*_PLAIN_CNNS, *_NORMALIZED_CNNS),
             "mnist-14": ("mlp-64", "mlp-128-64", "cnn-8-16", "lenet", "vgg", "resnet", "densenet"),
             "tiny_shakespeare": ("transformer-1x32", "transformer-2x24", "transformer-2x32"),
         },
@@ -231,9 +212,5 @@ def describe_families(families: Iterable[TaskFamily]) -> str:
 
 
 def find_family(name: str) -> TaskFamily:
-    """The family of a name.
-
-    Raises:
-      UsageError: if there is none.
-    """
+    """The family with this name. An unknown name is a `UsageError`."""
     return look_up(FAMILIES, name, "--family")

@@ -1,9 +1,9 @@
-"""Fine-tuning of a pre-trained network: of all its weights, or of low-rank adapters beside them."""
+"""Fine-tuning of a pre-trained network: of all its weights, or of low-rank adapters."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,27 +17,26 @@ from wnn_jax._files import replace_on_success
 from wnn_jax._orthogonal import matrix_axes
 from wnn_jax._roles import bias_shapes
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.data.digest import arrays_digest
-from wnn_jax.lab.tasks.language_model import TASKS as LANGUAGE_MODELS
-from wnn_jax.lab.tasks.language_model import LanguageModel
+from wnn_jax.lab.tasks.data import TextDataset, arrays_digest
+from wnn_jax.lab.tasks.language_model import LanguageModel, transformer_task
 from wnn_jax.lab.tasks.reparameterized import Reparameterized
-from wnn_jax.lab.tasks.task import ModelState, Params, Task
+from wnn_jax.lab.tasks.task import ModelState, Params
 
-# A transformer as in `shakespeare-transformer`, trained on the first half of the text by `experiments/pretraining.py`.
+# The network of `shakespeare-transformer`, trained on the first half of the text by `experiments/pretraining.py`.
 PRETRAINED = Path(__file__).parent / "pretrained" / "shakespeare-first-half.msgpack"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FineTuning(Reparameterized):
-    """Another task, which begins with pre-trained parameters.
+    """Another task that begins with pre-trained parameters.
 
     Attributes:
       base: the other task.
       pretrained: parameters of its network.
-      model_state: its model state, to begin with.
+      model_state: its model state to begin with.
 
     Raises:
-      UsageError: if these are of another network than that of the task.
+      UsageError: if these belong to another network than the task's.
     """
 
     pretrained: Params
@@ -55,40 +54,25 @@ class FineTuning(Reparameterized):
                 )
 
     def describe(self) -> Mapping[str, Any]:
-        """The base task, and a checksum of what it begins with."""
-        begin = [np.asarray(leaf) for leaf in jax.tree.leaves((self.pretrained, self.model_state))]
-        return {"kind": "fine-tuning", "base": dict(self.base.describe()), "sha256": arrays_digest(*begin)}
+        """The base task, and a checksum of the weights to begin with."""
+        weights = [np.asarray(leaf) for leaf in jax.tree.leaves((self.pretrained, self.model_state))]
+        return {"kind": "fine-tuning", "base": dict(self.base.describe()), "sha256": arrays_digest(*weights)}
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
         """The pre-trained parameters, whatever the key is."""
         del key
         return jax.tree.map(jnp.asarray, (self.pretrained, self.model_state))
 
-    def network(self, params: Params) -> Params:
-        """The parameters themselves."""
-        return params
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LowRankFineTuning(FineTuning):
-    """Fine-tuning of low-rank adapters of all dense kernels; the pre-trained parameters stay as they are (LoRA).
+    """Trains low-rank adapters of all dense kernels, and leaves the pre-trained parameters as they are.
 
-    A kernel `W` becomes `W + (alpha / rank) a b`, of which `a` and `b` are trained.
-
-    Attributes:
-      base: the other task.
-      pretrained: parameters of its network, as nested dicts.
-      model_state: its model state, to begin with.
-      rank: columns of `a`, and rows of `b`.
-      alpha: the factor of all adapters, times the rank.
+    This is LoRA (Hu et al., ICLR 2022, section 4.1): a kernel `W` becomes `W + (alpha / rank) a b`, where `a` has
+    `rank` columns. The other attributes are those of `FineTuning`; parameters are nested dicts.
 
     Raises:
-      UsageError: if the parameters are of another network than that of the task, there is no dense kernel among them,
-        or the rank is not positive or greater than that of a kernel can be.
-
-    References:
-      Hu et al., `LoRA: Low-Rank Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>`_, ICLR 2022,
-      section 4.1
+      UsageError: as `FineTuning`, or if there is no dense kernel, or the rank is not positive or too large for one.
     """
 
     rank: int = 4
@@ -103,7 +87,7 @@ class LowRankFineTuning(FineTuning):
         for path, (*_, rows, columns) in self._matrices.items():
             if self.rank > min(rows, columns):
                 raise UsageError(
-                    f"rank={self.rank} is greater than that of the kernel {'/'.join(path)}, a matrix of {rows} x "
+                    f"rank={self.rank} is greater than the rank of the kernel {'/'.join(path)}, a matrix of {rows} x "
                     f"{columns}; give at most {min(rows, columns)}."
                 )
 
@@ -112,13 +96,9 @@ class LowRankFineTuning(FineTuning):
         return {**super().describe(), "rank": self.rank, "alpha": self.alpha}
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        """Adapters that change nothing yet: `a` is random and `b` is 0.
+        """Adapters that change nothing yet, and the model state.
 
-        Args:
-          key: of `a`.
-
-        Returns:
-          `{"a": [rows, rank], "b": [rank, columns]}` in the place of each dense kernel, and the model state.
+        In the place of each dense kernel is `{"a": [rows, rank], "b": [rank, columns]}`, where `b` is 0.
         """
         adapters = {}
         keys = jax.random.split(key, len(self._matrices))
@@ -129,7 +109,7 @@ class LowRankFineTuning(FineTuning):
         return traverse_util.unflatten_dict(adapters), jax.tree.map(jnp.asarray, self.model_state)
 
     def network(self, params: Params) -> Params:
-        """The pre-trained parameters, with what the adapters add to them."""
+        """The pre-trained parameters plus the adapters."""
         weights: Any = dict(traverse_util.flatten_dict(self.pretrained))
         factors: Any = traverse_util.flatten_dict(params)
         for path in self._matrices:
@@ -139,7 +119,7 @@ class LowRankFineTuning(FineTuning):
 
     @functools.cached_property
     def _matrices(self) -> dict[tuple[str, ...], tuple[int, ...]]:
-        """The path of each dense kernel, and its shape as a matrix, or as a stack of them."""
+        """The path of each dense kernel, and its shape as a matrix or as a stack of matrices."""
         leaves = jax.tree_util.tree_leaves_with_path(self.pretrained)
         roles, biases = jax.tree.leaves(default_roles(self.pretrained)), bias_shapes(self.pretrained)
         matrices: dict[tuple[str, ...], tuple[int, ...]] = {}
@@ -157,36 +137,23 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
-def shakespeare_half(
-    half: Literal["first", "second"], data_dir: Path, dataset: str = "tiny_shakespeare"
-) -> LanguageModel:
+def shakespeare_half(half: Literal["first", "second"], text: TextDataset) -> LanguageModel:
     """The task `shakespeare-transformer` on one half of its training text.
 
-    The second half ends in the play from which the validation text is; nothing of that is in the first one.
+    The validation text continues the last play of the second half. The first half has nothing of that play.
     """
-    load: Any = LANGUAGE_MODELS["shakespeare-transformer"]
-    task = load(data_dir, dataset=dataset)
-    middle = len(task.dataset.train) // 2
-    return task.with_training_text(slice(middle) if half == "first" else slice(middle, None))
+    middle = len(text.train) // 2
+    train = text.train[:middle] if half == "first" else text.train[middle:]
+    return transformer_task(dataclasses.replace(text, train=train))
 
 
 def save_params(params: Params, file: Path) -> None:
-    """Writes parameters, as nested dicts, to a file that `load_params` reads."""
+    """Write parameters, as nested dicts, to a file that `load_params` reads."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replace_on_success(file) as temporary:
         temporary.write_bytes(serialization.msgpack_serialize(jax.device_get(params)))
 
 
 def load_params(file: Path) -> Params:
-    """Reads what `save_params` wrote."""
+    """Read what `save_params` wrote."""
     return serialization.msgpack_restore(file.read_bytes())
-
-
-def _fine_tune_shakespeare(kind: type[FineTuning], data_dir: Path, *, dataset: str) -> FineTuning:
-    return kind(shakespeare_half("second", data_dir, dataset), load_params(PRETRAINED))
-
-
-TASKS: dict[str, Callable[[Path], Task]] = {
-    "shakespeare-fine-tuning": functools.partial(_fine_tune_shakespeare, FineTuning, dataset="tiny_shakespeare"),
-    "shakespeare-lora": functools.partial(_fine_tune_shakespeare, LowRankFineTuning, dataset="tiny_shakespeare"),
-}

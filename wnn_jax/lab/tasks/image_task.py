@@ -1,28 +1,27 @@
-"""What the tasks on images have in common."""
+"""What all tasks on images share."""
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 
-from wnn_jax.lab.tasks.data import ImageDataset, batch_indices, check_batch_size, load_images
+from wnn_jax.lab.tasks.data import ImageDataset, batch_indices, check_batch_size
 from wnn_jax.lab.tasks.models import describe_model
 from wnn_jax.lab.tasks.task import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageTask:
-    """A network, and the images that it is trained on.
+    """A network and the images that it is trained on.
 
     Attributes:
       dataset: images with labels.
-      model: what is trained.
+      model: the network to train.
       batch_size: images per step.
 
     Raises:
-      UsageError: if there are fewer training images than a batch has.
+      UsageError: if the batch size is not positive or exceeds the number of training images.
     """
 
     dataset: ImageDataset
@@ -31,20 +30,6 @@ class ImageTask:
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size, len(self.dataset.train.images))
-
-    @classmethod
-    def load(cls, data_dir: Path, *, dataset: str, **options: Any) -> Self:
-        """The task on a data set of the table.
-
-        Args:
-          data_dir: the folder of data sets prepared by TensorFlow Datasets.
-          dataset: the name of the data set.
-          **options: the other attributes.
-
-        Raises:
-          UsageError: if the data set is missing, not known or no set of images.
-        """
-        return cls(dataset=load_images(dataset, data_dir), **options)
 
     def describe(self) -> Mapping[str, Any]:
         """What its results depend on."""

@@ -1,45 +1,34 @@
-"""Tasks whose parameters are those of another task in another form."""
+"""Tasks whose parameters stand for the parameters of another task."""
 
-import abc
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums, Task
+from wnn_jax import averaging
+from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, LossAndState, Metric, ModelState, Params, Sums, Task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reparameterized(abc.ABC):
-    """Another task, whose parameters are a function of those that are trained.
+class Reparameterized:
+    """Another task, `base`, whose parameters are a function of the trained parameters.
 
-    Attributes:
-      base: the other task.
+    A subclass says which function, and defines `describe` and `init`.
     """
 
     base: Task
 
-    @abc.abstractmethod
     def network(self, params: Params) -> Params:
-        """The parameters of the base task that parameters of this one stand for."""
-
-    @abc.abstractmethod
-    def describe(self) -> Mapping[str, Any]:
-        """What its results depend on, the description of the base task included."""
-
-    @abc.abstractmethod
-    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        """Parameters in the form that is trained, and the model state of the base task."""
+        """The parameters of the base task that the trained parameters stand for."""
+        return params
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Those of the base task."""
+        """The metrics of the base task."""
         return self.base.metrics
 
-    def loss(
-        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]:
+    def loss(self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> LossAndState:
         """The loss of the base task."""
         return self.base.loss(self.network(params), model_state, batch, key)
 
@@ -54,3 +43,38 @@ class Reparameterized(abc.ABC):
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
         """What the base task measures."""
         return self.base.measure(self.network(params), model_state, batch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coefficients(Reparameterized):
+    """Trains the coefficients of a combination of checkpoints: TWA (Li et al., ICLR 2023).
+
+    Attributes:
+      base: the task whose parameters are combined.
+      subspace: the checkpoints, as a subspace of the parameters.
+      model_state: the model state of the base task to begin with.
+      start: the combination to begin with: the uniform average ("mean"), or the last checkpoint ("last").
+    """
+
+    subspace: averaging.Subspace
+    model_state: ModelState
+    start: Any = "mean"
+
+    def describe(self) -> Mapping[str, Any]:
+        """The base task and the form of the subspace. The checkpoints themselves follow from the run."""
+        return {
+            "kind": "coefficients",
+            "base": dict(self.base.describe()),
+            "form": self.subspace.form,
+            "bits": self.subspace.bits,
+            "start": self.start,
+        }
+
+    def init(self, key: jax.Array) -> tuple[Params, ModelState]:
+        """The coefficients of the uniform average or of the last checkpoint."""
+        del key
+        return averaging.init_coefficients(self.subspace, self.start), self.model_state
+
+    def network(self, params: Params) -> Params:
+        """The combination of the checkpoints."""
+        return averaging.combine(self.subspace, params)

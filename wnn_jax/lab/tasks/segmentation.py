@@ -1,49 +1,34 @@
 """Segmentation: the class of every pixel of an image."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax.lab.tasks.data import ImageDataset, LabeledImages, load_images
+from wnn_jax.lab.tasks.data import ImageDataset, LabeledImages
 from wnn_jax.lab.tasks.image_classification import ImageClassification
-from wnn_jax.lab.tasks.models import SegmentationUNet
-from wnn_jax.lab.tasks.task import Metric, Sums, Task
+from wnn_jax.lab.tasks.task import Metric, Sums
 
 _SIZE = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Segmentation(ImageClassification):
-    """Training of a network to classify every pixel of an image, by the mean cross entropy of a pixel.
+    """A network learns to classify every pixel of an image, by the mean cross entropy of a pixel.
 
-    Attributes:
-      dataset: images, whose labels are of their pixels, `[n, height, width]`.
-      model: maps images `[n, height, width, channels]` to logits `[n, height, width, num_classes]`.
-      batch_size: images per step.
-      augment: changes the training images, or `None`. It must leave every pixel where it is, because labels stay.
-      training_examples: as in `ImageClassification`.
-
-    Raises:
-      UsageError: as `ImageClassification` does.
+    Labels are `[n, height, width]`, and the model returns logits `[n, height, width, num_classes]`. Labels do not
+    change with the images, so `augment` must leave every pixel in its place.
     """
-
-    @classmethod
-    def load(cls, data_dir: Path, *, dataset: str, **options: Any) -> Self:
-        """The task on scenes that `compose_scenes` makes of a data set of the table. Otherwise as `ImageTask.load`."""
-        return cls(dataset=compose_scenes(load_images(dataset, data_dir)), **options)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The mean intersection over union, the share of pixels that are classified right, and the cross entropy.
 
-        The intersection over union of a class is of all pixels of a split together. Its mean is over the classes that
-        some pixel of the split has or is taken for.
+        Intersection and union of a class are summed over all pixels of a split. The mean is over the classes that are
+        the label or the prediction of some pixel of the split.
         """
         return (Metric("mIoU", higher_is_better=True, from_mean=np.nanmean, format=".2%"), *super().metrics)
 
@@ -52,7 +37,7 @@ class Segmentation(ImageClassification):
         return {**super().describe(), "kind": "segmentation"}
 
     def _sums(self, logits: jax.Array, labels: jax.Array) -> Sums:
-        """What `measure` returns: also the intersection and the union of every class, `[num_classes]`."""
+        """What `measure` returns. The mIoU has the intersection and the union of every class, `[num_classes]`."""
         predicted, true = (
             jax.nn.one_hot(classes, self.dataset.num_classes, dtype=bool)
             for classes in (jnp.argmax(logits, axis=-1), labels)
@@ -63,28 +48,23 @@ class Segmentation(ImageClassification):
         return {"mIoU": (intersection, union), **super()._sums(logits, labels)}
 
 
-def compose_scenes(
-    digits: ImageDataset, *, num_train: int = 8_000, num_validation: int = 500, num_test: int = 1_000
-) -> ImageDataset:
-    """Makes synthetic images of one to three digits each, on a textured ground.
+def compose_scenes(digits: ImageDataset, sizes: tuple[int, int, int] = (8_000, 500, 1_000)) -> ImageDataset:
+    """Make synthetic images of one to three digits each, on a textured ground. They are always the same.
 
-    The digits have random places, sizes of 8 to 12 pixels and brightnesses; later ones cover earlier ones. The ground
+    The digits have random places, sizes of 8 to 12 pixels and brightnesses. Later digits cover earlier ones. The ground
     is smooth noise of random contrast, with some noise of single pixels. Images of a split have digits of that split.
 
     Args:
-      digits: grey images of one digit each, with a margin of a seventh of the width, as those of MNIST.
-      num_train: how many images to make of the training set.
-      num_validation: the same of the validation split.
-      num_test: the same of the test split.
+      digits: grey images of one digit each, with a margin of a seventh of the width, such as MNIST.
+      sizes: how many images to make for training, validation and test.
 
     Returns:
-      Images `[n, 20, 20, 1]`, with labels `[n, 20, 20]`: 0 for the ground, and one more than that of the digit where
-      at least a third of a pixel is ink. They are always the same.
+      Images `[n, 20, 20, 1]`, with labels `[n, 20, 20]`. The ground is 0. A pixel that is at least a third ink is one
+      more than its digit.
     """
-    numbers = {"train": num_train, "validation": num_validation, "test": num_test}
     splits = {
-        split: _compose(np.random.default_rng(seed), getattr(digits, split), digits.max_value, number)
-        for seed, (split, number) in enumerate(numbers.items())
+        split: _compose(np.random.default_rng(seed), getattr(digits, split), digits.max_value, sizes[seed])
+        for seed, split in enumerate(("train", "validation", "test"))
     }
     return ImageDataset(name=f"{digits.name} scenes", **splits, num_classes=digits.num_classes + 1, max_value=255)
 
@@ -112,11 +92,3 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     import PIL.Image
 
     return np.asarray(PIL.Image.fromarray(image.astype(np.float32)).resize((size, size), PIL.Image.Resampling.BILINEAR))
-
-
-TASKS: dict[str, Callable[[Path], Task]] = {
-    # The U-Net works at 20x20, 10x10 and 5x5.
-    "mnist-segmentation": functools.partial(
-        Segmentation.load, dataset="mnist", model=SegmentationUNet(11, features=(8, 16, 32)), batch_size=16
-    ),
-}

@@ -1,4 +1,4 @@
-"""What a task is: everything that determines a training but its seed, its optimizer and its learning rate."""
+"""What a task is: everything that determines a training run except its seed, optimizer, learning rate and length."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from wnn_jax.lab.errors import UsageError
 Params = Any
 ModelState = Any
 Batch = Any
+LossAndState = tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 EvaluationSplit = Literal["validation", "test"]
 
@@ -22,12 +23,10 @@ class Metric:
     """One figure that a task is judged by.
 
     Attributes:
-      name: as in tables and result files.
-      higher_is_better: the direction of progress: `True` for an accuracy, `False` for a loss. A task with a metric that
-        does not say is refused.
-      from_mean: what makes the figure of the weighted mean of what `Task.measure` returns. The perplexity, for
-        example, is the exponential of a mean cross entropy. Where that is one mean for each class, `[classes]`, it
-        makes one figure of them all; a class without any weight has NaN.
+      name: its name in tables and result files.
+      higher_is_better: the direction of progress: `True` for an accuracy, `False` for a loss. You have to give it.
+      from_mean: makes the figure from the weighted mean of what `Task.measure` returns. For a perplexity it is the
+        exponential. Of means `[classes]` it makes one figure; a class without any weight has NaN.
       format: how to write the figure, as `format(value, ...)` takes it.
     """
 
@@ -41,56 +40,47 @@ class Metric:
         return value >= target if self.higher_is_better else value <= target
 
     def best(self, values: Mapping[str, float]) -> str:
-        """The name of the best one of some values. NaN is the worst."""
+        """The name of the best value. NaN is the worst."""
         sign = 1 if self.higher_is_better else -1
         return max(values, key=lambda name: -math.inf if math.isnan(values[name]) else sign * values[name])
 
 
 class Task(Protocol):
-    """A kind of training.
+    """What is trained: data, network, loss and metrics.
 
-    A task owns neither seed, nor optimizer, nor learning rate, nor length: all of these come from who trains it. All
-    of its randomness comes from the keys and seeds that it is given, so that any run can stop and go on anywhere.
+    All randomness comes from the keys and seeds that the methods are given, so that a run can stop and resume anywhere.
     """
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What it is judged by. The first one is the target of comparisons."""
+        """The figures that the task is judged by. The first one is the target of comparisons."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """What its results depend on, of what JSON has: it enters the key of every run.
+        """Everything that the task's results depend on, as JSON. It enters the key of every run.
 
-        Two tasks with equal descriptions give equal results: name the data and its version, or give a checksum of it.
+        Tasks with equal descriptions must give equal results: name the data and its version, or give a checksum.
         """
         ...
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        """Parameters and model state to start from.
+        """The parameters and the model state to start from, two trees of arrays.
 
-        Args:
-          key: a `jax.random` key. A task that starts from pre-trained weights may ignore it.
-
-        Returns:
-          Trees of arrays. The model state is a mapping from the name of a Flax collection, such as `batch_stats`, to
-          its content; `{}` where there is none.
+        The model state maps the names of Flax collections, such as `batch_stats`, to their content, or is `{}`.
         """
         ...
 
-    def loss(
-        self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]:
-        """The training loss of a batch: a pure function, which is differentiated by `params`.
+    def loss(self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> LossAndState:
+        """The training loss of a batch: a pure function, differentiable in `params`.
 
         Args:
           params: the parameters.
           model_state: the model state.
           batch: what `batch` returned.
-          key: a `jax.random` key of this step, for augmentation, dropout, or noise.
+          key: a `jax.random` key of this step, for augmentation, dropout or noise.
 
         Returns:
-          The loss, a scalar, with the new model state and auxiliary scalars by name, for callers of one's own; the loop
-          does not read them.
+          The loss, a scalar, with the new model state and auxiliary scalars by name, which training ignores.
         """
         ...
 
@@ -99,31 +89,32 @@ class Task(Protocol):
         ...
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
-        """All batches of a split, a tree of NumPy arrays each. The last one may be smaller."""
+        """All batches of a split, each a tree of NumPy arrays. The last one may be smaller."""
         ...
 
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
-        """For every metric, the sum over an evaluation batch and the weight of the sum: a pure function.
+        """For every metric, a sum over an evaluation batch and the weight of the sum: a pure function.
 
-        The mean over a split is the total of the sums over the total of the weights, for example of the number of
-        right answers over the number of examples. Any other ratio of two totals will do as well, and so will one for
-        each class, of sums and weights `[classes]`.
+        The mean over a split is the total of the sums divided by the total of the weights. For an accuracy these are
+        the number of right answers and the number of examples. Sums and weights may also be `[classes]`.
         """
         ...
 
 
-def check_task(task: Task) -> None:
-    """Refuses a task whose metrics cannot be compared.
+def num_params(task: Task) -> int:
+    """The number of parameters that a task trains."""
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
-    Raises:
-      UsageError: if there is no metric, two have one name, or one does not say which way is better.
-    """
+
+def check_task(task: Task) -> None:
+    """Refuse a task without metrics, or with metrics that cannot be compared, by a `UsageError`."""
     name = type(task).__name__
     if not task.metrics:
         raise UsageError(f"{name}.metrics is empty; name at least one Metric, the target first.")
     names = [metric.name for metric in task.metrics]
     if len(set(names)) < len(names):
-        raise UsageError(f"{name}.metrics has a name twice: {', '.join(names)}; give every Metric a name of its own.")
+        raise UsageError(f"{name}.metrics has a name twice: {', '.join(names)}; give every Metric its own name.")
     for metric in task.metrics:
         if not isinstance(metric.higher_is_better, bool):
             raise UsageError(
@@ -133,24 +124,20 @@ def check_task(task: Task) -> None:
 
 
 def check_outputs(task: Task) -> None:
-    """Refuses a task whose methods do not return what the protocol says, before anything is trained.
-
-    Raises:
-      UsageError: names the method, what it returned and what it has to return.
-    """
+    """Refuse a task whose methods do not return what the protocol says, by a `UsageError`, before training."""
     name = type(task).__name__
     try:
         json.dumps(task.describe())
     except TypeError as error:
-        raise UsageError(f"{name}.describe() is not of what JSON has: {error}.") from error
+        raise UsageError(f"{name}.describe() cannot be written as JSON: {error}.") from error
     key = jax.random.key(0)
     params, model_state = jax.eval_shape(task.init, key)
     loss, _ = jax.eval_shape(task.loss, params, model_state, task.batch(0, 0), key)
     if loss.shape:
-        raise UsageError(f"{name}.loss() has the shape {loss.shape}; it has to be a scalar, such as the mean of these.")
+        raise UsageError(f"{name}.loss() has the shape {loss.shape}; return a scalar, such as the mean of these.")
     measured = jax.eval_shape(task.measure, params, model_state, next(iter(task.evaluation_batches("validation"))))
     if missing := [metric.name for metric in task.metrics if metric.name not in measured]:
-        raise UsageError(f"{name}.measure() returns no {', '.join(missing)}, of which {name}.metrics has a Metric.")
+        raise UsageError(f"{name}.measure() returns no {', '.join(missing)}, but {name}.metrics has it.")
     for metric in task.metrics:
         total, weight = measured[metric.name]
         if total.shape != weight.shape or (total.shape and metric.from_mean is float):

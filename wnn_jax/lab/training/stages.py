@@ -10,7 +10,7 @@ import optax
 
 from wnn_jax import averaging
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.coefficients import Coefficients
+from wnn_jax.lab.tasks.reparameterized import Coefficients
 from wnn_jax.lab.tasks.task import Task
 from wnn_jax.lab.training.evaluation_weights import EvaluationWeights
 from wnn_jax.lab.training.method import StageStart, same_task

@@ -15,48 +15,23 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def random_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors every image, left and right, with probability 1/2.
-
-    Args:
-      key: a `jax.random` key.
-      images: `[n, height, width, channels]`.
-
-    Returns:
-      Images of the same shape.
-    """
+    """Swap left and right of each image with probability 1/2."""
     mirrored = jax.random.bernoulli(key, shape=[images.shape[0], 1, 1, 1])
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
-def random_affine(
-    key: jax.Array,
-    images: jax.Array,
-    *,
-    max_degrees: float = 10.0,
-    max_shift: float = 0.15,
-    max_zoom: float = 0.3,
-) -> jax.Array:
-    """Rotates, shifts and zooms every image on its own, with bilinear interpolation and the edge pixels repeated.
+def random_affine(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Rotate, shift and zoom each image on its own, with bilinear interpolation and repeated edge pixels.
 
-    The defaults are the augmentation of Jang et al., ICML 2023.
-
-    Args:
-      key: a `jax.random` key.
-      images: `[n, height, width, channels]`.
-      max_degrees: rotations are uniform in plus or minus this.
-      max_shift: shifts are uniform in plus or minus this share of the height and of the width.
-      max_zoom: the zoom of each axis is uniform in 1 plus or minus this.
-
-    Returns:
-      Images of the same shape.
+    This is the augmentation of Jang et al., ICML 2023: uniform rotations up to 10 degrees, shifts up to 15 % of the
+    size, and zooms of each axis up to 30 %.
     """
     number, height, width, _ = images.shape
     keys = jax.random.split(key, 3)
-    angle = jnp.deg2rad(jax.random.uniform(keys[0], [number], minval=-max_degrees, maxval=max_degrees))
-    shift = jax.random.uniform(keys[1], [number, 2], minval=-max_shift, maxval=max_shift)
-    zoom = jax.random.uniform(keys[2], [number, 2], minval=1 - max_zoom, maxval=1 + max_zoom)
-    shift = shift * jnp.array([[height, width]])
-    return jax.vmap(_affine)(images, angle, shift, zoom)
+    angle = jnp.deg2rad(jax.random.uniform(keys[0], [number], minval=-10.0, maxval=10.0))
+    shift = jax.random.uniform(keys[1], [number, 2], minval=-0.15, maxval=0.15)
+    zoom = jax.random.uniform(keys[2], [number, 2], minval=0.7, maxval=1.3)
+    return jax.vmap(_affine)(images, angle, shift * jnp.array([[height, width]]), zoom)
 
 
 def _affine(image: jax.Array, angle: jax.Array, shift: jax.Array, zoom: jax.Array) -> jax.Array:
@@ -71,11 +46,7 @@ def _affine(image: jax.Array, angle: jax.Array, shift: jax.Array, zoom: jax.Arra
 
 
 def describe_augment(augment: Augment | None) -> dict[str, Any] | None:
-    """The name of an augmentation and the options that it is given, of what JSON has.
-
-    Raises:
-      UsageError: if it has no name that tells it from others.
-    """
+    """The name and the options of an augmentation as JSON. Without a name of its own it is a `UsageError`."""
     if augment is None:
         return None
     function, options = augment, {}

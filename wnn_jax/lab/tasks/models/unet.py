@@ -1,4 +1,9 @@
-"""Networks from images to images."""
+"""Networks from images to images.
+
+Height and width of the images must be divisible by 2 for each resolution after the first. `features` are the channels
+at each resolution, the full one first. They are multiples of `group_size`, the channels that GroupNorm normalises
+together.
+"""
 
 from collections.abc import Sequence
 
@@ -7,16 +12,8 @@ import jax
 import jax.numpy as jnp
 
 
-def sinusoidal_embedding(times: jax.Array, width: int) -> jax.Array:
-    """Sines and cosines of many frequencies (Vaswani et al., NeurIPS 2017, section 3.5).
-
-    Args:
-      times: `[n]`, of the size of a number of steps.
-      width: an even number.
-
-    Returns:
-      `[n, width]`.
-    """
+def _sinusoidal_embedding(times: jax.Array, width: int) -> jax.Array:
+    """Sines and cosines of times `[n]`, as `[n, width]` (Vaswani et al., NeurIPS 2017, section 3.5)."""
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
     angles = times.astype(jnp.float32)[:, None] * frequencies[None]
@@ -24,19 +21,14 @@ def sinusoidal_embedding(times: jax.Array, width: int) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions after GroupNorm and SiLU, with the time, if there is any, added between them.
-
-    Attributes:
-      features: output channels.
-      group_size: channels that GroupNorm normalises together.
-    """
+    """Two convolutions after GroupNorm and SiLU, with an optional embedding of the time added between them."""
 
     features: int
     group_size: int
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
-        """Maps `[n, height, width, channels]` and `[n, time_width]` to `[n, height, width, features]`."""
+        """Map `[n, height, width, channels]` and `[n, time_width]` to `[n, height, width, features]`."""
         branch = nn.silu(nn.GroupNorm(None, self.group_size)(x))
         branch = nn.Conv(self.features, (3, 3))(branch)
         if time is not None:
@@ -49,15 +41,9 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """A small U-Net that is told a time, as in "Denoising diffusion probabilistic models" (Ho et al., NeurIPS 2020).
+    """A small U-Net with a time as input, for diffusion (Ho et al., NeurIPS 2020), without attention.
 
-    One residual block per resolution on the way down and on the way up, each of which on the way up is given what the
-    one on the way down made. There is no attention.
-
-    Attributes:
-      features: channels at each resolution, the full one first; multiples of `group_size`.
-      group_size: channels that GroupNorm normalises together.
-      time_width: features of the time's embedding.
+    `time_width` is the width of the time's embedding.
     """
 
     features: Sequence[int] = (8, 16)
@@ -66,22 +52,13 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, times: jax.Array) -> jax.Array:
-        """Maps images `[n, height, width, channels]` and times `[n]` to images of the same shape.
-
-        Height and width must be divisible by 2 for each resolution after the first.
-        """
-        time = nn.silu(nn.Dense(self.time_width)(sinusoidal_embedding(times, self.time_width)))
-        return _unet(images, time, self.features, self.group_size, images.shape[-1])
+        """Map images `[n, height, width, channels]` and times `[n]` to images of the same shape."""
+        time = nn.silu(nn.Dense(self.time_width)(_sinusoidal_embedding(times, self.time_width)))
+        return _apply_unet(images, time, self.features, self.group_size, images.shape[-1])
 
 
 class SegmentationUNet(nn.Module):
-    """The same without a time, with logits for every pixel, as in "U-Net" (Ronneberger et al., MICCAI 2015).
-
-    Attributes:
-      num_classes: number of logits.
-      features: channels at each resolution, the full one first; multiples of `group_size`.
-      group_size: channels that GroupNorm normalises together.
-    """
+    """A small U-Net with `num_classes` logits for every pixel (Ronneberger et al., MICCAI 2015)."""
 
     num_classes: int = 10
     features: Sequence[int] = (8, 16)
@@ -89,17 +66,14 @@ class SegmentationUNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images `[n, height, width, channels]` to logits `[n, height, width, num_classes]`.
-
-        Height and width must be divisible by 2 for each resolution after the first.
-        """
-        return _unet(images, None, self.features, self.group_size, self.num_classes)
+        """Map images `[n, height, width, channels]` to logits `[n, height, width, num_classes]`."""
+        return _apply_unet(images, None, self.features, self.group_size, self.num_classes)
 
 
-def _unet(
+def _apply_unet(
     images: jax.Array, time: jax.Array | None, widths: Sequence[int], group_size: int, num_outputs: int
 ) -> jax.Array:
-    """The layers of both, which become those of the module that calls."""
+    """Apply one residual block per resolution on the way down and on the way up, in the module that calls."""
     x = nn.Conv(widths[0], (3, 3))(images)
     skipped: list[jax.Array] = []
     for features in widths[:-1]:

@@ -3,33 +3,33 @@ from typing import Any
 
 import pytest
 
-from tests.lab.tasks.test_new_task import LinearRegression
+from tests.lab.tasks.conformance import check_conformance
+from tests.lab.toys import LinearRegression
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks import Metric, Task, check_task
+from wnn_jax.lab.tasks import Metric, check_task
+from wnn_jax.lab.tasks.task import num_params
 
 
-def task_with(*metrics: Any) -> Task:
-    task: Any = LinearRegression()
-    task.metrics = metrics
-    return task
+def test_a_new_kind_of_task_needs_one_call():
+    check_conformance(LinearRegression, learning_rate=0.1)
+
+
+def test_parameters_are_counted():
+    assert num_params(LinearRegression()) == 4 * 3 + 3
 
 
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
         ((), r"LinearRegression\.metrics is empty; name at least one Metric, the target first"),
-        ((Metric("a", True), Metric("a", False)), "has a name twice: a, a; give every Metric a name of its own"),
+        ((Metric("a", True), Metric("a", False)), "has a name twice: a, a; give every Metric its own name"),
         ((Metric("a", "down"),), "'a' has higher_is_better='down'; say True or False"),  # pyright: ignore[reportArgumentType]
+        ((Metric("a"),), "'a' has higher_is_better=None; say True or False"),
     ],
 )
 def test_metrics_that_cannot_be_compared_are_refused(metrics: Any, message: str):
     with pytest.raises(UsageError, match=message):
-        check_task(task_with(*metrics))
-
-
-def test_a_direction_must_be_given():
-    with pytest.raises(UsageError, match="'accuracy' has higher_is_better=None; say True or False"):
-        check_task(task_with(Metric("accuracy")))
+        check_task(LinearRegression(metrics=metrics))
 
 
 def test_progress_has_a_direction():

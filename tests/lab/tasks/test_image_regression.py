@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from tests.lab.tasks.synthetic import synthetic_images
-from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.denoising import Denoising, cosine_schedule
+from wnn_jax.lab.tasks.image_regression import Denoising, Reconstruction, cosine_schedule
+from wnn_jax.lab.tasks.models import MLP
 
 
 class Scale(nn.Module):
-    """Predicts as noise what it is given, times a number."""
+    """Predicts its input times a number."""
 
     @nn.compact
     def __call__(self, images: jax.Array, times: jax.Array) -> jax.Array:
@@ -25,7 +25,7 @@ def make_task(**changes: Any) -> Denoising:
 
 
 def test_the_image_fades_away():
-    left = cosine_schedule(1_000)
+    left = cosine_schedule()
     assert left.shape == (1_000,)
     assert left[0] > 0.999
     assert left[-1] < 1e-4
@@ -44,7 +44,7 @@ def test_predicting_nothing_costs_the_variance_of_the_noise():
 def test_what_is_given_is_the_image_with_noise():
     task = make_task()
     batch = next(task.evaluation_batches("test"))
-    left = cosine_schedule(1_000)[batch["times"]][:, None, None, None]
+    left = cosine_schedule()[batch["times"]][:, None, None, None]
     images = batch["images"] / 127.5 - 1
     noisy = np.sqrt(left) * images + np.sqrt(1 - left) * batch["noise"]
     total, weight = task.measure({"scale": jnp.float32(0.5)}, {}, batch)["mse"]
@@ -74,38 +74,12 @@ def test_noise_in_training_is_of_the_key():
     assert losses[0] == losses[1] != losses[2]
 
 
-class Oracle(nn.Module):
-    """Knows the only image that there is, all of one brightness, and so the noise."""
-
-    @nn.compact
-    def __call__(self, images: jax.Array, times: jax.Array) -> jax.Array:
-        image = self.param("image", nn.initializers.zeros, [])
-        left = jnp.asarray(cosine_schedule(1_000))[times.astype(jnp.int32)][:, None, None, None]
-        return (images - jnp.sqrt(left) * image) / jnp.sqrt(1 - left)
-
-
-def test_samples_are_the_image_that_the_network_knows():
-    noise = jax.random.normal(jax.random.key(0), [2, 14, 14, 1])
-    images = make_task(model=Oracle()).sample({"image": jnp.float32(0.2)}, noise, num_steps=10)
-    np.testing.assert_allclose(images, np.full([2, 14, 14, 1], 0.6), atol=1e-2)
-
-
-def test_a_step_of_sampling_is_that_of_the_paper():
-    task, params = make_task(num_times=4), {"scale": jnp.float32(0.5)}
-    # Small, so that no image that is predicted is clipped.
-    noise = 0.01 * np.asarray(jax.random.normal(jax.random.key(0), [2, 14, 14, 1]))
-    left = cosine_schedule(4)
-    expected = noise
-    for before, after in ((left[2], left[0]), (left[0], 1)):
-        image = (expected - np.sqrt(1 - before) * 0.5 * expected) / np.sqrt(before)
-        expected = np.sqrt(after) * image + np.sqrt(1 - after) * 0.5 * expected
-    step: Any = task._sampling_step
-    images = step(params, step(params, noise, 2, left[2], left[0]), 0, left[0], 1)
-    np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_bad_arguments_are_named():
-    with pytest.raises(UsageError, match="num_steps=1001 must be positive and at most num_times=1000"):
-        make_task().sample({"scale": jnp.float32(0)}, jnp.zeros([1, 14, 14, 1]), num_steps=1_001)
-    with pytest.raises(UsageError, match="batch_size=1101 is larger than the training set of 1100 examples"):
-        make_task(batch_size=1_101)
+def test_the_error_of_a_reconstruction_is_of_all_pixels():
+    task = Reconstruction(dataset=synthetic_images("mnist-14"), model=MLP(14 * 14, (4,)), batch_size=8)
+    params, _ = task.init(jax.random.key(0))
+    batch = next(task.evaluation_batches("test"))
+    images = batch["images"] / 255
+    errors = np.mean((np.asarray(task.model.apply({"params": params}, images)) - images.reshape(40, -1)) ** 2)
+    total, weight = task.measure(params, {}, batch)["mse"]
+    np.testing.assert_allclose(total / weight, errors, rtol=1e-5)
+    np.testing.assert_allclose(task.loss(params, {}, batch, jax.random.key(0))[0], errors, rtol=1e-5)

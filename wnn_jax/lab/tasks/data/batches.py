@@ -1,6 +1,7 @@
-"""The order in which a training sees its examples."""
+"""Which examples are in a batch."""
 
 import functools
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -8,18 +9,10 @@ from wnn_jax.lab.errors import UsageError
 
 
 def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -> np.ndarray:
-    """Which examples are in the batch of a step.
+    """The indices of the examples in the training batch of a step.
 
-    Every epoch has an order of its own, and its incomplete last batch is left out.
-
-    Args:
-      seed: decides the order.
-      step: the number of the step, from 0.
-      num_examples: size of the training set.
-      batch_size: examples per step, at most `num_examples`.
-
-    Returns:
-      `[batch_size]` int32.
+    Every epoch has its own random order, which the seed decides. Its incomplete last batch is left out. `batch_size` is
+    at most `num_examples`. The result is `[batch_size]` int32.
     """
     epoch, position = divmod(step, num_examples // batch_size)
     return _epoch_order(seed, epoch, num_examples)[position * batch_size : (position + 1) * batch_size]
@@ -32,12 +25,14 @@ def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return order
 
 
-def check_batch_size(batch_size: int, num_examples: int) -> None:
-    """Refuses batches that cannot be made.
+def consecutive_batches(examples: Mapping[str, np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield all examples in their order, `batch_size` at a time. The last batch may be smaller."""
+    for start in range(0, len(next(iter(examples.values()))), batch_size):
+        yield {name: array[start : start + batch_size] for name, array in examples.items()}
 
-    Raises:
-      UsageError: if the batch size is not positive, or larger than the training set.
-    """
+
+def check_batch_size(batch_size: int, num_examples: int) -> None:
+    """Refuse a batch size that is not positive or exceeds the training set, by a `UsageError`."""
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size} must be positive.")
     if batch_size > num_examples:

@@ -1,4 +1,6 @@
-"""Transformers."""
+"""Networks that predict the next token. All map tokens `[n, length]` to logits `[n, length, vocab_size]`."""
+
+# ruff: noqa: D102 - the lines above say what every `__call__` does.
 
 import flax.linen as nn
 import jax
@@ -8,12 +10,7 @@ import jax.numpy as jnp
 class TransformerLM(nn.Module):
     """A small decoder-only transformer in the style of GPT-2: LayerNorm first, learned positions, GELU.
 
-    Attributes:
-      vocab_size: number of different tokens.
-      width: features of every position.
-      num_layers: blocks of attention and MLP.
-      num_heads: attention heads.
-      max_length: the longest sequence, in tokens.
+    `width` are the features of every position, `max_length` is the longest sequence in tokens.
     """
 
     vocab_size: int
@@ -24,11 +21,6 @@ class TransformerLM(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps tokens `[n, length]` to the logits of the next ones, `[n, length, vocab_size]`.
-
-        Raises:
-          ValueError: if the sequence is longer than `max_length`.
-        """
         length = tokens.shape[1]
         if length > self.max_length:
             raise ValueError(f"tokens has sequences of {length} tokens; set max_length={self.max_length} to as many.")
@@ -39,3 +31,15 @@ class TransformerLM(nn.Module):
             x = x + nn.MultiHeadDotProductAttention(self.num_heads)(nn.LayerNorm()(x), mask=mask)
             x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
         return nn.Dense(self.vocab_size)(nn.LayerNorm()(x))
+
+
+class LSTM(nn.Module):
+    """One recurrent layer of `width` features, from a state of zeros (Hochreiter and Schmidhuber, 1997)."""
+
+    vocab_size: int
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(self.vocab_size, self.width, name="wte")(tokens)
+        return nn.Dense(self.vocab_size)(nn.RNN(nn.OptimizedLSTMCell(self.width))(x))

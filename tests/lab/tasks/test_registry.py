@@ -1,0 +1,90 @@
+import contextlib
+import dataclasses
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optax
+import pytest
+
+from tests.lab.tasks.conformance import Training, check_conformance, target
+from tests.lab.tasks.synthetic import use_synthetic_data
+from tests.lab.toys import LinearRegression
+from wnn_jax.lab import tasks
+from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.tasks import TASKS, Entry, Metric, Task, check_data, load_task, load_tasks
+from wnn_jax.lab.tasks.data import DATASETS, MissingDatasetError
+
+LEARNING_RATES = {"mnist-diffusion": 3e-3, "cifar10-16-diffusion": 3e-3}
+
+# One of each kind of task, except diffusion. The others are other networks.
+QUICK = {"digits-cnn", "cifar10-16-three-conv", "mnist-mlp", "mnist-autoencoder", "shakespeare-transformer"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
+)
+def test_tasks_conform(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    use_synthetic_data(monkeypatch)
+    folders = (tmp_path / str(number) for number in itertools.count())
+
+    def make_task() -> Task:
+        # Another folder each time, so that the data is loaded again.
+        task: Any = load_task(name, next(folders))
+        if hasattr(task, "base"):
+            return dataclasses.replace(task, base=dataclasses.replace(task.base, batch_size=12))
+        return dataclasses.replace(task, batch_size=12)
+
+    check_conformance(make_task, learning_rate=LEARNING_RATES.get(name, 1e-2))
+
+
+def test_a_task_is_loaded_once_and_learned(tmp_path: Path):
+    task = load_task("digits-cnn", tmp_path)
+    assert load_task("digits-cnn", tmp_path) is task
+    state, _ = Training(task, optax.adam(1e-2)).run(100)
+    assert target(task, state) > 0.9
+
+
+def test_importing_tasks_reads_no_data():
+    program = "import sys, wnn_jax.lab.tasks; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"sklearn", "tensorflow_datasets", "tensorflow", "matplotlib", "gymnasium"} & set(modules)
+
+
+def test_an_unknown_task_is_named(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"the task 'imagenet' is not known; choose from .*digits-cnn"):
+        load_task("imagenet", tmp_path)
+
+
+def test_all_missing_data_sets_are_listed_before_any_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert list(load_tasks(["digits-cnn"], tmp_path)) == ["digits-cnn"]
+    monkeypatch.setattr(tasks, "load_task", lambda name, data_dir: pytest.fail("loads data"))
+    with pytest.raises(UsageError, match="holds no 'cifar10' and no 'mnist' folder prepared by TensorFlow Datasets"):
+        load_tasks(["cifar10-vanilla", "digits-cnn", "mnist-mlp", "cifar10-16-resnet"], tmp_path)
+
+
+def test_a_missing_data_set_names_the_tasks_that_can_be_trained(tmp_path: Path):
+    (tmp_path / "tiny_shakespeare" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "tiny_shakespeare" / "1.0.0" / "dataset_info.json").touch()
+    names = ["shakespeare-transformer", "shakespeare-lstm", "shakespeare-fine-tuning", "shakespeare-lora"]
+    names = ", ".join(["digits-cnn", *names, "pendulum-ddpg"])
+    for check in (lambda: load_task("mnist-mlp", tmp_path), lambda: check_data(["mnist"], tmp_path)):
+        with pytest.raises(MissingDatasetError, match=rf"Tasks that can be trained now: {names}\.$"):
+            check()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_needs_the_data_that_it_names(name: str, tmp_path: Path):
+    dataset = TASKS[name].dataset
+    prepared = None if dataset is None else DATASETS[dataset].prepared
+    with contextlib.nullcontext() if prepared is None else pytest.raises(MissingDatasetError, match=f"no '{prepared}'"):
+        load_task(name, tmp_path)
+
+
+def test_a_task_whose_metrics_cannot_be_compared_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    task = LinearRegression(metrics=(Metric("error"),))
+    monkeypatch.setattr(tasks, "TASKS", {"undirected": Entry(None, lambda _: task)})
+    with pytest.raises(UsageError, match="'error' has higher_is_better=None; say True or False"):
+        load_task("undirected", tmp_path)
