@@ -50,8 +50,8 @@ nb_execution_timeout = 300
 nb_output_stderr = "warn"
 nb_merge_streams = True
 
-# A name in single backticks is a link if the reference has it, and code if not. Names that begin with `wnn_jax.` must be
-# in the reference.
+# A name in single backticks is a link if the reference has it, and code if not. The reference must have every name that
+# begins with `wnn_jax.`.
 default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [("py:obj", r"(?!wnn_jax\.).*"), ("py:(?!obj).*", ".*")]
