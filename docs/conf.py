@@ -98,7 +98,7 @@ class LinkWithinSite(SphinxTransform):
                 where = {"refdomain": "doc", "reftarget": page, "reftargetid": anchor or None}
                 link.replace_self(addnodes.pending_xref("", *link.children, **where, **attributes))
             elif file := next((file for file in (ROOT / path, ROOT / f"{path}.py") if file.is_file()), None):
-                where = {"refdomain": None, "reftarget": os.path.relpath(file, page_file.parent)}
+                where = {"refdomain": None, "reftarget": os.path.relpath(file, page_file.parent.resolve())}
                 link.replace_self(addnodes.download_reference("", *link.children, **where, **attributes))
 
 
