@@ -18,8 +18,8 @@ import tyro
 import wnn_jax
 from wnn_jax._history import WindowFormat
 from wnn_jax._roles import ROLES
-from wnn_jax.lab.forecasting.collection import verified_trajectories
-from wnn_jax.lab.forecasting.forecast_error import forecast_errors
+from wnn_jax.lab.forecasting.forecast_errors import forecast_errors
+from wnn_jax.lab.forecasting.trajectories import load_trajectories
 from wnn_jax.lab.training.keys import environment
 
 _HORIZON = 5
@@ -62,7 +62,7 @@ def main(collection: tuple[Path, ...], num_runs: int = 14) -> None:
       collection: folders of trajectories.
       num_runs: how many held-out runs to read.
     """
-    runs = [run for run in verified_trajectories(collection) if run.split != "train"][:num_runs]
+    runs = [run for run in load_trajectories(collection) if run.split != "train"][:num_runs]
     print(", ".join(f"{name} {value}" for name, value in environment().items()))
     print(f"{len(runs)} held-out runs\n")
     print(f"{'nowcaster':>16}  {'role':>9}  " + "  ".join(f"{name:>8}" for name in _FORMATS))

@@ -1,26 +1,8 @@
-"""The network that `shakespeare-fine-tuning` and `shakespeare-lora` begin with, trained on half of a text.
+"""The weights that the fine-tuning tasks begin with: a character transformer on the first half of its text.
 
     python -m experiments.pretraining --data-dir DIR
 
-The transformer of `shakespeare-transformer` (37,745 parameters) on the first half of the training text of tiny
-Shakespeare: Coriolanus, Richard III, Richard II and a half of Romeo and Juliet. AdamW at 3e-3, weight decay 0.01, the
-rate decayed to 0 over the last fifth of 6,000 steps, batches of 32 windows of 64 characters; nothing of this was tuned.
-The weights at the end come with the package, so that every fine-tuning begins with the same ones.
-
-What is fine-tuned on is the second half: the rest of Romeo and Juliet, Henry VI, The Winter's Tale, Measure for Measure
-and the first scenes of The Taming of the Shrew, whose next scenes are the validation text. The test text is the end of
-that play and a part of The Tempest. 1,500 steps by the same recipe (seed 0) show what there is to learn in each half:
-
-| trained on | steps | validation perplexity | test perplexity |
-|---|---|---|---|
-| first half (the weights that come with the package) | 6,000 | 7.406 | 7.522 |
-| first half, then on with it | 6,000 + 1,500 | 7.490 | 7.515 |
-| first half, then the second | 6,000 + 1,500 | 5.376 | 6.301 |
-| second half alone | 1,500 | 6.062 | 6.669 |
-
-What this says. The halves differ: more of the first one gains nothing, and the second one much. What was learned on
-the first is of use on the second, where the same steps from random weights end far above. One seed; one core of a CPU,
-Python 3.11, jax 0.10.2, optax 0.2.8.
+The record is `pretraining.md`.
 """
 
 import dataclasses
@@ -31,8 +13,8 @@ import tyro
 from wnn_jax.lab.comparing.methods import find_methods
 from wnn_jax.lab.errors import check_options, one_line_errors
 from wnn_jax.lab.tasks.fine_tuning import PRETRAINED, save_params, shakespeare_half
-from wnn_jax.lab.training.optimizers import base_optimizer
-from wnn_jax.lab.training.trainer import Fitted, fit
+from wnn_jax.lab.training.optimizers import adamw
+from wnn_jax.lab.training.trainer import Fitted, Trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,18 +40,16 @@ def pretrain(options: Pretrain) -> Fitted:
       UsageError: if an option cannot be used, or the data is missing.
     """
     check_options(options, positive=("learning_rate", "num_steps"))
-    (method,) = find_methods(["wsd"], base_optimizer("adamw"))
+    (method,) = find_methods(["wsd"], adamw)
     task = shakespeare_half("first", options.data_dir)
-    fitted = fit(task, method, options.seed, learning_rate=options.learning_rate, num_steps=options.num_steps)
+    trainer = Trainer(task, method, learning_rate=options.learning_rate, num_steps=options.num_steps)
+    fitted = trainer.fit(options.seed)
     save_params(fitted.state.params, options.output)
     return fitted
 
 
-CONFIG = Pretrain()
-
 if __name__ == "__main__":
-    summary = (__doc__ or "").partition("\n\n")[0]
-    options = tyro.cli(Pretrain, prog="python -m experiments.pretraining", description=summary, default=CONFIG)
+    options = tyro.cli(Pretrain, prog="python -m experiments.pretraining", description=__doc__)
     with one_line_errors():
         fitted = pretrain(options)
         print("validation", fitted.evaluations[-1].scores["weights"], "test", fitted.test["weights"])

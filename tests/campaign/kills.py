@@ -28,6 +28,7 @@ import cloudpickle
 import jax
 import numpy as np
 import optax
+from wnn_jax.lab.forecasting.collection import Collection
 from wnn_jax.lab.learning import evolve as evolve_module
 from wnn_jax.lab.learning import forecasting
 from wnn_jax.lab.learning import train as train_module
@@ -39,7 +40,6 @@ from tests.lab.toys import LinearRegression
 from wnn_jax.lab.comparing.comparison import Compare, make_console, make_plan
 from wnn_jax.lab.errors import one_line_errors
 from wnn_jax.lab.forecasting.collect import Collect, collect
-from wnn_jax.lab.forecasting.collection import Collection
 from wnn_jax.lab.tasks import families
 from wnn_jax.lab.training.method import Method, StageStart
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.pretraining import CONFIG, pretrain
+from experiments.pretraining import Pretrain, pretrain
 from tests.lab.tasks.conformance import assert_equal
 from tests.lab.tasks.synthetic import use_synthetic_data
 from wnn_jax.lab.tasks.fine_tuning import FineTuning, load_params, shakespeare_half

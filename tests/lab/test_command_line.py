@@ -3,6 +3,7 @@ import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import optax
 import pytest
@@ -12,7 +13,7 @@ from tests.lab.conftest import TINY
 from tests.lab.forecasting.conftest import make_quick
 from wnn_jax.lab.__main__ import main
 from wnn_jax.lab.comparing.methods import standard_methods
-from wnn_jax.lab.forecasting.objectives import OBJECTIVES
+from wnn_jax.lab.forecasting.kinds import KINDS
 from wnn_jax.lab.tasks import TASKS
 from wnn_jax.lab.tasks.families import FAMILIES
 from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS
@@ -35,14 +36,14 @@ def test_the_stages_in_sequence(collection: Path, tmp_path: Path, monkeypatch: p
     nowcasters = "linear trained/nowcaster.npz trained/nowcaster.npz@0.5"
     run(monkeypatch, f"forecast --nowcasters {nowcasters} --collection {collection} --output scores")
     run(monkeypatch, "export --nowcaster trained/nowcaster.npz --name mine --evaluation scores/summary.csv")
-    nowcaster = wnn_jax.load("params/mine.npz")
-    assert isinstance(nowcaster, wnn_jax.nowcasters.AdaptiveLinear)
+    nowcaster: Any = wnn_jax.load("params/mine.npz")
+    assert nowcaster.record["kind"] == "pooled-linear"
     assert nowcaster.record["scores"].keys() == {"nowcaster", "nowcaster@0.5"}
     assert nowcaster.record["test"]["forecast error"] > 0
 
 
 def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(SystemExit, match=r"error: .*manifest\.json does not exist; make a collection with"):
+    with pytest.raises(SystemExit, match=r"error: .* holds no finished runs; make some with"):
         run(monkeypatch, f"train --collection {tmp_path} --output {tmp_path / 'trained'}")
 
 
@@ -68,7 +69,7 @@ def test_what_is_missing_of_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     [
         ("demo", (*standard_methods(optax.sgd), "drift", "digits-cnn", "runs/demo")),
         ("collect", FAMILIES),
-        ("train", OBJECTIVES),
+        ("train", KINDS),
         ("evolve", ("short", *FAMILIES)),
         ("forecast", ("validation", "test")),
         ("compare", (*standard_methods(optax.sgd), *TASKS, *BASE_OPTIMIZERS)),

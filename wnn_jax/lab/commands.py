@@ -8,14 +8,14 @@ import tyro
 
 from wnn_jax.lab.comparing.comparison import Compare, compare
 from wnn_jax.lab.forecasting.collect import Collect, collect
-from wnn_jax.lab.forecasting.export import Export, export
-from wnn_jax.lab.forecasting.forecast import Forecast, forecast
+from wnn_jax.lab.forecasting.forecast_errors import Forecast, forecast
+from wnn_jax.lab.forecasting.nowcasters import Export, export
 from wnn_jax.lab.forecasting.train import Train, train
 
-# `experiments/digits.py` is its record.
+# The record is `experiments/digits.md`.
 DEMO = Compare(
     task="digits-cnn",
-    methods=("plain", "wsd", "ademamix-3", "linear", "adaptive-linear", "drift"),
+    methods=("plain", "wsd", "ademamix-3", "linear", "pooled-linear", "drift"),
     learning_rates=(1e-3, 3e-3, 1e-2),
     seeds=(0, 1, 2, 3, 4),
     num_steps=840,
@@ -27,8 +27,8 @@ _Demo = Annotated[
     tyro.conf.subcommand(
         "demo",
         default=DEMO,
-        description="Train a small CNN with and without nowcasting on scikit-learn's digits: a comparison of six methods, "
-        "without any download, in a few minutes on two cores. Its options are those of `compare`.",
+        description="Train a small CNN on scikit-learn's digits with and without nowcasting. It needs no download and "
+        "takes a few minutes on two cores. The options are those of `compare`.",
     ),
 ]
 
@@ -42,7 +42,7 @@ _RUN: dict[type[Any], Callable[[Any], Any]] = {
 
 
 def run() -> None:
-    """Runs the command that the command line names.
+    """Run the command that the command line names.
 
     Raises:
       UsageError: if one of its options cannot be used.
@@ -50,7 +50,7 @@ def run() -> None:
     options: Any = tyro.cli(
         _Demo | Collect | Train | Forecast | Compare | Export,
         prog="wnn-jax",
-        description="Make nowcasters and judge them: collect trajectories, train on them, "
-        "measure the errors of forecasts, compare the training that is saved, export.",
+        description="Make nowcasters and compare them: collect trajectories, train on them, measure forecast errors, "
+        "compare the training steps that methods save, and export a nowcaster.",
     )
     _RUN[type(options)](options)

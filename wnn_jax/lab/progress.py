@@ -1,44 +1,38 @@
-"""A progress bar on a terminal, a line now and then in a log."""
+"""A progress bar on a terminal, or a line now and then in a log."""
 
 import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 _SECONDS_BETWEEN_LINES = 10.0
-_SECONDS_OF_SPEED = 600.0
 
 
 class Progress:
     """Shows how much is done, the time that it took, the time left, and metrics.
 
     Args:
-      description: what is counted, as in `"runs"`.
+      description: what is counted, such as `"runs"`.
       total: how many there are.
-      completed: how many of them were done before. The time left is estimated without them.
-      console: where to show it; by default the standard output.
+      completed: how many were done before. The time left is estimated without them.
+      console: where to show it. Default: the standard output.
     """
 
     def __init__(self, description: str, *, total: int, completed: int = 0, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._description = description
-        self._total, self._completed, self._completed_before = total, completed, completed
+        self._description, self._total = description, total
+        self._completed = self._completed_before = completed
         self._metrics = ""
         self._began = time.monotonic()
         self._last_line = self._began - _SECONDS_BETWEEN_LINES
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            *("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[metrics]}"),
+            *(TimeElapsedColumn(), "left", TimeRemainingColumn()),
             console=self._console,
             disable=not self._console.is_terminal,
-            speed_estimate_period=_SECONDS_OF_SPEED,
+            speed_estimate_period=600.0,
         )
         self._bar = self._bars.add_task(description, total=total, completed=completed, metrics="")
 
@@ -50,19 +44,18 @@ class Progress:
         self._bars.stop()
 
     def advance(self, by: int = 1, metrics: str = "") -> None:
-        """Counts what was done, and shows the metrics until there are others."""
-        self._completed += by
-        self._metrics = metrics or self._metrics
-        self._bars.update(self._bar, advance=by, metrics=self._metrics)
+        """Count what was done, and show metrics until there are others."""
+        self.advance_to(self._completed + by, metrics)
+
+    def advance_to(self, completed: int, metrics: str = "") -> None:
+        """Set how much is done, and show metrics until there are others."""
+        self._completed, self._metrics = completed, metrics or self._metrics
+        self._bars.update(self._bar, completed=completed, metrics=self._metrics)
         now = time.monotonic()
-        is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES or self._completed >= self._total
+        is_due = now - self._last_line >= _SECONDS_BETWEEN_LINES or completed >= self._total
         if not self._console.is_terminal and is_due:
             self._last_line = now
-            self._console.print(self._line(now - self._began), soft_wrap=True, markup=False, highlight=False)
-
-    def _line(self, seconds: float) -> str:
-        line = f"{self._description}: {self._completed} of {self._total}, {seconds:.0f} s"
-        num_new = self._completed - self._completed_before
-        if num_new > 0:
-            line += f", {seconds / num_new * (self._total - self._completed):.0f} s left"
-        return f"{line} {self._metrics}".rstrip()
+            line = f"{self._description}: {completed} of {self._total}, {now - self._began:.0f} s"
+            if (num_new := completed - self._completed_before) > 0:
+                line += f", {(now - self._began) / num_new * (self._total - completed):.0f} s left"
+            self._console.print(f"{line} {self._metrics}".rstrip(), soft_wrap=True, markup=False, highlight=False)

@@ -15,24 +15,26 @@ def result(
 ) -> Result:
     """A run evaluated every 10 steps, whose moving average is .1 below the weights, and whose losses are 1 minus them.
 
-    Further readings are lists too.
+    Further evaluation weights are lists too.
     """
-    readings = {"weights": accuracies, "EMA": [accuracy - 0.1 for accuracy in accuracies], **scores}
+    weights = {"weights": accuracies, "EMA": [accuracy - 0.1 for accuracy in accuracies], **scores}
     evaluations = [
         Evaluation(
             step=10 * (index + 1),
             seconds=2.0 * (index + 1),
             train_loss=1.0,
-            scores={name: {"accuracy": values[index], "loss": 1 - values[index]} for name, values in readings.items()},
+            scores={name: {"accuracy": values[index], "loss": 1 - values[index]} for name, values in weights.items()},
             num_nowcasts=0,
             num_rejected=0,
         )
         for index in range(len(accuracies))
     ]
     description = {
-        "method": {"name": method, "fingerprint": "f"},
+        "task": {"name": "toy"},
+        "method": {"name": method},
         "learning_rate": rate,
         "seed": seed,
         "num_steps": 10 * len(accuracies),
+        "evaluate_every": 10,
     }
-    return Result(description, evaluations, evaluations[-1].scores, diverged)
+    return Result(description, (ACCURACY, LOSS), evaluations, evaluations[-1].scores, diverged)

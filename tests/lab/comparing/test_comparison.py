@@ -1,6 +1,6 @@
 import csv
 import dataclasses
-import json
+import functools
 import os
 import signal
 import subprocess
@@ -15,9 +15,10 @@ import optax
 import pytest
 
 import wnn_jax
-from tests.lab.toys import Exploding, LinearRegression, NormalizedRegression
-from wnn_jax.lab.comparing import comparison
-from wnn_jax.lab.comparing.comparison import Compare, compare, main
+from tests.lab.toys import Exploding, LinearRegression
+from wnn_jax.lab.comparing.comparison import Compare, compare, main, run_comparisons
+from wnn_jax.lab.comparing.options import Comparison, Execution
+from wnn_jax.lab.comparing.results import Result, load_results, write_results
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.stages import TrainMembers
@@ -25,9 +26,14 @@ from wnn_jax.lab.training.stages import TrainMembers
 REPOSITORY = Path(__file__).parents[3]
 
 
-def options(output: Path, **changes: Any) -> Compare:
+def make_toy(data_dir: Path, task: Any = None) -> Any:
+    return task or LinearRegression()
+
+
+def options(output: Path, task: Any = None, **changes: Any) -> Compare:
     values: dict[str, Any] = {
         "task": "toy",
+        "make_task": functools.partial(make_toy, task=task),
         "methods": ("plain", "linear"),
         "learning_rates": (0.1,),
         "seeds": (0, 1),
@@ -41,127 +47,156 @@ def options(output: Path, **changes: Any) -> Compare:
 
 
 def run(output: Path, task: Any = None, **changes: Any) -> dict[str, Any]:
-    rows = compare(options(output, **changes), make_task=lambda data_dir: task or LinearRegression())
-    return {row["method"]: row for row in rows}
+    return {row["method"]: row for row in compare(options(output, task, **changes))}
 
 
-def results(output: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: json.loads(path.read_text()) for path in sorted((output / "runs").glob("*.json"))}
+def names(results: list[Result]) -> list[str]:
+    return [f"{run.method} {run.learning_rate:g} {run.seed}" for run in results]
 
 
-def test_a_comparison_leaves_results_table_and_plots(tmp_path: Path) -> None:
+def test_a_comparison_leaves_results_table_and_plot(tmp_path: Path) -> None:
     rows = run(tmp_path, learning_rates=(0.1, 0.01))
     assert list(rows) == ["plain", "linear"]
     assert rows["plain"]["is_reference"]
     assert {row["learning_rate"] for row in rows.values()} == {0.1}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "curves.png",
-        "learning-rates.png",
-        "runs",
-        "summary.csv",
-    ]
-    run(tmp_path)
-    assert not (tmp_path / "learning-rates.png").exists(), "it was of another call"
-    run(tmp_path, learning_rates=(0.1, 0.01))
-    contents = results(tmp_path)
-    assert len(contents) == 8
-    assert len({content["key"] for content in contents.values()}) == 8
-    content = contents[next(name for name in contents if name.startswith("linear-rate0.1-seed1"))]
-    assert content["evaluations"][-1]["num_nowcasts"] == 1
-    assert content["environment"]["jax"] == content["description"]["versions"]["jax"] == jax.__version__
+    files = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert files == ["comparison.png", "runs.jsonl.gz", "summary.csv"]
+    results = load_results(tmp_path)
+    assert len(results) == 8
+    linear = next(result for result in results if result.method == "linear")
+    assert linear.evaluations[-1].num_nowcasts == 1
+    assert linear.made_by["jax"] == jax.__version__
     with (tmp_path / "summary.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["plain", "linear"]
 
 
 def test_finished_runs_are_kept_and_further_ones_added(tmp_path: Path) -> None:
     before = run(tmp_path, methods=("plain",))
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    first = load_results(tmp_path)
     after = run(tmp_path, methods=("plain", "cosine"))
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert len(results(tmp_path)) == 4
+    assert load_results(tmp_path)[:2] == first
+    assert len(load_results(tmp_path)) == 4
     assert after["plain"]["weights: mse"] == before["plain"]["weights: mse"]
     run(tmp_path, methods=("plain",), resume=False)
-    assert all(path.stat().st_mtime_ns > times[path] for path in times)
+    results = load_results(tmp_path)
+    assert names(results) == ["cosine 0.1 0", "cosine 0.1 1", "plain 0.1 0", "plain 0.1 1"]
+    assert results[2].evaluations[-1].seconds != first[0].evaluations[-1].seconds
+
+
+def test_tables_and_plots_are_made_without_task_and_training(tmp_path: Path) -> None:
+    trained = run(tmp_path, learning_rates=(0.1, 0.01))
+    summary = (tmp_path / "summary.csv").read_bytes()
+    for name in ("summary.csv", "comparison.png"):
+        (tmp_path / name).unlink()
+    shown = compare(
+        options(
+            tmp_path,
+            learning_rates=(0.1, 0.01),
+            train=False,
+            make_task=lambda data_dir: pytest.fail("loads data"),
+        )
+    )
+    assert shown == list(trained.values())
+    assert (tmp_path / "summary.csv").read_bytes() == summary
+    assert (tmp_path / "comparison.png").exists()
+
+
+def test_methods_that_are_gone_are_shown_from_their_recorded_runs(tmp_path: Path) -> None:
+    run(tmp_path)
+    results = load_results(tmp_path)
+    gone = [
+        dataclasses.replace(result, description={**result.description, "method": {"name": "introspection"}})
+        for result in results
+        if result.method == "linear" and result.seed == 0
+    ]
+    write_results(tmp_path, [*results, *gone])
+    changes: dict[str, Any] = {"methods": ("plain", "introspection"), "recorded": ("introspection",)}
+    for train in (False, True):
+        rows = run(tmp_path, **changes, train=train)
+        assert rows["introspection"]["runs"] == 1
+    with pytest.raises(UsageError, match="--methods 'introspection' is not known"):
+        run(tmp_path, methods=("plain", "introspection"))
 
 
 def test_rates_can_be_chosen_by_seeds_of_their_own(tmp_path: Path) -> None:
     rows = run(tmp_path, learning_rates=(0.1, 0.001), search_seeds=(7,))
-    names = [name.rsplit("-", 1)[0] for name in results(tmp_path)]
-    assert sorted(names) == sorted(
-        f"{method}-{run}"
-        for method in ("plain", "linear")
-        for run in ("rate0.1-seed7", "rate0.001-seed7", "rate0.1-seed0", "rate0.1-seed1")
-    )
+    runs = ("0.1 7", "0.001 7", "0.1 0", "0.1 1")
+    assert sorted(names(load_results(tmp_path))) == sorted(f"{m} {run}" for m in ("plain", "linear") for run in runs)
     assert {row["runs"] for row in rows.values()} == {2}
 
 
-def test_an_method_can_have_rates_of_its_own(tmp_path: Path) -> None:
+def test_a_method_can_have_learning_rates_of_its_own(tmp_path: Path) -> None:
     rows = run(tmp_path, learning_rates=(0.1, 0.01), own_rates={"linear": (0.03,)}, seeds=(0,))
-    names = sorted(name.rsplit("-", 2)[0] for name in results(tmp_path))
-    assert names == ["linear-rate0.03", "plain-rate0.01", "plain-rate0.1"]
+    assert sorted(names(load_results(tmp_path))) == ["linear 0.03 0", "plain 0.01 0", "plain 0.1 0"]
     assert rows["plain"]["is_at_edge"]
     assert not rows["linear"]["is_at_edge"]
 
 
+def test_several_comparisons_make_one_benchmark(tmp_path: Path) -> None:
+    one = Comparison(
+        task="toy",
+        make_task=make_toy,
+        methods=("plain", "cosine"),
+        learning_rates=(0.1,),
+        seeds=(0, 1),
+        num_steps=20,
+        evaluate_every=10,
+    )
+    noisy = functools.partial(make_toy, task=LinearRegression(noise=0.5))
+    comparisons = {"one": one, "other": dataclasses.replace(one, task="noisy-toy", make_task=noisy)}
+    execution = Execution(output=tmp_path, num_processes=1)
+    rows = run_comparisons(comparisons, execution, names=("one",), benchmark=("one", "other"))
+    assert (len(rows["one"]), rows["other"]) == (2, [])
+    rows = run_comparisons(comparisons, execution, methods=("plain",), benchmark=("one", "other"))
+    assert [row["method"] for row in rows["other"]] == ["plain"]
+    rows = run_comparisons(comparisons, execution, benchmark=("one", "other"))
+    assert len(load_results(tmp_path)) == 8
+    with (tmp_path / "benchmark.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["method"], row["tasks"]) for row in table] == [("plain", "2"), ("cosine", "2")]
+    assert {"one.png", "other.png", "benchmark.png"} <= {path.name for path in tmp_path.iterdir()}
+    for change, message in (({"names": ("two",)}, "--comparisons 'two'"), ({"methods": ("best",)}, "--methods 'best'")):
+        with pytest.raises(UsageError, match=f"{message} is not known"):
+            run_comparisons(comparisons, execution, **change)
+
+
 @pytest.mark.slow
 def test_a_retrained_nowcaster_does_not_get_the_old_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nowcaster: Any = wnn_jax.load("adaptive-linear")
+    nowcaster: Any = wnn_jax.load("wnn-plus")
     path = tmp_path / "nowcaster.npz"
     wnn_jax.save(nowcaster, path)
-    methods = ("plain", str(path))
-    output = tmp_path / "out"
+    methods, output = ("plain", str(path)), tmp_path / "out"
     before = run(output, methods=methods, seeds=(0,))
     wnn_jax.save(dataclasses.replace(nowcaster, params=jax.tree.map(lambda leaf: 1.5 * leaf, nowcaster.params)), path)
     capsys.readouterr()
     after = run(output, methods=methods, seeds=(0,))
     assert after["plain"] == before["plain"]
     assert after["nowcaster"]["weights: mse"] != before["nowcaster"]["weights: mse"]
-    assert len(results(output)) == 3, "the old one is kept"
-    printed = capsys.readouterr().out
-    assert "nowcaster-rate0.1-seed0" in printed
-    assert "was made by something else and is not shown: method.fingerprint was" in printed
+    assert len(load_results(output)) == 3, "the old one is kept"
+    assert "stale: nowcaster, rate 0.1, seed 0: method.nowcaster was" in capsys.readouterr().out
 
 
-@pytest.mark.slow_but(2)
-@pytest.mark.parametrize(
-    ("change", "task", "difference"),
-    [
-        ({"num_steps": 30}, None, "num_steps was 20 and is 30"),
-        ({}, LinearRegression(noise=0.5), "task.noise was 0.1 and is 0.5"),
-        ({}, NormalizedRegression(), "task.fingerprint was"),
-    ],
-)
-def test_results_of_something_else_are_named_and_not_shown(
-    change: dict[str, Any], task: Any, difference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(tmp_path, methods=("plain",), seeds=(0,))
+def test_stale_results_are_named_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes: dict[str, Any] = {"methods": ("plain",), "seeds": (0,)}
+    run(tmp_path, **changes)
+    write_results(tmp_path, [dataclasses.replace(result, version=0) for result in load_results(tmp_path)])
     capsys.readouterr()
-    run(tmp_path, task, methods=("plain",), seeds=(0,), **change)
-    assert difference in capsys.readouterr().out
-    assert len(results(tmp_path)) == 2
-
-
-def test_results_of_other_versions_are_named_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, methods=("plain",), seeds=(0,))
-    (path,) = (tmp_path / "runs").iterdir()
-    content = json.loads(path.read_text())
-    content["description"]["versions"]["jax"] = "0.1.0"
-    content["key"] = comparison.run_key(content["description"])
-    path.with_name("old.json").write_text(json.dumps(content))
-    path.unlink()
-    capsys.readouterr()
-    run(tmp_path, methods=("plain",), seeds=(0,))
-    assert f"old.json was made by something else and is not shown: versions.jax was 0.1.0 and is {jax.__version__}" in (
+    assert run(tmp_path, **changes, train=False)["plain"]["runs"] == 1
+    assert "1 results are stale, for example: stale: plain, rate 0.1, seed 0: RESULTS_VERSION was 0" in (
         capsys.readouterr().out.replace("\n", " ")
     )
+    run(tmp_path, **changes)
+    assert "note: stale: plain, rate 0.1, seed 0: RESULTS_VERSION was 0" in capsys.readouterr().out
+    assert [result.version for result in load_results(tmp_path)] == [0, 1]
+    run(tmp_path, LinearRegression(noise=0.5), **changes)
+    assert "task.noise was 0.1 and is 0.5" in capsys.readouterr().out
+    assert len(load_results(tmp_path)) == 3
 
 
 def test_a_run_that_diverges_is_recorded(tmp_path: Path) -> None:
-    rows = run(tmp_path, Exploding(), methods=("plain",))
-    assert rows["plain"]["diverged"] == 2
-    assert all(content["diverged"] for content in results(tmp_path).values())
-    again = run(tmp_path, Exploding(), methods=("plain",))
-    assert again["plain"]["diverged"] == 2
+    for _ in range(2):
+        assert run(tmp_path, Exploding(), methods=("plain",))["plain"]["diverged"] == 2
+    assert [result.diverged for result in load_results(tmp_path)] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -183,9 +218,9 @@ def test_a_run_that_diverges_is_recorded(tmp_path: Path) -> None:
         ({"evaluate_every": 21}, "--evaluate-every 21 must not exceed --num-steps 20"),
         ({"snapshot_every": 21}, "--snapshot-every 21 must not exceed --num-steps 20"),
         ({"snapshot_every": 10}, "--snapshot-every 10: the method 'linear' jumps first after 5 snapshots"),
-        ({"reading": "SWA"}, r"--reading 'SWA' is not one of the method 'plain': weights, EMA \.99, EMA \.998"),
-        ({"target": float("inf")}, "--target inf must be a value"),
-        ({"metric": "bleu"}, "--metric 'bleu' is not one of the task's: mse, close"),
+        ({"evaluation_weights": "SWA"}, r"--evaluation-weights 'SWA': the method 'plain' has only weights, EMA \.99"),
+        ({"target": float("inf")}, "--target inf must be a finite value"),
+        ({"metric": "bleu"}, "--metric 'bleu' is not known; choose from mse, close"),
         ({"optimizer": "lion"}, "--optimizer 'lion' is not known; choose from adam"),
         ({"methods": ("best",)}, "--methods 'best' is not known. Methods: plain"),
         ({"methods": ("linear@none",)}, "@none is no number"),
@@ -256,59 +291,31 @@ METHODS = {
 @pytest.mark.parametrize(
     ("method", "message"), [("of-an-actor", "pytree structure error"), ("of-norms", "mask selects nothing")]
 )
-def test_an_method_that_cannot_train_the_task_is_refused_before_any_is_trained(
+def test_a_method_that_cannot_train_the_task_is_refused_before_any_is_trained(
     method: str, message: str, tmp_path: Path
 ) -> None:
     prefix = f"--methods '{method}' does not fit --task 'toy' or --num-steps 20, change one of them: "
     with pytest.raises(UsageError, match=f"^{prefix}.*{message}[^\n]*$"):
-        compare(
-            options(tmp_path / "out", methods=("plain", method)),
-            make_task=lambda _: LinearRegression(),
-            methods=METHODS,
-        )
+        run(tmp_path / "out", methods=("plain", method), own_methods=METHODS)
     assert not (tmp_path / "out").exists()
 
 
-def test_too_short_a_training_is_refused_before_data_is_loaded(tmp_path: Path) -> None:
+def test_too_short_a_run_is_refused_before_data_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--snapshot-every 10: the method 'linear' jumps first after 5 snapshots"):
-        compare(options(tmp_path, snapshot_every=10), make_task=lambda data_dir: pytest.fail("loads data"))
-
-
-def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"the task 'imagenet' is not known; choose from .*digits-cnn"):
-        compare(options(tmp_path / "out", task="imagenet"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_missing_data_names_the_remedies(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"(?s)download_and_prepare.*digits"):
-        compare(options(tmp_path / "out", task="cifar10-three-conv", data_dir=tmp_path))
-    assert not (tmp_path / "out").exists()
-
-
-def test_results_of_the_first_version_are_kept_and_refused(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"holds results of version 1, but this wnn_jax reads version 2.*kept"):
-        run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+        run(tmp_path, snapshot_every=10, make_task=lambda data_dir: pytest.fail("loads data"))
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("task", "message"),
     [
-        ("{", r"is damaged .*remove it"),
-        ('{"a": 1}', "is no result of a comparison; move it elsewhere"),
-        ('{"method": "none"}', "is a result of version 1, but this wnn_jax reads version 2"),
-        ('{"format": "wnn_jax.result", "version": 3}', "is a result of version 3, but this wnn_jax reads version 2"),
-        ('{"format": "wnn_jax.result", "version": 2}', "is damaged .*remove it"),
+        ("imagenet", r"the task 'imagenet' is not known; choose from .*digits-cnn"),
+        ("cifar10-three-conv", r"(?s)download_and_prepare.*digits"),
     ],
 )
-def test_files_that_are_no_results_are_named(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "one.json").write_text(content)
+def test_a_task_without_code_or_data_is_refused(task: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        run(tmp_path)
-    assert (tmp_path / "runs" / "one.json").read_text() == content
+        run(tmp_path / "out", task=task, make_task=None, data_dir=tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -317,58 +324,46 @@ def test_a_killed_comparison_goes_on_to_identical_weights(tmp_path: Path) -> Non
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     process_options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment, "text": True}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    program = [sys.executable, "-m", "tests.lab.comparing.staged_comparison", "--output"]
+    program = [sys.executable, "-m", "tests.lab.comparing.staged_comparison"]
     subprocess.run([*program, str(undisturbed)], check=True, capture_output=True, **process_options)
 
     with subprocess.Popen([*program, str(killed)], stdout=subprocess.DEVNULL, **process_options) as process:
         # In the second stage, which begins at step 60.
-        pattern = "runs/checkpoints/*/stage-1/*"
         while process.poll() is None and not any(
-            int(path.name) >= 80 for path in killed.glob(pattern) if path.name.isdigit()
+            int(path.name) >= 80 for path in killed.glob("checkpoints/*/stage-1/*") if path.name.isdigit()
         ):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert not results(killed)
+    assert not load_results(killed)
 
-    subprocess.run([*program, str(killed), "--resume"], check=True, capture_output=True, **process_options)
-    (one,), (other,) = (list(results(folder).values()) for folder in (undisturbed, killed))
-    assert one["weights_sha256"] == other["weights_sha256"]
-    assert one["test"] == other["test"]
-    for before, after in zip(one["evaluations"], other["evaluations"], strict=True):
-        assert {**before, "seconds": 0} == {**after, "seconds": 0}
-    assert not (killed / "runs" / "checkpoints").exists(), "nothing is left behind"
+    subprocess.run([*program, str(killed)], check=True, capture_output=True, **process_options)
+    (one,), (other,) = (load_results(folder) for folder in (undisturbed, killed))
+    assert one.weights_sha256 == other.weights_sha256
+    assert one.test == other.test
+    for before, after in zip(one.evaluations, other.evaluations, strict=True):
+        assert dataclasses.replace(before, seconds=0) == dataclasses.replace(after, seconds=0)
+    assert not (killed / "checkpoints").exists(), "nothing is left behind"
 
 
-@pytest.mark.parametrize("name", ["task", "optimizer"])
-def test_what_an_experiment_fixes_is_not_ignored(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = options(tmp_path / "out", optimizer="sgd")
+def test_the_command_line_of_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparisons = {"one": options(tmp_path)}
 
-    def run_main(value: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["experiment.py", f"--{name}", value])
-        main(config, None, make_task=lambda data_dir: pytest.fail("loads data"), base=optax.sgd)
+    def run_main(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["experiment.py", "--output", str(tmp_path), *arguments])
+        main(comparisons, "An experiment.")
 
-    with pytest.raises(
-        SystemExit, match=rf"error: --{name} 'other' has no effect, because the {name} is .*leave it out"
-    ):
-        run_main("other")
-    with pytest.raises(pytest.fail.Exception, match="loads data"):
-        run_main(getattr(config, name))
+    run_main("--methods", "plain", "--num-processes", "1")
+    assert names(load_results(tmp_path)) == ["plain 0.1 0", "plain 0.1 1"]
+    with pytest.raises(SystemExit, match="error: --comparisons 'two' is not known; choose from one"):
+        run_main("--comparisons", "two")
 
 
 def test_help_and_errors_on_the_command_line() -> None:
-    program = [sys.executable, "-m", "experiments.digits"]
-    shown = subprocess.run([*program, "--help"], check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout
-    for option in (
-        "--methods",
-        "--learning-rates",
-        "--seeds",
-        "--snapshot-every",
-        "--resume",
-        "--target",
-        "--executor",
-    ):
+    command = functools.partial(subprocess.run, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    program = [sys.executable, "-m", "wnn_jax.lab", "compare"]
+    shown = command([*program, "--help"]).stdout
+    for option in ("--methods", "--learning-rates", "--seeds", "--resume", "--target", "--executor", "--train"):
         assert option in shown
-    failed = subprocess.run([*program, "--num-steps", "0"], check=False, capture_output=True, text=True, cwd=REPOSITORY)
-    assert failed.returncode == 1
-    assert failed.stderr == "error: --num-steps 0 must be positive.\n"
+    failed = command([*program, "--task", "digits-cnn", "--num-steps", "0"])
+    assert (failed.returncode, failed.stderr) == (1, "error: --num-steps 0 must be positive.\n")

@@ -13,11 +13,17 @@ import wnn_jax
 from tests.helpers import ones_like, train
 from tests.lab.toys import LinearRegression
 from wnn_jax import averaging
-from wnn_jax.lab.comparing.methods import ademamix, find_methods, nowcast_method, standard_methods
+from wnn_jax.lab.comparing.methods import find_methods, nowcast_method, standard_methods
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.training.method import Method
-from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS, base_optimizer, muon, warmup_stable_decay
-from wnn_jax.lab.training.snoo import snoo
+from wnn_jax.lab.training.optimizers import (
+    BASE_OPTIMIZERS,
+    ademamix,
+    base_optimizer,
+    muon,
+    snoo,
+    warmup_stable_decay,
+)
 from wnn_jax.lab.training.trainer import Trainer
 
 ADAM = BASE_OPTIMIZERS["adam"]
@@ -46,7 +52,7 @@ def test_every_method_trains(name: str, base: str) -> None:
     fitted = trainer.fit(0)
     before, after = (min(scores["mse"] for scores in evaluation.scores.values()) for evaluation in fitted.evaluations)
     assert after < before
-    assert set(method.readings) <= set(fitted.evaluations[-1].scores)
+    assert set(method.evaluation_weights) <= set(fitted.evaluations[-1].scores)
 
 
 def test_the_rate_of_wsd_is_constant_and_then_falls_to_zero() -> None:
@@ -154,7 +160,7 @@ def test_a_nowcaster_can_be_behind_another_optimizer_than_the_others() -> None:
         np.testing.assert_allclose(*ends, rtol=1e-6)
 
 
-def test_lookahead_is_read_from_its_slow_parameters() -> None:
+def test_lookahead_is_evaluated_at_its_slow_parameters() -> None:
     method = standard_methods(BASE_OPTIMIZERS["sgd"])["lookahead"]
     fitted = Trainer(LinearRegression(), method, learning_rate=0.01, num_steps=4, evaluate_every=4).fit(0)
     initial, _ = LinearRegression().init(jax.random.key(0))
@@ -198,15 +204,15 @@ def test_methods_are_named_as_they_are_given(tmp_path: Path) -> None:
     )
     methods = find_methods((*names, f"{tmp_path / 'saved.npz'}@0.25+cosine"), ADAM)
     assert [method.name for method in methods] == [*names, "saved@0.25+cosine"]
-    assert [method.name for method in methods if method.is_plain] == ["plain", "cosine"]
+    assert [method.name for method in methods if method.is_baseline] == ["plain", "cosine"]
 
 
 def test_an_experiment_has_methods_of_its_own() -> None:
     own = Method("own", lambda learning_rate, num_steps: optax.sgd(learning_rate))
-    assert find_methods(("plain", "own"), ADAM, further={"own": own})[1] is own
+    assert find_methods(("plain", "own"), ADAM, own={"own": own})[1] is own
 
 
-def test_the_horizon_of_an_method_goes_from_its_first_to_its_last() -> None:
+def test_the_horizon_of_a_method_goes_from_its_first_to_its_last() -> None:
     ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + horizon)
     method = nowcast_method("ahead", lambda rate: optax.sgd(-rate), ahead, snapshot_every=2, horizon=(40, 1))
     steps = train(method.optimizer(1.0, 34), {"w": jnp.zeros([])}, 34, gradient=ones_like)
@@ -214,7 +220,7 @@ def test_the_horizon_of_an_method_goes_from_its_first_to_its_last() -> None:
     assert [update - 1 for update in updates if update != 1] == [40, 13, 1]
 
 
-def test_an_method_with_snapshots_of_a_running_mean() -> None:
+def test_a_method_with_snapshots_of_a_running_mean() -> None:
     (method,) = find_methods(("linear@0.5~3+ema",), BASE_OPTIMIZERS["sgd"], snapshot_every=4)
     by_hand = optax.chain(
         optax.sgd(0.1), wnn_jax.nowcast("linear", snapshot_every=4, horizon=3, scale=0.5, average=0.75, stop=38)
@@ -240,7 +246,7 @@ def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
         (("plain", "plain"), "--methods plain plain must name .* none twice"),
         (
             ("best",),
-            "--methods 'best' is not known. Methods: plain, cosine, wsd, ademamix-3.*Nowcasters.*adaptive-linear",
+            "--methods 'best' is not known. Methods: plain, cosine, wsd, ademamix-3.*Nowcasters.*wnn-plus",
         ),
         (("missing.npz",), "no nowcaster file at 'missing.npz'"),
         (("linear@half",), r"'linear@half' cannot be used: @half is no number; give a factor such as @0\.5"),
@@ -263,7 +269,7 @@ def test_bad_methods_are_refused(names: tuple[str, ...], message: str) -> None:
         find_methods(names, ADAM)
 
 
-def test_an_method_whose_nowcaster_takes_no_horizon(tmp_path: Path, wnn: Any) -> None:
+def test_a_method_whose_nowcaster_takes_no_horizon(tmp_path: Path, wnn: Any) -> None:
     wnn_jax.save(wnn, tmp_path / "saved.npz")
     with pytest.raises(UsageError, match=r"cannot be used: horizon=.* takes none"):
         find_methods((f"{tmp_path / 'saved.npz'}~5",), ADAM)

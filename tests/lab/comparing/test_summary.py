@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.lab.comparing.runs import ACCURACY, LOSS, result
-from wnn_jax.lab.comparing.plots import plot_curves, plot_learning_rates, plot_tasks
+from wnn_jax.lab.comparing.plots import plot_comparison, plot_tasks
 from wnn_jax.lab.comparing.results import Result
 from wnn_jax.lab.comparing.summary import Row, best_rates, steps_to, summarize, summarize_tasks
-from wnn_jax.lab.comparing.tables import print_table, print_tasks, tasks_as_markdown
+from wnn_jax.lab.comparing.tables import print_table, print_tasks
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
 
@@ -39,11 +39,11 @@ def rows(
     **options: Any,
 ) -> dict[str, Row]:
     by_method = {result.method: rates for result in results}
-    table = summarize(results, metrics, plain=("plain", "decayed"), learning_rates=by_method, **options)
+    table = summarize(results, metrics, baselines=("plain", "decayed"), learning_rates=by_method, **options)
     return {row["method"]: row for row in table}
 
 
-def test_steps_are_saved_to_what_the_best_plain_method_has_with_the_same_seed() -> None:
+def test_steps_are_saved_to_what_the_best_baseline_has_with_the_same_seed() -> None:
     table = rows()
     assert [method for method, row in table.items() if row["is_reference"]] == ["plain"]
     assert table["plain"]["steps_saved"] == 0
@@ -59,9 +59,9 @@ def test_steps_are_saved_to_what_the_best_plain_method_has_with_the_same_seed() 
     assert (table["decayed"]["reached"], table["decayed"]["steps_to_target"]) == (0, math.inf)
 
 
-def test_final_scores_are_of_every_reading_and_metric() -> None:
+def test_final_scores_are_of_all_evaluation_weights_and_metrics() -> None:
     fast = rows()["fast"]
-    assert fast["reading"] == "weights"
+    assert fast["weights"] == "weights"
     assert fast["weights: accuracy"] == pytest.approx((0.8 + 0.9 + 0.9) / 3)
     assert fast["weights: accuracy std"] == pytest.approx(np.std([0.8, 0.9, 0.9], ddof=1))
     assert fast["EMA: loss"] == pytest.approx(1 - (0.7 + 0.8 + 0.8) / 3)
@@ -76,7 +76,7 @@ def test_less_can_be_better() -> None:
     assert table["fast"]["target"] == pytest.approx(1 - (0.7 + 0.7 + 0.9) / 3)
 
 
-def test_the_reading_that_gets_there_first_counts_in_every_method() -> None:
+def test_the_evaluation_weights_that_get_there_first_count_in_every_method() -> None:
     results = [
         result("plain", 0, [0.1, 0.2, 0.3, 0.4], SWA=[0.1, 0.2, 0.3, 0.5]),
         result("averaged", 0, [0.1, 0.2, 0.3, 0.4], SWA=[0.1, 0.5, 0.5, 0.45]),
@@ -84,11 +84,11 @@ def test_the_reading_that_gets_there_first_counts_in_every_method() -> None:
     table = rows(results)
     assert table["plain"]["target"] == 0.5
     assert table["averaged"]["steps_to_target"] == 20
-    assert table["averaged"]["reading"] == "SWA"
-    assert rows(results, reading="weights")["averaged"]["steps_saved"] == 0
-    assert rows(results, reading="weights")["plain"]["target"] == 0.4
-    with pytest.raises(UsageError, match=r"--reading 'LAWA' is not one of the method 'plain': weights, EMA, SWA"):
-        rows(results, reading="LAWA")
+    assert table["averaged"]["weights"] == "SWA"
+    assert rows(results, weights="weights")["averaged"]["steps_saved"] == 0
+    assert rows(results, weights="weights")["plain"]["target"] == 0.4
+    with pytest.raises(UsageError, match=r"--evaluation-weights 'LAWA': the method 'plain' has only weights, EMA, SWA"):
+        rows(results, weights="LAWA")
 
 
 def test_the_target_is_the_best_that_the_reference_has_had() -> None:
@@ -139,7 +139,7 @@ def test_a_rate_at_which_a_seed_diverges_is_the_worst() -> None:
 
 
 def test_a_run_that_diverged_before_its_last_stage_is_in_the_table(tmp_path: Path) -> None:
-    """Its readings are those of the stage that it was in."""
+    """Its evaluation weights are those of the stage that it was in."""
     staged = [
         result("twa", 0, [0.1, math.nan], diverged=True),
         result("twa", 1, [0.1, 0.5, 0.6], TWA=[math.nan, 0.5, 0.7]),
@@ -152,7 +152,7 @@ def test_a_run_that_diverged_before_its_last_stage_is_in_the_table(tmp_path: Pat
     assert best_rates(staged, ACCURACY, "TWA") == {"twa": 0.1}
     early = [evaluation.scores for evaluation in staged[1].evaluations]
     del early[0]["TWA"]  # pyright: ignore[reportIndexIssue]
-    plot_curves(staged, [table["twa"]], ACCURACY, tmp_path / "curves.png", reading="TWA")
+    plot_comparison(staged, staged, [table["twa"]], ACCURACY, tmp_path / "curves.png", weights="TWA")
     assert (tmp_path / "curves.png").exists()
 
 
@@ -230,57 +230,43 @@ def test_the_table_over_tasks_is_printed_whole() -> None:
     assert "at most 19" in text
     assert "of 1: 25" in text
     assert "…" not in text
-    assert tasks_as_markdown(table, tasks, {"one": [], "three": ["plain", "fast"]}) == (
-        "| method | one | two | mean of 2 | worst |\n"
-        "|---|---|---|---|---|\n"
-        "| plain | 0 (0 to 0) | 0 (0 to 0) | 0 (0 to 0) | 0, one |\n"
-        "| fast | 38 (0 to 63) | none | at most 19 (0 to 31) | 0, two |\n"
-        "| only |  | 25 (25 to 25) | of 1: 25 (25 to 25) | 25, two |\n"
-        "\n"
-        "- missing: three: plain, fast\n"
-    )
 
 
 def test_plots_are_pngs(tmp_path: Path) -> None:
     broken = result("broken", 0, [0.1, math.nan], diverged=True)
     results = [*RESULTS, broken]
-    plot_curves(results, list(rows(results).values()), ACCURACY, tmp_path / "curves.png")
-    plot_learning_rates(results, LOSS, tmp_path / "rates.png", reading="EMA")
+    table = list(rows(results).values())
+    plot_comparison(results, results, table, ACCURACY, tmp_path / "comparison.png")
     tasks = of_two_tasks()
     plot_tasks(summarize_tasks(tasks, ("plain", "decayed", "fast", "slow", "only")), tasks, tmp_path / "tasks.png")
-    for name in ("curves.png", "rates.png", "tasks.png"):
+    for name in ("comparison.png", "tasks.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def drawn(results: list[Result], folder: Path, monkeypatch: pytest.MonkeyPatch, searched: Any = None) -> Any:
+    """The figure of a comparison, left open."""
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", lambda _: None)
+        table = list(rows(results).values())
+        plot_comparison(results, searched or results, table, ACCURACY, folder / "plot.png")
+    return plt.gcf()
 
 
 def test_a_line_is_broken_where_all_runs_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {0.1: [0.5, 0.6], 0.2: [0.1, math.nan], 0.4: [0.5, 0.7]}
-    results = [result("method", 0, values, rate=rate, diverged=rate == 0.2) for rate, values in scores.items()]
-    monkeypatch.setattr(plt, "close", lambda _: None)
-    plot_learning_rates(results, ACCURACY, tmp_path / "plot.png", reading="weights")
-    line = plt.gca().lines[0]
-    monkeypatch.undo()
-    plt.close()
+    searched = [result("method", 0, values, rate=rate, diverged=rate == 0.2) for rate, values in scores.items()]
+    figure = drawn(searched[:1], tmp_path, monkeypatch, searched)
+    line = figure.axes[1].lines[0]
+    plt.close(figure)
     np.testing.assert_array_equal(line.get_xydata(), [(0.1, 0.6), (0.2, np.nan), (0.4, 0.7)])
 
 
-def drawn(plot: str, results: list[Result], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The figure of a plot, left open."""
-    with monkeypatch.context() as patch:
-        patch.setattr(plt, "close", lambda _: None)
-        if plot == "curves":
-            plot_curves(results, list(rows(results).values()), ACCURACY, folder / "plot.png")
-        else:
-            plot_learning_rates(results, ACCURACY, folder / "plot.png")
-    return plt.gcf()
-
-
-@pytest.mark.parametrize("plot", ["curves", "rates"])
-def test_a_legend_of_long_names_is_not_cut_off(plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["adaptive-linear-average~40-1+ema", "wnn-plus@1.5~40-1+ema+muon", "nino-published~40-1+ema+cosine"]
-    names.append("late-phase-and-then-adaptive-linear-average~20+ema+adamw+wsd")
+def test_a_legend_of_long_names_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["pooled-linear-trained-again~40-1+ema", "wnn-plus@1.5~40-1+ema+muon", "nino-published~40-1+ema+cosine"]
+    names.append("late-phase-and-then-pooled-linear-trained-again~20+ema+adamw+wsd")
     results = [result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)]
-    figure = drawn(plot, results, tmp_path, monkeypatch)
+    figure = drawn(results, tmp_path, monkeypatch)
     (legend,) = figure.legends
     extent = legend.get_window_extent()
     plt.close(figure)
@@ -288,16 +274,15 @@ def test_a_legend_of_long_names_is_not_cut_off(plot: str, tmp_path: Path, monkey
     assert {text.get_text().partition(",")[0] for text in legend.get_texts()} >= set(names)
 
 
-@pytest.mark.parametrize("plot", ["curves", "rates"])
 def test_every_method_is_within_the_axis_or_the_legend_says_why_not(
-    plot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = [
         *RESULTS,
         result("broken", 0, [0.1, math.nan], diverged=True),
         result("useless", 0, [-1e6, -1e6, -1e6, -1e6]),
     ]
-    figure = drawn(plot, results, tmp_path, monkeypatch)
+    figure = drawn(results, tmp_path, monkeypatch)
     labels = {text.get_text().partition(",")[0]: text.get_text() for text in figure.legends[0].get_texts()}
     assert set(labels) >= {"plain", "decayed", "fast", "slow", "broken", "useless"}
     assert "diverged" in labels["broken"]

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from wnn_jax.lab.forecasting import forecasting as forecasting_module
-from wnn_jax.lab.forecasting import train as train_module
+from wnn_jax.lab.forecasting import task as task_module
 from wnn_jax.lab.forecasting.train import Train, train
 
 NUM_EVALUATION_WINDOWS = 4
@@ -17,19 +16,16 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(forecasting_module, "_EVALUATION_WINDOWS_PER_ROLE", NUM_EVALUATION_WINDOWS)
-    # It forecasts every validation run with three nowcasters, which takes longer than a tiny training.
-    patch.setattr(train_module, "_plot_errors", lambda *_: None)
+    patch.setattr(task_module, "_EVALUATION_WINDOWS_PER_ROLE", NUM_EVALUATION_WINDOWS)
 
 
 @pytest.fixture(scope="session")
 def tiny_train(collection: Path) -> Callable[..., Train]:
-    """Options of a training that takes a second."""
+    """Options of a training run that takes a second."""
 
     def options(output: Path, **changes: Any) -> Train:
         settings: dict[str, Any] = {
             "collection": (collection,),
-            "kind": "adaptive-linear",
             "num_steps": 30,
             "windows_per_role": 4,
             "num_weights": 16,
@@ -42,7 +38,7 @@ def tiny_train(collection: Path) -> Callable[..., Train]:
 
 @pytest.fixture(scope="session")
 def trained(tiny_train: Callable[..., Train], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a training that was not disturbed. Not to be changed: copy it first."""
+    """The folder of a training run that was not disturbed. Do not change it: copy it first."""
     output = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)

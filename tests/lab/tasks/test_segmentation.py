@@ -89,7 +89,7 @@ def test_the_mean_iou_is_of_all_pixels_of_a_split_and_of_the_classes_that_occur(
         for index in range(11)
         if index != 4
     ]
-    scores = Program(task, lambda: optax.sgd(0.1)).evaluate(params, {}, "validation")
+    scores = Program(task, optax.sgd(0.1)).evaluate(params, {}, "validation")
     assert scores["mIoU"] == pytest.approx(np.mean(ious), rel=1e-5)
     assert scores["accuracy"] == pytest.approx(np.mean(predicted == labels), rel=1e-5)
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))

@@ -43,7 +43,7 @@ def trainer(task: Any, method: Method) -> Trainer:
 
 def base_run(task: Any, num_steps: int) -> list[Any]:
     """The weights after every step of the first stage."""
-    program = Program(task, lambda: optax.sgd(0.02))
+    program = Program(task, optax.sgd(0.02))
     state, weights = program.init(0), []
     for stop in range(1, num_steps + 1):
         state, _, _ = program.advance(state, 0, stop)
@@ -76,7 +76,7 @@ def test_coefficients_begin_at_the_average_and_get_better() -> None:
     assert "TWA" not in fitted.evaluations[1].scores
     weights = base_run(task, 8)
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(weights[step - 1] for step in (4, 6, 8)))
-    average = Program(task, lambda: optax.sgd(0.0)).evaluate(mean, {}, "validation")["mse"]
+    average = Program(task, optax.sgd(0.0)).evaluate(mean, {}, "validation")["mse"]
     last = fitted.evaluations[-1].scores
     assert last["TWA"]["mse"] < average
     assert last["TWA"] == last["weights"]
@@ -97,7 +97,7 @@ def test_coefficients_have_their_own_optimizer_rate_and_beginning() -> None:
         fitted = trainer(task, dataclasses.replace(TWA, stages=(stage,))).fit(0, test=False)
         return fitted.evaluations[-1].scores["TWA"]["mse"]
 
-    last = Program(task, lambda: optax.sgd(0.0)).evaluate(base_run(task, 8)[-1], {}, "validation")["mse"]
+    last = Program(task, optax.sgd(0.0)).evaluate(base_run(task, 8)[-1], {}, "validation")["mse"]
     assert score(0.0) == pytest.approx(last, rel=1e-4)
     assert score(None) == score(0.02) < last
 
@@ -131,7 +131,7 @@ def test_members_begin_alike_and_are_read_as_their_average() -> None:
     assert not np.array_equal(one["BatchNorm_0"]["scale"], other["BatchNorm_0"]["scale"])
     np.testing.assert_array_equal(one["Dense_0"]["kernel"], other["Dense_0"]["kernel"])
     params, stats = average_members(fitted.state.params, fitted.state.model_state["batch_stats"])
-    expected = Program(task, lambda: optax.sgd(0.0)).evaluate(params, {"batch_stats": stats}, "test")
+    expected = Program(task, optax.sgd(0.0)).evaluate(params, {"batch_stats": stats}, "test")
     assert fitted.test["weights"] == pytest.approx(expected)
     assert set(last.scores) == {"weights", "EMA .99", "EMA .998", "SWA"}
 

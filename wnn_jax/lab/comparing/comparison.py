@@ -1,9 +1,8 @@
-"""Comparing methods: every method with every seed, at its own best learning rate."""
+"""Comparisons: every method with every seed, at its own best learning rate, on one task or several."""
 
 import contextlib
 import dataclasses
 import functools
-import math
 import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,141 +12,49 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from wnn_jax.lab.comparing.methods import METHOD_HELP, find_methods
-from wnn_jax.lab.comparing.plots import plot_curves, plot_learning_rates
-from wnn_jax.lab.comparing.results import (
-    Result,
-    describe_run,
-    load_results,
-    refuse_old_folder,
-    result_file,
-    save_result,
-)
-from wnn_jax.lab.comparing.summary import Row, best_rates, summarize
-from wnn_jax.lab.comparing.tables import print_table
-from wnn_jax.lab.errors import UsageError, check_options, one_line_errors
-from wnn_jax.lab.jobs_claims import claim, run_shared
+from wnn_jax.lab.comparing.methods import find_methods
+from wnn_jax.lab.comparing.options import Comparison, Execution, check_comparison, check_execution
+from wnn_jax.lab.comparing.plots import plot_comparison, plot_tasks
+from wnn_jax.lab.comparing.results import Result, load_results, stale_differences, write_results
+from wnn_jax.lab.comparing.runs import Run, train_run
+from wnn_jax.lab.comparing.summary import Row, best_rates, summarize, summarize_tasks
+from wnn_jax.lab.comparing.tables import print_table, print_tasks
+from wnn_jax.lab.errors import UsageError, look_up, one_line_errors
+from wnn_jax.lab.jobs import run_jobs
 from wnn_jax.lab.output import save_rows
 from wnn_jax.lab.progress import Progress
-from wnn_jax.lab.tasks import TASKS, Metric, Task, load_task
-from wnn_jax.lab.training.evaluation_weights import EMA_DECAYS, all_readings
-from wnn_jax.lab.training.keys import describe_task, run_key
+from wnn_jax.lab.tasks import Metric, Task, load_task, load_tasks
+from wnn_jax.lab.tasks.task import check_outputs
+from wnn_jax.lab.training.evaluation_weights import EMA_DECAYS, all_evaluation_weights
+from wnn_jax.lab.training.keys import run_key
 from wnn_jax.lab.training.method import Method, check_method
-from wnn_jax.lab.training.optimizers import ADAMW_WEIGHT_DECAY, BASE_OPTIMIZERS, BaseOptimizer, base_optimizer
-from wnn_jax.lab.training.trainer import Trainer
+from wnn_jax.lab.training.optimizers import ADAMW_WEIGHT_DECAY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compare:
-    """Compare ways to train: how many steps each one saves, at its own best learning rate.
+class Compare(Comparison, Execution):
+    """Compare methods of training: how many steps each one saves, at its own best learning rate.
 
-    Called again, it goes on: finished runs are kept, interrupted ones continue from their last checkpoint, and the
-    result of a run is only ever shown for what made it. Several processes can work on one folder: each makes runs that
-    no other one does.
+    Run the same command again to go on: finished runs are kept, interrupted runs continue from their last checkpoint.
+    A result is only shown for the configuration that made it. Several processes can work on one folder.
     """
 
-    task: Annotated[str, tyro.conf.arg(help=f"What to train: {', '.join(TASKS)}.", metavar="TASK")]
-    methods: Annotated[tuple[str, ...], tyro.conf.arg(help=METHOD_HELP, metavar="METHOD [METHOD ...]")] = (
-        "plain",
-        "wsd",
-        "ademamix-3",
-        "adaptive-linear",
-    )
-    optimizer: Annotated[str, tyro.conf.arg(help=f"What the methods train with: {', '.join(BASE_OPTIMIZERS)}.")] = (
-        "adam"
-    )
-    learning_rates: tuple[float, ...] = (1.5e-3, 3e-3, 6e-3)
-    """Every method trains at each of them, and is shown at its best one, chosen on the validation split."""
-    own_rates: Annotated[Mapping[str, tuple[float, ...]], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
-    """Other learning rates than those for single methods, whose optimizers take rates of another size."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each is one run per method, with the same initial weights and data order in all methods."""
-    search_seeds: tuple[int, ...] | None = None
-    """Seeds that choose the learning rates; `seeds` then run at the best rate alone. Default: `seeds`, at all rates."""
-    num_steps: int = 3_000
-    """Length of a run in optimizer steps."""
-    evaluate_every: int | None = None
-    """Steps between evaluations. Default: 40 evaluations in all."""
-    snapshot_every: int | None = None
-    """Steps between snapshots, for nowcasters that forecast from a window of them. Default: 30 snapshots in all."""
-    metric: str | None = None
-    """What counts. Default: the first metric of the task."""
-    target: float | None = None
-    """Value of the metric whose reaching is timed. Default: for every seed, the best value of the best plain method."""
-    reading: str | None = None
-    """What to read in every method, such as `weights`. Default: the best of weights, moving averages and the method's own."""
-    output: Path = Path("runs/comparison")
-    """Folder for table, plots and results."""
-    data_dir: Path = Path.home() / "tensorflow_datasets"
-    """Folder of data sets prepared by TensorFlow Datasets."""
-    resume: bool = True
-    """Whether to keep finished and interrupted runs; otherwise all of them begin anew."""
-    checkpoint_seconds: float = 30.0
-    """At the first evaluation this long after the last checkpoint (or the start) a checkpoint is saved."""
-    num_processes: int | None = None
-    """Processes that train side by side. Default: one per core on CPU, one on an accelerator."""
-    executor: str | None = None
-    """Dask scheduler to train on: an address such as tcp://HOST:8786, or a scheduler file. Default: this machine."""
 
-    def rates_of(self, method: str) -> tuple[float, ...]:
-        """The learning rates that a method trains at."""
-        return self.own_rates.get(method, self.learning_rates)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunExperiment(Execution):
+    """Run the comparisons of an experiment. Run the same command again to go on."""
+
+    comparisons: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME [NAME ...]")] = None
+    """Comparisons to train. Default: all. Tables and plots show all that is there."""
+    methods: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="METHOD [METHOD ...]")] = None
+    """Methods to train. Default: all."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One training run of a comparison, with all that a worker needs to make it.
-
-    Attributes:
-      make_task: makes the task, on the machine that trains it.
-      method: how to train.
-      description: what makes its result.
-      folder: of the results.
-      checkpoint_seconds: see `Trainer.fit`.
-    """
-
-    make_task: Callable[[], Task]
-    method: Method
-    description: Mapping[str, Any]
-    folder: Path
-    checkpoint_seconds: float
-
-    @property
-    def file(self) -> Path:
-        """Where its result is kept."""
-        return result_file(self.folder, self.description)
-
-    @property
-    def files(self) -> list[Path]:
-        """The same, as `run_shared` wants it."""
-        return [self.file]
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
-        return self.folder / "checkpoints" / self.file.stem
-
-    def remove_checkpoints(self) -> None:
-        """Removes them, if there are any."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        with contextlib.suppress(OSError):  # Other runs have checkpoints there.
-            self.checkpoints.parent.rmdir()
-
-
-def compare(
-    options: Compare,
-    *,
-    make_task: Callable[[Path], Task] | None = None,
-    base: BaseOptimizer | None = None,
-    methods: Mapping[str, Method] | None = None,
-) -> list[Row]:
-    """Runs a comparison, and reports: a table, as text and as CSV, and two plots.
+def compare(options: Compare) -> list[Row]:
+    """Run a comparison, and write its table as text and CSV, and its plot.
 
     Args:
-      options: what to compare.
-      make_task: makes the task of the data folder. Default: `options.task` is the name of a known one.
-      base: makes the optimizer that the methods train with. Default: `options.optimizer` is the name of a known one.
-      methods: further methods by name.
+      options: what to compare, and how.
 
     Returns:
       The rows of the table, one per method.
@@ -155,322 +62,347 @@ def compare(
     Raises:
       UsageError: if an option cannot be used.
     """
-    plan = make_plan(options, make_task=make_task, base=base, methods=methods)
-    console = make_console()
-    plan.train(console)
-    return plan.report(console)
+    return run_comparisons({"comparison": options}, options)["comparison"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+def run_comparisons(
+    comparisons: Mapping[str, Comparison],
+    execution: Execution,
+    *,
+    names: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    benchmark: Sequence[str] = (),
+) -> dict[str, list[Row]]:
+    """Run comparisons, and write their tables and plots.
+
+    Args:
+      comparisons: by name.
+      execution: how to run, and where the results are.
+      names: the comparisons to train. Default: all.
+      methods: the methods to train. Default: all.
+      benchmark: the comparisons of a table over several tasks.
+
+    Returns:
+      The rows of each table. None where no baseline is finished, because there is no reference yet.
+
+    Raises:
+      UsageError: if an option cannot be used, or data is missing; all missing data is listed.
+    """
+    check_execution(execution)
+    chosen = tuple(comparisons) if names is None else names
+    for name in chosen:
+        look_up(comparisons, name, "--comparisons")
+    known = dict.fromkeys(name for comparison in comparisons.values() for name in comparison.methods)
+    for method in methods or ():
+        look_up(known, method, "--methods")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    chosen = chosen if execution.train else ()
+    tasks = [comparisons[name].task for name in chosen if comparisons[name].make_task is None]
+    load_tasks(tasks, execution.data_dir.absolute())
+    plans = {
+        name: make_plan(name, comparison, execution, loads_task=name in chosen)
+        for name, comparison in comparisons.items()
+    }
+    for name in chosen:
+        plans[name].train(console, methods)
+    rows = {name: plan.report(console) for name, plan in plans.items()}
+    save_rows(
+        [{"comparison": name, **row} for name, of_name in rows.items() for row in of_name],
+        execution.output / "summary.csv",
+    )
+    by_task = {comparisons[name].task: rows[name] for name in benchmark if rows[name]}
+    if by_task:
+        table = summarize_tasks(by_task, tuple(known))
+        save_rows(table, execution.output / "benchmark.csv")
+        plot_tasks(table, by_task, execution.output / "benchmark.png")
+        print_tasks(table, by_task, console)
+    console.print(f"Results, tables and plots: {execution.output}", soft_wrap=True)
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """A comparison whose options can be used.
 
     Attributes:
-      options: what to compare.
-      methods: by name.
-      metrics: of the task, the target first.
+      name: of the comparison.
+      comparison: what to compare.
+      execution: how to run.
+      methods: by name; `None` for a method that only has recorded runs.
       make_task: makes the task, on any machine.
-      task: what is trained.
-      task_description: of `describe_task`.
+      task: what to train, or `None` if nothing is to be trained.
     """
 
-    options: Compare
-    methods: Mapping[str, Method]
-    metrics: tuple[Metric, ...]
+    name: str
+    comparison: Comparison
+    execution: Execution
+    methods: Mapping[str, Method | None]
     make_task: Callable[[], Task]
-    task: Task
-    task_description: Mapping[str, Any]
-    _descriptions: dict[tuple[str, float], dict[str, Any]] = dataclasses.field(default_factory=dict)
+    task: Task | None
 
-    def train(self, console: Console, names: Sequence[str] | None = None) -> None:
-        """Makes the results that are missing.
+    def train(self, console: Console, methods: Sequence[str] | None = None) -> None:
+        """Make the results that are missing.
 
         Args:
-          console: where to name results of something else.
-          names: of the methods to train. Default: all.
+          console: where to name results of other configurations.
+          methods: names of the methods to train. Default: all.
         """
-        names = tuple(self.methods) if names is None else names
-        self._run_missing(self._search(names), console)
-        if self.options.search_seeds is not None:
-            self._run_missing(self._final(names, self._load(self._search(names))), console)
-
-    def finished(self) -> tuple[list[Result], list[Result]]:
-        """The results of all methods of which none is missing: of the search for the best rates, and at these."""
-        searched = self._load(self._search(tuple(self.methods)))
-        complete = [name for name in self.methods if _count(searched, name) == len(self._search([name]))]
-        searched = [result for result in searched if result.method in complete]
-        if self.options.search_seeds is None:
-            rates = best_rates(searched, self.metrics[0], self.options.reading)
-            return searched, [result for result in searched if result.learning_rate == rates[result.method]]
-        results = self._load(self._final(complete, searched))
-        complete = [name for name in complete if _count(results, name) == len(self.options.seeds)]
-        searched, results = ([run for run in each if run.method in complete] for each in (searched, results))
-        return searched, results
+        trainable = [name for name, method in self.methods.items() if method and (methods is None or name in methods)]
+        if self.execution.output.is_dir() and not self.execution.resume:
+            shutil.rmtree(self.execution.output / "checkpoints", ignore_errors=True)
+            planned = {run_key(run) for run in [*self._search(trainable), *self._grid(trainable, self._seeds)]}
+            kept = [
+                result for result in load_results(self.execution.output) if run_key(result.description) not in planned
+            ]
+            write_results(self.execution.output, kept)
+        self._run_missing(self._search(trainable), console)
+        if self.comparison.search_seeds is not None:
+            searched, _ = self._load(self._search(trainable))
+            self._run_missing(self._final(trainable, searched), console)
 
     def report(self, console: Console) -> list[Row]:
-        """Reports on the methods that are finished: a table, as text and as CSV, and two plots.
+        """Print the table of the finished methods and draw their plot.
 
         Returns:
-          The rows of the table, one per method; none where there is no reference yet, because a plain method is missing.
+          The rows of the table, one per method; none while a baseline is unfinished.
         """
-        options, metric = self.options, self.metrics[0]
-        searched, results = self.finished()
-        plain = [name for name, method in self.methods.items() if method.is_plain]
+        comparison = self.comparison
+        searched, results, stale = self._finished()
         done = {result.method for result in results}
-        if not done or not done.issuperset(plain):
+        baselines = [name for name, method in self.methods.items() if method and method.is_baseline]
+        if not done or not done.issuperset(baselines):
             return []
+        metrics = target_first(results[0].metrics, comparison.metric)
         rows = summarize(
             results,
-            self.metrics,
-            plain=plain,
-            learning_rates={name: options.rates_of(name) for name in self.methods},
-            reading=options.reading,
-            target=options.target,
+            metrics,
+            baselines=baselines,
+            learning_rates={name: comparison.rates_of(name) for name in self.methods},
+            weights=comparison.evaluation_weights,
+            target=comparison.target,
         )
-        save_rows(rows, options.output / "summary.csv")
-        plot_curves(results, rows, metric, options.output / "curves.png", reading=options.reading)
-        rates_plot = options.output / "learning-rates.png"
-        if len({result.learning_rate for result in searched}) > 1:
-            plot_learning_rates(searched, metric, rates_plot, reading=options.reading)
-        else:
-            rates_plot.unlink(missing_ok=True)  # It would be of another call.
-        print_table(rows, self.metrics, console, has_own_target=options.target is not None)
-        console.print(f"Results and plots: {options.output}", soft_wrap=True)
+        console.rule(self.name)
+        print_table(rows, metrics, console, has_own_target=comparison.target is not None)
+        if stale and self.task is None:
+            console.print(f"note: {len(stale)} results are stale, for example: {stale[0]}", soft_wrap=True)
+        if missing := [name for name in self.methods if name not in done]:
+            console.print(f"missing: {', '.join(missing)}", soft_wrap=True, style="yellow")
+        path = self.execution.output / f"{self.name}.png"
+        plot_comparison(results, searched, rows, metrics[0], path, weights=comparison.evaluation_weights)
         return rows
 
-    def _search(self, names: Sequence[str]) -> list[Run]:
-        """The runs that the learning rates of methods are chosen by."""
-        grid = [(name, rate) for name in names for rate in self.options.rates_of(name)]
-        return self._runs(grid, self.options.search_seeds or self.options.seeds)
+    def _finished(self) -> tuple[list[Result], list[Result], list[str]]:
+        """Return the results of the finished methods, of the search and at the best rates, and the stale ones."""
+        searched, stale = self._load(self._search(tuple(self.methods)))
+        complete = self._complete(searched, self._search)
+        searched = [result for result in searched if result.method in complete]
+        if self.comparison.search_seeds is None:
+            rates = self._best_rates(searched)
+            return searched, [result for result in searched if result.learning_rate == rates[result.method]], stale
+        results, more_stale = self._load(self._final(complete, searched))
+        complete = self._complete(results, lambda names: self._final(names, searched))
+        return (
+            [result for result in searched if result.method in complete],
+            [result for result in results if result.method in complete],
+            [*stale, *more_stale],
+        )
 
-    def _final(self, names: Sequence[str], searched: Sequence[Result]) -> list[Run]:
-        """The runs of methods at their best rates."""
-        rates = best_rates(searched, self.metrics[0], self.options.reading)
-        return self._runs([(name, rates[name]) for name in names], self.options.seeds)
-
-    def _runs(self, methods: Sequence[tuple[str, float]], seeds: Sequence[int]) -> list[Run]:
-        """All runs of methods at rates, seed by seed, so that a machine that slows down slows all methods alike."""
-        folder = (self.options.output / "runs").absolute()
+    def _complete(self, results: Sequence[Result], plan: Callable[[Sequence[str]], Sequence[Any]]) -> list[str]:
+        """Return the methods without a missing run. Of a method that has recorded runs only, these are all."""
+        counts = {name: sum(result.method == name for result in results) for name in self.methods}
         return [
-            Run(
-                self.make_task,
-                self.methods[name],
-                {**self._describe(name, rate), "seed": seed},
-                folder,
-                self.options.checkpoint_seconds,
-            )
-            for seed in seeds
-            for name, rate in methods
+            name for name, count in counts.items() if count and (not self.methods[name] or count == len(plan([name])))
         ]
 
-    def _describe(self, name: str, rate: float) -> dict[str, Any]:
-        if (name, rate) not in self._descriptions:
-            self._descriptions[name, rate] = describe_run(
-                self.task,
-                self.methods[name],
-                task_description=self.task_description,
-                learning_rate=rate,
-                num_steps=self.options.num_steps,
-                evaluate_every=self.options.evaluate_every or max(self.options.num_steps // 40, 1),
-            )
-        return self._descriptions[name, rate]
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys([*self.comparison.seeds, *(self.comparison.search_seeds or ())]))
 
-    def _load(self, runs: Sequence[Run]) -> list[Result]:
-        results, _ = load_results(self.options.output / "runs", [run.description for run in runs])
-        return results
+    def _search(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the runs that choose the learning rates of methods."""
+        return self._grid(names, self.comparison.search_seeds or self.comparison.seeds)
 
-    def _run_missing(self, runs: Sequence[Run], console: Console) -> None:
-        options = self.options
-        for run in runs:
-            if not options.resume:
-                run.file.unlink(missing_ok=True)
-                run.remove_checkpoints()
-        _, stale = load_results(options.output / "runs", [run.description for run in runs])
+    def _grid(self, names: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+        return self._describe([(name, rate) for name in names for rate in self.comparison.rates_of(name)], seeds)
+
+    def _final(self, names: Sequence[str], searched: Sequence[Result]) -> list[dict[str, Any]]:
+        """Return the runs of methods at their best learning rates."""
+        rates = self._best_rates(searched)
+        return self._describe([(name, rates[name]) for name in names], self.comparison.seeds)
+
+    def _best_rates(self, searched: Sequence[Result]) -> dict[str, float]:
+        if not searched:
+            return {}
+        metric = target_first(searched[0].metrics, self.comparison.metric)[0]
+        return best_rates(searched, metric, self.comparison.evaluation_weights)
+
+    def _describe(self, points: Sequence[tuple[str, float]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """Describe all runs, seed by seed, so that a machine that slows down slows all methods alike."""
+        settings = {} if self.task is None else self.task.describe()
+        num_steps = self.comparison.num_steps
+        return [
+            {
+                "task": {"name": self.comparison.task, **settings},
+                "method": {"name": name} if (method := self.methods[name]) is None else method.describe(),
+                "learning_rate": rate,
+                "seed": seed,
+                "num_steps": num_steps,
+                "evaluate_every": self.comparison.evaluate_every or max(num_steps // 40, 1),
+            }
+            for seed in seeds
+            for name, rate in points
+        ]
+
+    def _load(self, planned: Sequence[Mapping[str, Any]]) -> tuple[list[Result], list[str]]:
+        """Return the results of planned runs, and a line for each result that is stale.
+
+        A stale result has another configuration or `RESULTS_VERSION`. It is left out of a comparison that trains.
+        """
+        by_place: dict[Any, list[Result]] = {}
+        for result in load_results(self.execution.output):
+            by_place.setdefault(_place(result.description), []).append(result)
+        results, stale = [], []
+        for description in planned:
+            candidates = by_place.get(_place(description), [])
+            differences = [self._differences(result, description) for result in candidates]
+            fresh = [result for result, lines in zip(candidates, differences, strict=True) if not lines]
+            results += (fresh or ([] if self.task else candidates))[-1:]
+            if candidates and not fresh:
+                method, rate, seed = (description[name] for name in ("method", "learning_rate", "seed"))
+                stale.append(f"stale: {method['name']}, rate {rate:g}, seed {seed}: {'; '.join(differences[-1])}")
+        return results, stale
+
+    def _differences(self, result: Result, description: Mapping[str, Any]) -> list[str]:
+        """List how a result differs from a planned run, as far as the plan knows its task and its method."""
+        actual = dict(result.description)
+        if self.task is None:
+            actual["task"] = {"name": actual["task"]["name"]}
+        if self.methods[result.method] is None:
+            actual["method"] = {"name": result.method}
+        return stale_differences(dataclasses.replace(result, description=actual), description)
+
+    def _run_missing(self, planned: Sequence[Mapping[str, Any]], console: Console) -> None:
+        execution = self.execution
+        found, stale = self._load(planned)
         for line in stale:
             console.print(f"note: {line}", soft_wrap=True, style="yellow")
-        missing = [run for run in runs if not run.file.exists()]
-        (options.output / "runs").mkdir(parents=True, exist_ok=True)
-        with Progress("runs", total=len(runs), completed=len(runs) - len(missing)) as progress:
-            for run in run_shared(train_run, missing, executor=options.executor, num_processes=options.num_processes):
-                progress.advance(metrics=run.file.stem)
-        for run in runs:  # Of processes that were killed right after they had saved a result.
-            run.remove_checkpoints()
+        keys = {run_key(result.description) for result in found}
+        folder = execution.output.absolute()
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        runs = [
+            Run(self.make_task, method, description, folder, execution.checkpoint_seconds)
+            for description in planned
+            if run_key(description) not in keys and (method := self.methods[description["method"]["name"]])
+        ]
+        with Progress(f"{self.name}: runs", total=len(planned), completed=len(planned) - len(runs)) as progress:
+            options: Any = {"executor": execution.executor, "num_processes": execution.num_processes}
+            for run in run_jobs(train_run, runs, **options):
+                description = run.description
+                progress.advance(metrics=f"{run.method.name} {description['learning_rate']:g} {description['seed']}")
+        with contextlib.suppress(OSError):  # Other runs have checkpoints there.
+            (folder / "checkpoints").rmdir()
 
 
-def make_plan(
-    options: Compare,
-    *,
-    make_task: Callable[[Path], Task] | None = None,
-    base: BaseOptimizer | None = None,
-    methods: Mapping[str, Method] | None = None,
-) -> Plan:
-    """Finds what options name, and refuses those that cannot be used. Args and Raises as of `compare`."""
-    check(options)
-    task_factory = make_task or functools.partial(load_task, options.task)
+def make_plan(name: str, comparison: Comparison, execution: Execution, *, loads_task: bool) -> Plan:
+    """Find what a comparison names, and refuse what cannot be used.
+
+    Args:
+      name: of the comparison.
+      comparison: what to compare.
+      execution: how to run.
+      loads_task: whether to load the task, to train it.
+
+    Raises:
+      UsageError: if an option cannot be used.
+    """
+    check_comparison(comparison)
+    trainable = [name for name in comparison.methods if name not in comparison.recorded]
     chosen = find_methods(
-        options.methods,
-        base or base_optimizer(options.optimizer),
-        weight_decay=ADAMW_WEIGHT_DECAY if base is None and options.optimizer == "adamw" else 0.0,
-        further=methods,
-        snapshot_every=options.snapshot_every,
+        trainable,
+        comparison.base_optimizer(),
+        weight_decay=ADAMW_WEIGHT_DECAY if not comparison.base and comparison.optimizer == "adamw" else 0.0,
+        own=comparison.own_methods,
+        snapshot_every=comparison.snapshot_every,
     )
-    refuse_old_folder(options.output)
-    check_reading(options.reading, chosen)
-    for method in chosen:  # Before data is loaded: some need a longer training.
-        with _errors_of(method.name, options):
-            method.optimizer(options.rates_of(method.name)[0], options.num_steps)
-    # Absolute, because the workers of a cluster have working directories of their own.
-    make_this_task = functools.partial(task_factory, options.data_dir.absolute())
-    task = make_this_task()
-    task_description = describe_task(task)
+    by_name = dict(zip(trainable, chosen, strict=True))
+    # The name of a nowcaster's file in tables is its stem.
+    methods = {by_name[name].name if name in by_name else name: by_name.get(name) for name in comparison.methods}
+    check_evaluation_weights(comparison.evaluation_weights, chosen)
+    for method in chosen:  # Before data is loaded: some need a longer run.
+        with _errors_of(method.name, comparison):
+            method.optimizer(comparison.rates_of(method.name)[0], comparison.num_steps)
+    # Absolute, because the workers of a cluster have other working directories.
+    factory = comparison.make_task or functools.partial(load_task, comparison.task)
+    make_task = functools.partial(factory, execution.data_dir.absolute())
+    if not loads_task:
+        return Plan(name, comparison, execution, methods, make_task, None)
+    task = make_task()
+    check_outputs(task)
+    target_first(task.metrics, comparison.metric)
     for method in chosen:
-        with _errors_of(method.name, options):
-            check_method(method, task, options.rates_of(method.name)[0], options.num_steps)
-    return Plan(
-        options,
-        {method.name: method for method in chosen},
-        target_first(task.metrics, options.metric),
-        make_this_task,
-        task,
-        task_description,
-    )
+        with _errors_of(method.name, comparison):
+            check_method(method, task, comparison.rates_of(method.name)[0], comparison.num_steps)
+    return Plan(name, comparison, execution, methods, make_task, task)
 
 
 @contextlib.contextmanager
-def _errors_of(method: str, options: Compare) -> Generator[None]:
-    """Says of an error, in one line, which method does not fit the task or the length of the training."""
+def _errors_of(method: str, comparison: Comparison) -> Generator[None]:
+    """Say in one line which method does not fit the task or the length of a run."""
     try:
         yield
     except UsageError:
         raise
     except ValueError as error:
         raise UsageError(
-            f"--methods {method!r} does not fit --task {options.task!r} or --num-steps {options.num_steps}, change one of "
-            f"them: {' '.join(str(error).split())}"
+            f"--methods {method!r} does not fit --task {comparison.task!r} or --num-steps {comparison.num_steps}, "
+            f"change one of them: {' '.join(str(error).split())}"
         ) from error
 
 
-def make_console() -> Console:
-    """Where tables are printed, 140 columns wide where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 140)
-
-
-def _count(results: Sequence[Result], method: str) -> int:
-    return sum(result.method == method for result in results)
-
-
-def check_reading(reading: str | None, methods: Sequence[Method]) -> None:
-    """Refuses a reading that some method does not have. Those of further stages are only known when they begin.
+def check_evaluation_weights(name: str | None, methods: Sequence[Method]) -> None:
+    """Refuse evaluation weights that some method lacks. Those of later stages are only known when they begin.
 
     Raises:
       UsageError: if there is such a method.
     """
     for method in methods:
-        names = all_readings(method.readings, EMA_DECAYS)
-        if reading is not None and reading not in names and not method.stages:
-            raise UsageError(f"--reading {reading!r} is not one of the method {method.name!r}: {', '.join(names)}.")
+        names = all_evaluation_weights(method.evaluation_weights, EMA_DECAYS)
+        if name is not None and name not in names and not method.stages:
+            raise UsageError(f"--evaluation-weights {name!r}: the method {method.name!r} has only {', '.join(names)}.")
 
 
 def target_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric, ...]:
-    """The metrics, the one that counts first.
+    """Return the metrics, with the target first.
 
     Raises:
-      UsageError: if there is none of that name.
+      UsageError: if there is no metric of that name.
     """
-    by_name = {metric.name: metric for metric in metrics}
     if name is None:
         return tuple(metrics)
-    if name not in by_name:
-        raise UsageError(f"--metric {name!r} is not one of the task's: {', '.join(by_name)}.")
-    return by_name[name], *(metric for metric in metrics if metric.name != name)
+    target = look_up({metric.name: metric for metric in metrics}, name, "--metric")
+    return target, *(metric for metric in metrics if metric.name != name)
 
 
-def check(options: Compare) -> None:
-    """Refuses values that no comparison can have.
-
-    Raises:
-      UsageError: if an option is out of its range.
-    """
-    check_options(options, positive=("num_steps", "evaluate_every", "snapshot_every", "num_processes"))
-    for rates in (options.learning_rates, *options.own_rates.values()):
-        if not rates or len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
-            raise UsageError(
-                f"--learning-rates {' '.join(f'{rate:g}' for rate in rates) or '(none)'} must be at least one rate, "
-                "all of them distinct, finite and positive."
-            )
-    for name, seeds in (("seeds", options.seeds), ("search-seeds", options.search_seeds)):
-        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
-            raise UsageError(
-                f"--{name} {' '.join(map(str, seeds)) or '(none)'} must be at least one, distinct and not negative."
-            )
-    if options.checkpoint_seconds < 0:
-        raise UsageError(f"--checkpoint-seconds {options.checkpoint_seconds} must not be negative.")
-    if options.target is not None and not math.isfinite(options.target):
-        raise UsageError(f"--target {options.target} must be a value of the metric that counts.")
-    for name in ("evaluate_every", "snapshot_every"):
-        every = getattr(options, name)
-        if every is not None and every > options.num_steps:
-            raise UsageError(f"--{name.replace('_', '-')} {every} must not exceed --num-steps {options.num_steps}.")
-    if options.output.exists() and not options.output.is_dir():
-        raise UsageError(f"--output {options.output} is a file; name a folder.")
+def _place(description: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a reader of a table would take two runs for the same by."""
+    names = ("learning_rate", "seed", "num_steps", "evaluate_every")
+    return description["task"]["name"], description["method"]["name"], *(description[name] for name in names)
 
 
-def train_run(run: Run) -> None:
-    """Makes the result of a run, if it is not there and no other process makes it."""
-    with claim(run.file) as is_granted:
-        if not is_granted or run.file.exists():
-            return
-        description = run.description
-        fitted = _trainer(run).fit(description["seed"], run.checkpoints, checkpoint_seconds=run.checkpoint_seconds)
-        save_result(run.file, description, fitted)
-        run.remove_checkpoints()
-
-
-# One per method and rate in every process, so that all seeds share a compiled program.
-_TRAINERS: dict[str, Trainer] = {}
-_MAX_TRAINERS = 32
-
-
-def _trainer(run: Run) -> Trainer:
-    key = run_key({name: value for name, value in run.description.items() if name != "seed"})
-    if key not in _TRAINERS:
-        while len(_TRAINERS) >= _MAX_TRAINERS:
-            _TRAINERS.pop(next(iter(_TRAINERS)))
-        _TRAINERS[key] = Trainer(
-            run.make_task(),
-            run.method,
-            learning_rate=run.description["learning_rate"],
-            num_steps=run.description["num_steps"],
-            evaluate_every=run.description["evaluate_every"],
-        )
-    return _TRAINERS[key]
-
-
-def main(
-    config: Compare,
-    record: str | None,
-    *,
-    make_task: Callable[[Path], Task] | None = None,
-    base: BaseOptimizer | None = None,
-    methods: Mapping[str, Method] | None = None,
-) -> None:
-    """The entry point of an experiment: a configuration, whose docstring is its record.
+def main(comparisons: Mapping[str, Comparison], description: str | None, *, benchmark: Sequence[str] = ()) -> None:
+    """Run the command line of an experiment.
 
     Args:
-      config: the defaults of all options.
-      record: the docstring, whose first paragraph describes the experiment in its help.
-      make_task: see `compare`.
-      base: see `compare`.
-      methods: see `compare`.
+      comparisons: by name.
+      description: the docstring of the experiment, for its help.
+      benchmark: the comparisons of a table over several tasks.
     """
-    description = (record or "").partition("\n\n")[0]
-    program = f"python -m experiments.{Path(sys.argv[0]).stem}"
-    options = tyro.cli(Compare, prog=program, description=description, default=config)
+    name = Path(sys.argv[0]).stem
+    options = tyro.cli(
+        RunExperiment,
+        prog=f"python -m experiments.{name}",
+        description=f"{description}\n\nComparisons: {', '.join(comparisons)}.",
+        default=RunExperiment(output=Path("runs") / name),
+    )
     with one_line_errors():
-        for name, own in (("task", make_task), ("optimizer", base)):
-            if own is not None and getattr(options, name) != getattr(config, name):
-                raise UsageError(
-                    f"--{name} {getattr(options, name)!r} has no effect, because the {name} is the experiment's own; "
-                    "leave it out, or give it to wnn-jax compare."
-                )
-        compare(options, make_task=make_task, base=base, methods=methods)
+        run_comparisons(comparisons, options, names=options.comparisons, methods=options.methods, benchmark=benchmark)

@@ -7,85 +7,90 @@ from typing import Any
 import numpy as np
 
 from wnn_jax.lab.comparing.results import Result
-from wnn_jax.lab.comparing.summary import Row
+from wnn_jax.lab.comparing.summary import Row, by_method
 from wnn_jax.lab.output import add_legend, new_figure
 from wnn_jax.lab.tasks.task import Metric
 
 
-def plot_curves(
-    results: Sequence[Result], rows: Sequence[Row], metric: Metric, path: Path, *, reading: str | None = None
+def plot_comparison(
+    results: Sequence[Result],
+    searched: Sequence[Result],
+    rows: Sequence[Row],
+    metric: Metric,
+    path: Path,
+    *,
+    weights: str | None = None,
 ) -> None:
-    """Draws every method at its own best learning rate: the best reading over steps, mean and range over seeds.
+    """Draw scores over steps, and final scores against the learning rate where several were tried.
+
+    The left plot has every method at its own best learning rate: the mean over seeds, with the range as a band. The
+    right plot has every run as a dot and the mean as a line.
 
     Args:
       results: of all methods, each at one learning rate.
+      searched: of all methods at all learning rates.
       rows: of the table.
       metric: what is drawn.
       path: of a PNG file.
-      reading: what is read, or `None` for the best reading at every evaluation.
+      weights: the evaluation weights, or `None` for the best ones at every evaluation.
     """
-    methods = [[run for run in results if run.method == row["method"] and not run.diverged] for row in rows]
-    curves = [np.array([_curve(run, metric, reading) for run in runs]) for runs in methods]
-    means = [values.mean(axis=0) if len(values) else np.array([]) for values in curves]
+    num_panels = 2 if len({result.learning_rate for result in searched}) > 1 else 1
+    with new_figure(path, 1, num_panels, figsize=(8 * num_panels, 5.5), squeeze=False) as (figure, axes):
+        _draw_curves(axes[0, 0], results, rows, metric, weights)
+        if num_panels == 2:
+            _draw_learning_rates(axes[0, 1], searched, [row["method"] for row in rows], metric, weights)
+        add_legend(figure, *axes[0, 0].get_legend_handles_labels(), fontsize=8)
+
+
+def _draw_curves(
+    axis: Any, results: Sequence[Result], rows: Sequence[Row], metric: Metric, weights: str | None
+) -> None:
     target = rows[0]["target"]
-    # The beginning of a training would squeeze what is to be compared.
+    methods = [[run for run in results if run.method == row["method"] and not run.diverged] for row in rows]
+    curves = [np.array([_curve(run, metric, weights) for run in runs]) for runs in methods]
+    means = [values.mean(axis=0) if len(values) else np.array([]) for values in curves]
+    # The beginning of the runs would squeeze the rest.
     limits = _limits([target, *(value for mean in means for value in mean[len(mean) // 6 :])], metric)
-    with new_figure(path, figsize=(9, 5.5)) as (figure, axis):
-        for index, (row, runs, values, mean) in enumerate(zip(rows, methods, curves, means, strict=True)):
-            steps = [evaluation.step for evaluation in runs[0].evaluations] if runs else []
-            label = f"{row['method']}, {row['learning_rate']:g} (n={len(runs)}{_why_unseen(mean, limits)})"
-            style = _style(index)
-            axis.plot(steps, mean, label=label, **style)
-            if runs:
-                ends = values.min(axis=0), values.max(axis=0)
-                axis.fill_between(steps, *ends, color=style["color"], alpha=0.12, lw=0)
-        axis.axhline(target, color="0.4", linestyle=":", linewidth=1, label=f"target {format(target, metric.format)}")
-        axis.set_ylim(*limits)
-        axis.set(xlabel="steps", ylabel=f"validation {metric.name} ({reading or 'of the best reading at each step'})")
-        axis.grid(alpha=0.3)
-        add_legend(figure, fontsize=8)
+    for index, (row, runs, values, mean) in enumerate(zip(rows, methods, curves, means, strict=True)):
+        steps = [evaluation.step for evaluation in runs[0].evaluations] if runs else []
+        note = "" if any(limits[0] <= value <= limits[1] for value in mean) else ", off the axis"
+        label = f"{row['method']}, {row['learning_rate']:g} (n={len(runs)}{note if runs else ', diverged'})"
+        axis.plot(steps, mean, label=label, **_style(index))
+        if runs:
+            axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=f"C{index % 10}", alpha=0.12, lw=0)
+    axis.axhline(target, color="0.4", linestyle=":", linewidth=1, label=f"target {format(target, metric.format)}")
+    axis.set_ylim(*limits)
+    axis.set(xlabel="steps", ylabel=f"validation {metric.name} ({weights or 'best evaluation weights at each step'})")
+    axis.grid(alpha=0.3)
 
 
-def plot_learning_rates(results: Sequence[Result], metric: Metric, path: Path, *, reading: str | None = None) -> None:
-    """Draws the final score of every method against the learning rate, every run as a dot and the mean as a line.
-
-    Where all runs of a rate diverged the line is broken.
-
-    Args:
-      results: of all methods at all rates.
-      metric: what is drawn.
-      path: of a PNG file.
-      reading: what is read, or `None` for the best reading of each run.
-    """
-    methods: dict[str, dict[float, list[float]]] = {result.method: {} for result in results}
-    for result in results:
-        finished = methods[result.method].setdefault(result.learning_rate, [])
-        if not result.diverged:
-            finished.append(_curve(result, metric, reading)[-1])
-    means = {
-        method: {rate: float(np.mean(scores[rate])) if scores[rate] else np.nan for rate in sorted(scores)}
-        for method, scores in methods.items()
-    }
-    limits = _limits([score for scores in methods.values() for group in scores.values() for score in group], metric)
-    with new_figure(path, figsize=(9, 5.5)) as (figure, axis):
-        for index, (method, mean) in enumerate(means.items()):
-            style = _style(index)
-            why_unseen = _why_unseen([value for value in mean.values() if np.isfinite(value)], limits)
-            axis.plot(list(mean), list(mean.values()), label=f"{method}{why_unseen}", **style)
-            for rate, scores in methods[method].items():
-                axis.plot([rate] * len(scores), scores, "o", color=style["color"], markersize=4, alpha=0.6)
-        rates = sorted({result.learning_rate for result in results})
-        axis.set_xscale("log")
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        axis.minorticks_off()
-        axis.set_ylim(*limits)
-        axis.set(xlabel="learning rate", ylabel=f"final validation {metric.name} ({reading or 'best reading'})")
-        axis.grid(alpha=0.3)
-        add_legend(figure, fontsize=8)
+def _draw_learning_rates(
+    axis: Any, searched: Sequence[Result], methods: Sequence[str], metric: Metric, weights: str | None
+) -> None:
+    finals: dict[str, dict[float, list[float]]] = {}
+    for method, runs in by_method(searched).items():
+        for run in sorted(runs, key=lambda run: run.learning_rate):
+            scores = finals.setdefault(method, {}).setdefault(run.learning_rate, [])
+            scores += [] if run.diverged else [_curve(run, metric, weights)[-1]]
+    for index, method in enumerate(methods):
+        by_rate = finals.get(method, {})
+        # The line is broken where all runs of a learning rate diverged.
+        means = [float(np.mean(scores)) if scores else np.nan for scores in by_rate.values()]
+        axis.plot(list(by_rate), means, **_style(index))
+        for rate, scores in by_rate.items():
+            axis.plot([rate] * len(scores), scores, "o", color=f"C{index % 10}", markersize=4, alpha=0.6)
+    rates = sorted({result.learning_rate for result in searched})
+    axis.set_xscale("log")
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axis.minorticks_off()
+    values = [score for by_rate in finals.values() for scores in by_rate.values() for score in scores]
+    axis.set_ylim(*_limits(values, metric))
+    axis.set(xlabel="learning rate", ylabel=f"final validation {metric.name} ({weights or 'best evaluation weights'})")
+    axis.grid(alpha=0.3)
 
 
 def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """Draws the steps that every method saves: a panel for each task, and one for their mean, with intervals.
+    """Draw the steps that every method saves: a panel for each task and one for their mean, with intervals.
 
     A hollow dot is an upper bound: some run did not reach the target. A mean over fewer tasks than all says how many.
 
@@ -105,11 +110,11 @@ def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Pa
     ):
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
+        for index, (axis, (name, panel)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
             is_mean = panel is table
             for row in panel:
                 y, saved = methods.index(row["method"]), 100 * row["steps_saved"]
-                color = "black" if is_mean else f"C{list(panels).index(name) % 10}"
+                color = "black" if is_mean else f"C{index % 10}"
                 if np.isfinite(row["steps_saved_low"]):
                     ends = [100 * row["steps_saved_low"], 100 * row["steps_saved_high"]]
                     axis.plot(ends, [y, y], color=color, linewidth=1.5)
@@ -127,7 +132,7 @@ def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Pa
 
 
 def _style(index: int) -> dict[str, Any]:
-    """How a method is drawn: narrow over wide, so that neighbours in the table that go the same way are both seen."""
+    """Return how to draw a method: narrow over wide, so that neighbours in the table that coincide are both seen."""
     level = index % 3
     return {
         "color": f"C{index % 10}",
@@ -138,7 +143,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _limits(values: Sequence[float], metric: Metric) -> tuple[float, float]:
-    """The ends of an axis that shows all values but those far worse than most, by ten interquartile ranges."""
+    """Return the ends of an axis that shows all values, except those ten interquartile ranges worse than most."""
     finite = np.array([value for value in values if np.isfinite(value)] or [0.0, 1.0])
     low, first, third, high = np.quantile(finite, [0, 0.25, 0.75, 1])
     if metric.higher_is_better:
@@ -149,18 +154,11 @@ def _limits(values: Sequence[float], metric: Metric) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _why_unseen(values: Sequence[float] | np.ndarray, limits: tuple[float, float]) -> str:
-    """What the legend says of a method of which nothing is within the limits of the axis."""
-    if any(limits[0] <= value <= limits[1] for value in values):
-        return ""
-    return ", off the axis" if len(values) else ", diverged"
-
-
-def _curve(run: Result, metric: Metric, reading: str | None) -> list[float]:
-    """A score over a run; of the best reading at every evaluation, where none is named."""
+def _curve(run: Result, metric: Metric, weights: str | None) -> list[float]:
+    """Return a score over a run, of the best evaluation weights at every evaluation where none are named."""
     curve = []
     for evaluation in run.evaluations:
         values = {name: scores[metric.name] for name, scores in evaluation.scores.items()}
-        # A reading of a further stage is not there before it.
-        curve.append(values.get(reading or metric.best(values), np.nan))
+        # The evaluation weights of a later stage do not exist before it.
+        curve.append(values.get(weights or metric.best(values), np.nan))
     return curve

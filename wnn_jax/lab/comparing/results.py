@@ -1,21 +1,23 @@
-"""Results of runs on disk: one file each, found by the key of what made it."""
+"""Results of runs: one compressed file for all runs of a comparison."""
 
 import dataclasses
+import gzip
 import json
 import math
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from wnn_jax._files import replace_on_success
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.task import Task
-from wnn_jax.lab.training.keys import describe_differences, describe_method, environment, run_key, versions
-from wnn_jax.lab.training.method import Method
+from wnn_jax.lab.tasks.task import Metric
+from wnn_jax.lab.training.keys import RESULTS_VERSION, describe_differences, made_by, run_key
 from wnn_jax.lab.training.trainer import Evaluation, Fitted, Scores, weights_sha256
 
-_FORMAT = "wnn_jax.result"
-_VERSION = 2
+RUNS_FILE = "runs.jsonl.gz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +25,24 @@ class Result:
     """A finished run.
 
     Attributes:
-      description: what made it: task, method, learning rate, seed, numbers of steps, versions.
+      description: the configuration that made it: task, method, learning rate, seed, steps. Its hash is the run's key.
+      metrics: the metrics of the task, the target first.
       evaluations: on the validation split, in the order of steps.
-      test: reading -> metric -> value on the test split, at the end.
+      test: the scores on the test split, at the end.
       diverged: whether the run ended early because its loss was no longer finite.
+      version: the `RESULTS_VERSION` that it was made with.
+      made_by: the code, the package versions and the machine.
+      weights_sha256: a hash of the last weights.
     """
 
     description: Mapping[str, Any]
+    metrics: tuple[Metric, ...]
     evaluations: Sequence[Evaluation]
     test: Scores
-    diverged: bool
+    diverged: bool = False
+    version: int = RESULTS_VERSION
+    made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    weights_sha256: str = ""
 
     @property
     def method(self) -> str:
@@ -50,144 +60,111 @@ class Result:
         return self.description["seed"]
 
     def final(self, metric: str) -> dict[str, float]:
-        """Reading -> value of a metric at the end, NaN where the run diverged."""
+        """Map the name of evaluation weights to a metric at the end, NaN where the run diverged."""
         scores = self.evaluations[-1].scores
         return {name: math.nan if self.diverged else values[metric] for name, values in scores.items()}
 
 
-def describe_run(
-    task: Task,
-    method: Method,
-    *,
-    task_description: Mapping[str, Any],
-    learning_rate: float,
-    num_steps: int,
-    evaluate_every: int,
-) -> dict[str, Any]:
-    """What makes a result, but for the seed.
-
-    Args:
-      task: what is trained.
-      method: how.
-      task_description: of `describe_task`.
-      learning_rate: given to the method.
-      num_steps: length of the run.
-      evaluate_every: steps between evaluations.
-    """
-    return {
-        "task": dict(task_description),
-        "method": describe_method(method, task, learning_rate, num_steps),
-        "learning_rate": learning_rate,
-        "num_steps": num_steps,
-        "evaluate_every": evaluate_every,
-        "versions": versions(),
-    }
+def result_of(description: Mapping[str, Any], metrics: Sequence[Metric], fitted: Fitted) -> Result:
+    """Make the result of a run that this process finished."""
+    weights = weights_sha256(fitted.state.params)
+    return Result(
+        description,
+        tuple(metrics),
+        fitted.evaluations,
+        fitted.test,
+        fitted.diverged,
+        made_by=made_by(),
+        weights_sha256=weights,
+    )
 
 
-def result_file(folder: Path, description: Mapping[str, Any]) -> Path:
-    """Where the result of a run is kept."""
-    name = f"{description['method']['name']}-rate{description['learning_rate']:g}-seed{description['seed']}"
-    return folder / f"{name.replace('/', '_')}-{run_key(description)[:12]}.json"
-
-
-def save_result(path: Path, description: Mapping[str, Any], fitted: Fitted) -> None:
-    """Writes a result, whole or not at all."""
-    content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "key": run_key(description),
-        "description": description,
-        "diverged": fitted.diverged,
-        "test": fitted.test,
-        "evaluations": [dataclasses.asdict(evaluation) for evaluation in fitted.evaluations],
-        "weights_sha256": weights_sha256(fitted.state.params),
-        "environment": environment(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_on_success(path) as temporary:
-        # JSON has no name for NaN.
-        temporary.write_text(json.dumps(_without_nan(content), allow_nan=False) + "\n")
-
-
-def load_result(path: Path) -> tuple[str, Result]:
-    """Reads a result.
+def load_results(folder: Path) -> list[Result]:
+    """Read all results in a folder.
 
     Returns:
-      Its key, and the result.
+      The results, oldest first. None if there is no file.
 
     Raises:
-      UsageError: if the file is damaged, or of another version.
+      UsageError: if the file is damaged, or the folder holds results of an older format.
     """
-    try:
-        content = json.loads(path.read_text())
-        is_result = content.get("format") == _FORMAT
-        version = content.get("version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); remove it, and only this run is repeated.") from error
-    if not is_result and "method" not in content:
-        raise UsageError(f"{path} is no result of a comparison; move it elsewhere, or choose another --output.")
-    if not is_result or version != _VERSION:
+    file = folder / RUNS_FILE
+    if (folder / "runs").is_dir() and any((folder / "runs").glob("*.json")):
         raise UsageError(
-            f"{path} is a result of version {version if is_result else 1}, but this wnn_jax reads version {_VERSION}. "
-            "It is kept as it is; choose another --output."
+            f"{folder / 'runs'} holds results of wnn_jax 0.1, one JSON file per run; read them with that version, or "
+            "choose another --output."
         )
+    if not file.exists():
+        return []
     try:
-        evaluations = [Evaluation(**_with_nan(evaluation)) for evaluation in content["evaluations"]]
-        result = Result(content["description"], evaluations, _with_nan(content["test"]), content["diverged"])
-        if run_key(result.description) != content["key"] or not evaluations:
-            raise ValueError("its key is not that of its description")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is damaged ({error!r}); remove it, and only this run is repeated.") from error
-    return content["key"], result
-
-
-def load_results(folder: Path, planned: Sequence[Mapping[str, Any]]) -> tuple[list[Result], list[str]]:
-    """The results of planned runs, in the order of the plan, and what else there is of the same runs.
-
-    Args:
-      folder: where results are.
-      planned: the descriptions of runs.
-
-    Returns:
-      The results that are there, and a line for every file that is of one of these methods, rates and seeds but was made
-      by something else: which file, and what is different.
-
-    Raises:
-      UsageError: if a file is damaged, or of another version.
-    """
-    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    by_key = {run_key(description): description for description in planned}
-    by_place = {_place(description): description for description in planned}
-    results, stale = {}, []
-    for file in files:
-        key, result = load_result(file)
-        if key in by_key:
-            results[key] = result
-        elif (description := by_place.get(_place(result.description))) is not None:
-            differences = describe_differences(result.description, description)
-            stale.append(f"{file.name} was made by something else and is not shown: {'; '.join(differences)}")
-    return [results[key] for key in by_key if key in results], stale
-
-
-def refuse_old_folder(folder: Path) -> None:
-    """Refuses a folder with results of the first version, which had no keys.
-
-    Raises:
-      UsageError: if it is one.
-    """
-    if (folder / "settings.json").exists():
+        with gzip.open(file, "rt") as lines:
+            return [_from_json(json.loads(line)) for line in lines]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"--output {folder} holds results of version 1, but this wnn_jax reads version {_VERSION}. They are kept "
-            "as they are; choose another --output."
-        )
+            f"{file} is damaged ({error!r}). Restore it from a copy, or remove it: its runs are then made again."
+        ) from error
 
 
-def _place(description: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a reader of a table would take two runs for the same by."""
-    return description["method"]["name"], description["learning_rate"], description["seed"]
+def has_result(folder: Path, key: str) -> bool:
+    """Return whether the file of a folder has a result with this key."""
+    file = folder / RUNS_FILE
+    if not file.exists():
+        return False
+    with gzip.open(file, "rt") as lines:
+        return any(line.startswith(f'{{"key": "{key}"') for line in lines)
+
+
+def add_result(folder: Path, result: Result) -> None:
+    """Append a result to the file of a folder. The file is written whole or not at all."""
+    line = json.dumps(_to_json(result), allow_nan=False) + "\n"
+    _rewrite(folder, lambda old: old + gzip.compress(line.encode(), mtime=0))
+
+
+def write_results(folder: Path, results: Iterable[Result]) -> None:
+    """Replace the file of a folder by these results."""
+    text = "".join(json.dumps(_to_json(result), allow_nan=False) + "\n" for result in results)
+    _rewrite(folder, lambda old: gzip.compress(text.encode(), mtime=0))
+
+
+def stale_differences(result: Result, description: Mapping[str, Any]) -> list[str]:
+    """List why a result is not the result of a run with a description; empty if it is."""
+    if result.version != RESULTS_VERSION:
+        return [f"RESULTS_VERSION was {result.version} and is {RESULTS_VERSION}"]
+    return describe_differences(result.description, description)
+
+
+def _rewrite(folder: Path, change: Callable[[bytes], bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / RUNS_FILE
+    with filelock.FileLock(folder / f".{RUNS_FILE}.lock"):
+        content = change(file.read_bytes() if file.exists() else b"")
+        with replace_on_success(file) as temporary:
+            temporary.write_bytes(content)
+
+
+def _to_json(result: Result) -> dict[str, Any]:
+    content = dataclasses.asdict(result)
+    content["metrics"] = [
+        {"name": metric.name, "higher_is_better": metric.higher_is_better, "format": metric.format}
+        for metric in result.metrics
+    ]
+    return {"key": run_key(result.description), **_without_nan(content)}
+
+
+def _from_json(content: dict[str, Any]) -> Result:
+    key = content.pop("key")
+    if content["version"] == RESULTS_VERSION and run_key(content["description"]) != key:
+        raise ValueError("a key does not belong to its description")
+    content["metrics"] = tuple(Metric(**metric) for metric in content["metrics"])
+    content["evaluations"] = [Evaluation(**_with_nan(evaluation)) for evaluation in content["evaluations"]]
+    if not content["evaluations"]:
+        raise ValueError("a run has no evaluation")
+    content["test"] = _with_nan(content["test"])
+    return Result(**content)
 
 
 def _without_nan(value: Any) -> Any:
+    """Replace numbers that JSON does not have by `None`."""
     if isinstance(value, Mapping):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a comparison shows: best learning rates, steps saved, final scores."""
+"""The figures of a comparison: best learning rates, steps saved, final scores."""
 
 import math
 import statistics
@@ -16,23 +16,23 @@ Row = dict[str, Any]
 _CONFIDENCE = 0.95
 
 
-def best_rates(results: Sequence[Result], metric: Metric, reading: str | None = None) -> dict[str, float]:
-    """Method -> the learning rate with the best mean final value of a metric on the validation split.
+def best_rates(results: Sequence[Result], metric: Metric, weights: str | None = None) -> dict[str, float]:
+    """Map each method to the learning rate with the best mean final metric on the validation split.
 
     Args:
-      results: of all methods at all rates.
-      metric: what decides.
-      reading: what to read, or `None` for the best reading.
+      results: of all methods at all learning rates.
+      metric: decides.
+      weights: the name of the evaluation weights, or `None` for the best ones.
 
     Raises:
-      UsageError: if there is no such reading.
+      UsageError: if a method has no such evaluation weights.
     """
     rates: dict[str, float] = {}
-    for method, runs in _grouped(results).items():
+    for method, runs in by_method(results).items():
         by_rate: dict[float, list[Result]] = {}
         for run in runs:
             by_rate.setdefault(run.learning_rate, []).append(run)
-        scores = {str(rate): _best_final(group, metric, reading)[1] for rate, group in by_rate.items()}
+        scores = {str(rate): _best_final(group, metric, weights)[1] for rate, group in by_rate.items()}
         rates[method] = float(metric.best(scores))
     return rates
 
@@ -41,81 +41,80 @@ def summarize(
     results: Sequence[Result],
     metrics: Sequence[Metric],
     *,
-    plain: Sequence[str],
+    baselines: Sequence[str],
     learning_rates: Mapping[str, Sequence[float]],
-    reading: str | None = None,
+    weights: str | None = None,
     target: float | None = None,
 ) -> list[Row]:
-    """The table of a comparison: one row per method.
+    """Make the table of a comparison: one row per method.
 
-    The reference is the plain method with the best final score, or the first method where none is plain. A run has saved the
-    share of its steps that it did not need to reach the target: the best score that the reference, with the same seed,
-    has had by its end. (Scores go to and fro from one evaluation to the next; a target that is the last score itself is
-    soon reached by chance.) Whichever reading gets there first counts, in the reference too. Between two evaluations
-    the score is taken to be a straight line. A run that does not reach the target has saved nothing, at most: the mean
-    over seeds is then an upper bound, and `reached` tells.
+    The reference is the baseline with the best final score, or the first method where no baseline is there. Its target,
+    for each seed, is its best score in the whole run: a run's last score is often reached earlier by chance. A run
+    saves the share of its steps that it does not need to reach the target. Whichever evaluation weights get there first
+    count, in the reference too. Between two evaluations the score is taken as a straight line. A run that does not
+    reach the target saves nothing: the mean over seeds is then an upper bound, and `reached` tells.
 
     Args:
       results: of all methods, each at one learning rate.
       metrics: of the task, the target first.
-      plain: the names of the methods that may be the reference.
-      learning_rates: of every method, among which its own was chosen.
-      reading: what to read in every method, or `None` for the best.
-      target: a value to reach in place of the reference's.
+      baselines: the names of the methods that may be the reference.
+      learning_rates: the grid of every method.
+      weights: the evaluation weights of every method, or `None` for the best ones.
+      target: a value to reach instead of the reference's.
 
     Raises:
-      UsageError: if there is no such reading.
+      UsageError: if a method has no such evaluation weights.
     """
     metric = metrics[0]
-    by_method = _grouped(results)
-    finals = {method: _best_final(runs, metric, reading) for method, runs in by_method.items()}
-    candidates = {method: finals[method][1] for method in by_method if method in plain} or {next(iter(by_method)): 0.0}
+    grouped = by_method(results)
+    finals = {method: _best_final(runs, metric, weights) for method, runs in grouped.items()}
+    candidates = {name: finals[name][1] for name in grouped if name in baselines} or {next(iter(grouped)): 0.0}
     reference = metric.best(candidates)
-    targets = {run.seed: _best_so_far(run, metric, reading) for run in by_method[reference]}
+    targets = {run.seed: _best_so_far(run, metric, weights) for run in grouped[reference]}
     if target is not None:
         targets = dict.fromkeys(targets, target)
     return [
-        _row(method, runs, metrics, finals[method][0], targets, reading, reference, learning_rates[method])
-        for method, runs in by_method.items()
+        _row(runs, metrics, finals[method][0], targets, weights, method == reference, learning_rates[method])
+        for method, runs in grouped.items()
     ]
 
 
-def steps_to(run: Result, metric: Metric, target: float, reading: str | None = None) -> float:
-    """The steps until a run's score is at the target, or infinity.
+def steps_to(run: Result, metric: Metric, target: float, weights: str | None = None) -> float:
+    """Return the steps until a run's score reaches the target, or infinity.
 
     Args:
       run: the run.
-      metric: what counts.
+      metric: the metric that counts.
       target: its value.
-      reading: what to read, or `None` for whichever gets there first.
+      weights: the evaluation weights, or `None` for those that get there first.
     """
-    return min(_crossing(run, metric, target, name) for name in _readings(run, reading))
+    return min(_crossing(run, metric, target, name) for name in _names(run, weights))
 
 
-def _best_so_far(run: Result, metric: Metric, reading: str | None) -> float:
-    """The best value of a metric in a whole run."""
+def _best_so_far(run: Result, metric: Metric, weights: str | None) -> float:
+    """Return the best value of a metric in a whole run."""
     values = {
         f"{name} {evaluation.step}": evaluation.scores[name][metric.name]
         for evaluation in run.evaluations
-        for name in _readings(run, reading)
+        for name in _names(run, weights)
         if name in evaluation.scores
     }
     return values[metric.best(values)]
 
 
-def _readings(run: Result, reading: str | None) -> Sequence[str]:
-    """What to read in a run. A further stage of it may have readings that the ones before have not."""
-    if reading is not None:
-        return (reading,)
+def _names(run: Result, weights: str | None) -> Sequence[str]:
+    """Return the evaluation weights of a run. A later stage may have some that the first stage lacks."""
+    if weights is not None:
+        return (weights,)
     return tuple(dict.fromkeys(name for evaluation in run.evaluations for name in evaluation.scores))
 
 
-def _crossing(run: Result, metric: Metric, target: float, reading: str) -> float:
+def _crossing(run: Result, metric: Metric, target: float, weights: str) -> float:
     previous_step, previous = 0, math.nan
     for evaluation in run.evaluations:
-        if reading not in evaluation.scores:
+        if weights not in evaluation.scores:
             continue
-        value = evaluation.scores[reading][metric.name]
+        value = evaluation.scores[weights][metric.name]
         if metric.is_at_least(value, target):
             if not math.isfinite(previous) or value == previous:
                 return float(evaluation.step)
@@ -126,24 +125,22 @@ def _crossing(run: Result, metric: Metric, target: float, reading: str) -> float
 
 
 def _row(
-    method: str,
     runs: Sequence[Result],
     metrics: Sequence[Metric],
     best: str,
     targets: Mapping[int, float],
-    reading: str | None,
-    reference: str,
+    weights: str | None,
+    is_reference: bool,
     learning_rates: Sequence[float],
 ) -> Row:
-    metric = metrics[0]
-    steps = [steps_to(run, metric, targets[run.seed], reading) for run in runs]
+    steps = [steps_to(run, metrics[0], targets[run.seed], weights) for run in runs]
     num_steps = runs[0].description["num_steps"]
     saved = [1 - step / num_steps if math.isfinite(step) else 0.0 for step in steps]
     low, high = _interval(saved)
     rate = runs[0].learning_rate
     row: Row = {
-        "method": method,
-        "is_reference": method == reference,
+        "method": runs[0].method,
+        "is_reference": is_reference,
         "learning_rate": rate,
         "is_at_edge": len(learning_rates) > 1 and rate in (min(learning_rates), max(learning_rates)),
         "runs": len(runs),
@@ -156,46 +153,47 @@ def _row(
         "steps_to_target": statistics.median(steps),
         "target": statistics.mean(targets.values()),
         "seconds": statistics.median(run.evaluations[-1].seconds for run in runs),
-        "reading": best,
-        "fingerprint": runs[0].description["method"].get("nowcaster"),
+        "weights": best,
+        "nowcaster": runs[0].description["method"].get("nowcaster"),
     }
-    for name in _final_readings(runs):
-        for each in metrics:
-            values = [run.final(each.name).get(name, math.nan) for run in runs]
-            row[f"{name}: {each.name}"], row[f"{name}: {each.name} std"] = _mean_and_std(values)
-    for each in metrics:
-        values = [math.nan if run.diverged else run.test[best][each.name] for run in runs]
-        row[f"test: {each.name}"], row[f"test: {each.name} std"] = _mean_and_std(values)
+    for name in _final_names(runs):
+        for metric in metrics:
+            values = [run.final(metric.name).get(name, math.nan) for run in runs]
+            row[f"{name}: {metric.name}"], row[f"{name}: {metric.name} std"] = _mean_and_std(values)
+    for metric in metrics:
+        values = [math.nan if run.diverged else run.test[best][metric.name] for run in runs]
+        row[f"test: {metric.name}"], row[f"test: {metric.name} std"] = _mean_and_std(values)
     return row
 
 
-def _best_final(runs: Sequence[Result], metric: Metric, reading: str | None) -> tuple[str, float]:
-    """The reading with the best mean final value, and that value; NaN if a run diverged."""
-    names = _final_readings(runs)
-    if reading is not None:
-        if reading not in names:
-            raise UsageError(f"--reading {reading!r} is not one of the method {runs[0].method!r}: {', '.join(names)}.")
-        names = (reading,)
+def _best_final(runs: Sequence[Result], metric: Metric, weights: str | None) -> tuple[str, float]:
+    """Return the evaluation weights with the best mean final value, and that value; NaN if a run diverged."""
+    names = _final_names(runs)
+    if weights is not None:
+        if weights not in names:
+            raise UsageError(
+                f"--evaluation-weights {weights!r}: the method {runs[0].method!r} has only {', '.join(names)}."
+            )
+        names = (weights,)
     finals = [run.final(metric.name) for run in runs]
     means = {name: statistics.mean(final.get(name, math.nan) for final in finals) for name in names}
     best = metric.best(means)
     return best, means[best]
 
 
-def _final_readings(runs: Sequence[Result]) -> Sequence[str]:
-    """What is read at the end of a method's runs. One that diverged in its first stage lacks the readings of the last."""
+def _final_names(runs: Sequence[Result]) -> Sequence[str]:
+    """Return the evaluation weights at the end. A run that diverged early lacks those of the last stage."""
     return tuple(dict.fromkeys(name for run in runs for name in run.evaluations[-1].scores))
 
 
 def summarize_tasks(rows: Mapping[str, Sequence[Row]], methods: Sequence[str]) -> list[Row]:
-    """The table over several tasks: one row per method, with the mean over the tasks and the worst of them.
+    """Make the table over several tasks: one row per method, with the mean over the tasks and the worst task.
 
-    The interval of the mean is a bootstrap over seeds within tasks: the seeds of every task are drawn anew, and the
-    tasks stay. So it says how far the mean over these tasks would be another one with other seeds, and nothing of
-    other tasks.
+    The interval is a bootstrap over seeds within tasks: it draws the seeds of every task again, and keeps the tasks. So
+    it tells how much the mean over these tasks depends on the seeds, and nothing about other tasks.
 
     Args:
-      rows: of each task, by its name: those of the methods that are there.
+      rows: the rows of each task, by its name.
       methods: all methods, in the order of the table.
     """
     table: list[Row] = []
@@ -222,7 +220,7 @@ def summarize_tasks(rows: Mapping[str, Sequence[Row]], methods: Sequence[str]) -
 
 
 def _interval(*samples: Sequence[float]) -> tuple[float, float]:
-    """A bootstrap interval of the mean over samples of the means over seeds; NaN where a sample is of a single one."""
+    """Return a bootstrap interval of the mean over samples of their means; NaN where a sample has one value."""
     if min(map(len, samples)) < 2:
         return math.nan, math.nan
     from scipy.stats import bootstrap
@@ -240,9 +238,9 @@ def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _grouped(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """The runs of each method, in the order of their first appearance."""
-    by_method: dict[str, list[Result]] = {}
+def by_method(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Group runs by method, in the order of their first appearance."""
+    grouped: dict[str, list[Result]] = {}
     for result in results:
-        by_method.setdefault(result.method, []).append(result)
-    return by_method
+        grouped.setdefault(result.method, []).append(result)
+    return grouped

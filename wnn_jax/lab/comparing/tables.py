@@ -1,4 +1,4 @@
-"""The table of a comparison on a terminal."""
+"""Tables of comparisons on a terminal."""
 
 import math
 import textwrap
@@ -10,49 +10,47 @@ from rich.table import Table
 from wnn_jax.lab.comparing.summary import Row
 from wnn_jax.lab.tasks.task import Metric
 
-# More metrics than these make a table that is too wide; the CSV has all.
-_NUM_SHOWN = 2
-
+# More metrics than these make the table too wide. The CSV file has all of them.
+_NUM_METRICS = 2
 _CELL_WIDTH = 12
 
 
 def print_table(
     rows: Sequence[Row], metrics: Sequence[Metric], console: Console, *, has_own_target: bool = False
 ) -> None:
-    """Shows the table of a comparison on a terminal.
+    """Print the table of a comparison.
 
     Args:
       rows: of the table.
       metrics: of the task, the target first.
-      console: where to.
-      has_own_target: whether the target was given, rather than taken from the reference.
+      console: where to print.
+      has_own_target: whether the target was given and does not come from the reference.
     """
     reference = next(row for row in rows if row["is_reference"])
     target = metrics[0]
     value = format(reference["target"], target.format) if math.isfinite(reference["target"]) else "none"
     origin = "" if has_own_target else f", the best score of {reference['method']!r} (mean over seeds)"
-    edge = "; *: the best rate is at the edge of the grid" if any(row["is_at_edge"] for row in rows) else ""
+    edge = "; *: the best learning rate is at the edge of the grid" if any(row["is_at_edge"] for row in rows) else ""
     table = Table(
         title=f"Steps saved to {target.name} {value}{origin}",
-        caption="steps saved: mean over seeds and 95 % bootstrap interval, by whichever reading is there first; "
-        "scores: mean ± standard deviation at the end, of the reading that is best there; rates and readings are "
-        f"chosen on the validation split; seconds: of training steps{edge}",
+        caption="steps saved: mean over seeds and 95 % bootstrap interval, by the evaluation weights that get there "
+        "first; scores: mean ± standard deviation at the end, of the best evaluation weights; learning rates and "
+        f"evaluation weights are chosen on the validation split; seconds: of training steps{edge}",
     )
-    for heading in ("method", "rate", "read from"):
+    for heading in ("method", "rate", "evaluation weights"):
         table.add_column(heading, no_wrap=True)
-    shown = metrics[:_NUM_SHOWN]
+    shown = metrics[:_NUM_METRICS]
     scores = [f"validation {metric.name}" for metric in shown]
     for heading in ("steps saved %", "reached", *scores, f"test {target.name}", "seconds"):
         table.add_column(heading, justify="right", overflow="fold")
     for row in rows:
-        best = row["reading"]
         table.add_row(
             row["method"],
             f"{row['learning_rate']:g}{'*' if row['is_at_edge'] else ''}",
-            best,
+            row["weights"],
             _steps_saved(row),
             f"{row['reached']}/{row['runs']}",
-            *(_mean_and_std(row, f"{best}: {metric.name}", metric) for metric in shown),
+            *(_mean_and_std(row, f"{row['weights']}: {metric.name}", metric) for metric in shown),
             _mean_and_std(row, f"test: {target.name}", target),
             f"{row['seconds']:.1f}",
         )
@@ -60,61 +58,36 @@ def print_table(
 
 
 def print_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], console: Console) -> None:
-    """Shows the table over several tasks on a terminal.
+    """Print the table over several tasks.
 
     Args:
       table: of `summarize_tasks`.
       rows: of each task, by its name.
-      console: where to.
+      console: where to print.
     """
-    headings, *lines = ([_narrow(cell) for cell in line] for line in _cells(table, rows))
     shown = Table(
         title="Steps saved %",
-        caption="mean over seeds and 95 % bootstrap interval; mean: over these tasks, or so many as "
-        "have the method, seeds resampled within each; at most: some run did not reach the target, and saved nothing",
+        caption="mean over seeds and 95 % bootstrap interval; mean: over these tasks, or over as many as have the "
+        "method, seeds resampled within each; at most: some run did not reach the target, and saved nothing",
         show_lines=True,
         padding=0,
     )
-    for index, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for line in lines:
-        shown.add_row(*line)
-    console.print(shown)
-
-
-def tasks_as_markdown(
-    table: Sequence[Row], rows: Mapping[str, Sequence[Row]], missing: Mapping[str, Sequence[str]]
-) -> str:
-    """The table over several tasks, in Markdown, with what is missing below it.
-
-    Args:
-      table: of `summarize_tasks`.
-      rows: of each task, by its name.
-      missing: the methods without a result, by task.
-    """
-    headings, *lines = _cells(table, rows)
-    written = [f"| {' | '.join(line)} |" for line in (headings, *lines)]
-    written.insert(1, f"|{'---|' * len(headings)}")
-    notes = [f"- missing: {task}: {', '.join(methods)}" for task, methods in missing.items() if methods]
-    return "\n".join([*written, *(["", *notes] if notes else []), ""])
-
-
-def _narrow(cell: str) -> str:
-    """A cell in lines of at most 12 characters, where it has hyphens or spaces to break it at, the interval in one."""
-    value, bracket, interval = cell.partition("(")
-    return "\n".join([*textwrap.wrap(value, _CELL_WIDTH), *([bracket + interval] if bracket else [])])
-
-
-def _cells(table: Sequence[Row], rows: Mapping[str, Sequence[Row]]) -> list[list[str]]:
-    """The headings and the lines of the table over several tasks."""
+    for index, heading in enumerate(("method", *rows, f"mean of {len(rows)}", "worst")):
+        shown.add_column(_narrow(heading), justify="right" if index else "left", overflow="fold")
     cells = {(task, row["method"]): _steps_saved(row) for task, task_rows in rows.items() for row in task_rows}
-    lines = [["method", *rows, f"mean of {len(rows)}", "worst"]]
     for row in table:
         method, count = row["method"], row["tasks"]
         mean = (f"of {count}: " if count < len(rows) else "") + _steps_saved(row)
         worst = f"{100 * row['worst']:.0f}, {row['worst_task']}"
-        lines.append([method, *(cells.get((task, method), "") for task in rows), mean, worst])
-    return lines
+        line = (method, *(cells.get((task, method), "") for task in rows), mean, worst)
+        shown.add_row(*map(_narrow, line))
+    console.print(shown)
+
+
+def _narrow(cell: str) -> str:
+    """Break a cell into lines of at most 12 characters, with the interval on one line."""
+    value, bracket, interval = cell.partition("(")
+    return "\n".join([*textwrap.wrap(value, _CELL_WIDTH), *([bracket + interval] if bracket else [])])
 
 
 def _steps_saved(row: Row) -> str:

@@ -1,1 +1,1 @@
-"""Nowcasters: what each kind is trained to do, its training, and its export."""
+"""Making nowcasters: collect trajectories, train on them, measure forecast errors, export."""

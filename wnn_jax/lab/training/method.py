@@ -1,4 +1,4 @@
-"""What a method of a comparison is: a named recipe for training."""
+"""A method of a comparison: a named recipe for training."""
 
 import contextlib
 import dataclasses
@@ -9,21 +9,22 @@ import jax
 import optax
 
 from wnn_jax.lab.tasks.task import Params, Task
-from wnn_jax.lab.training.evaluation_weights import Reading
+from wnn_jax.lab.training.evaluation_weights import EvaluationWeights
+from wnn_jax.lab.training.keys import describe
 from wnn_jax.lab.training.step import TrainState, View, init_state
 
 
 class StageStart(NamedTuple):
-    """What a further stage of a training begins with.
+    """The beginning of a later stage of a run.
 
     Attributes:
-      task: what it trains on. Its parameters need not be those of the stage before.
-      optimizer: what trains it.
-      params: parameters to begin with.
-      model_state: model state to begin with.
-      opt_state: of `optimizer`, or `None` for a new one.
+      task: what the stage trains. Its parameters may differ from those of the stage before.
+      optimizer: trains it.
+      params: the first parameters.
+      model_state: the first model state.
+      opt_state: the state of `optimizer`, or `None` for a new one.
       view: which part of the state is the network.
-      readings: beside the weights and their moving averages.
+      evaluation_weights: what to evaluate, in addition to the weights and their moving averages.
     """
 
     task: Task
@@ -32,34 +33,34 @@ class StageStart(NamedTuple):
     model_state: Any
     opt_state: Any = None
     view: View = View()
-    readings: Mapping[str, Reading] = {}
+    evaluation_weights: Mapping[str, EvaluationWeights] = {}
 
 
 class Stage(Protocol):
-    """A further stage of a training: another optimizer, or other parameters, from some step on.
+    """A later stage of a run, with another optimizer or other parameters.
 
-    An implementation is a frozen dataclass: its `repr` enters the key of a run.
+    An implementation is a frozen dataclass. Its fields enter the key of a run.
     """
 
     def first_step(self, num_steps: int) -> int:
-        """The first step of the stage, in a training of `num_steps`."""
+        """Return the first step of the stage in a run of `num_steps`."""
         ...
 
     def start(self, task: Task, state: TrainState, learning_rate: float, num_steps: int, seed: int) -> StageStart:
-        """Makes the beginning of the stage from the end of the one before.
+        """Make the beginning of the stage from the end of the stage before.
 
         Args:
-          task: what the comparison trains.
-          state: at the end of the stage before, with the state of that stage's own optimizer.
-          learning_rate: the method's.
-          num_steps: length of the whole training.
-          seed: of the run.
+          task: the task of the comparison.
+          state: the state at the end of the stage before, with the state of that stage's own optimizer.
+          learning_rate: the learning rate of the method.
+          num_steps: length of the whole run.
+          seed: the seed of the run.
         """
         ...
 
 
 def same_task(task: Task) -> Task:
-    """The task itself."""
+    """Return the task itself."""
     return task
 
 
@@ -68,28 +69,40 @@ class Method:
     """A named recipe for training.
 
     Attributes:
-      name: as in tables, plots and file names.
+      name: its name in tables and plots.
       optimizer: `(learning_rate, num_steps) -> GradientTransformation`.
-      readings: what to evaluate beside the weights and their moving averages.
+      settings: whatever else decides the numbers of a run, in types that JSON has. They enter the key of a run. A
+        recipe whose code changes without a setting needs another `RESULTS_VERSION`.
+      evaluation_weights: what to evaluate, in addition to the weights and their moving averages.
       view: which part of the state is the network.
-      stages: further stages of the training.
-      task: changes what is trained, for example to fewer examples where others are to be kept for later.
-      nowcaster: the fingerprint of the nowcaster in it, if there is one that has any.
-      is_plain: whether it may be the reference: training as it is without anything that this library is about.
+      stages: later stages of a run.
+      task: changes the task, for example to train on fewer examples.
+      is_baseline: whether the method may be the reference: it uses nothing of this library.
     """
 
     name: str
     optimizer: Callable[[float, int], optax.GradientTransformation]
-    readings: Mapping[str, Reading] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    evaluation_weights: Mapping[str, EvaluationWeights] = dataclasses.field(
+        default_factory=dict[str, EvaluationWeights]
+    )
     view: View = dataclasses.field(default_factory=View)
     stages: tuple[Stage, ...] = ()
     task: Callable[[Task], Task] = same_task
-    nowcaster: str | None = None
-    is_plain: bool = False
+    is_baseline: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the method in types that JSON has: its part of a run's key."""
+        description = {"name": self.name, **describe(self.settings)}
+        if self.stages:
+            description["stages"] = describe(self.stages)
+        if self.task is not same_task:
+            description["task"] = describe(self.task)
+        return description
 
 
 def check_method(method: Method, task: Task, learning_rate: float, num_steps: int) -> None:
-    """Begins a method with shapes, so that one that cannot train a task is refused before anything is trained.
+    """Begin a method with shapes alone, so that a misfit is found before anything trains.
 
     Args:
       method: how to train.
@@ -98,7 +111,7 @@ def check_method(method: Method, task: Task, learning_rate: float, num_steps: in
       num_steps: given to the method.
 
     Raises:
-      ValueError: if the optimizer does not take the task's parameters, or a second stage cannot begin with them.
+      ValueError: if the optimizer does not take the task's parameters, or the second stage cannot begin with them.
     """
 
     def begin(key: jax.Array) -> None:
@@ -106,6 +119,6 @@ def check_method(method: Method, task: Task, learning_rate: float, num_steps: in
         for stage in method.stages[:1]:
             stage.start(task, state, learning_rate, num_steps, 0)
 
-    # A stage that looks at values, such as those of checkpoints, can only begin with them.
+    # A stage that looks at values, such as those of checkpoints, cannot begin with shapes.
     with contextlib.suppress(jax.errors.JAXTypeError):
         jax.eval_shape(begin, jax.random.key(0))

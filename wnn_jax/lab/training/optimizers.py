@@ -1,32 +1,44 @@
-"""Optimizers and learning rate schedules by name."""
+"""Optimizers and learning rate schedules by name, and the optimizers that nowcasting is compared with."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import wnn_jax
+from wnn_jax._checks import check_float, check_int
 from wnn_jax.lab.errors import look_up
 
 ScalarOrSchedule = Any
+# Its `__name__` enters the key of a run.
 BaseOptimizer = Callable[[ScalarOrSchedule], optax.GradientTransformation]
 
 ADAMW_WEIGHT_DECAY = 0.01
 
 
-def muon(learning_rate: ScalarOrSchedule, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Muon for every kernel, as a matrix, and Adam for all else.
+def adamw(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation:
+    """Return AdamW with a weight decay of 0.01."""
+    return optax.adamw(learning_rate, weight_decay=ADAMW_WEIGHT_DECAY)
 
-    The matrix of a convolution has a column for each output channel; that of a dense kernel with split axes is the most
-    nearly square one. Optax's own rule leaves to Adam what is not of rank 2, such as the kernels of convolutions and of
-    attention heads, and gives Muon the embeddings, which its author advises against.
+
+def sgd(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation:
+    """Return SGD with Nesterov momentum 0.9."""
+    return optax.sgd(learning_rate, momentum=0.9, nesterov=True)
+
+
+def muon(learning_rate: ScalarOrSchedule, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Return Muon for every kernel, as a matrix, and Adam for everything else.
+
+    A convolution's matrix has one column for each output channel. A dense kernel with split axes becomes its most
+    nearly square matrix. Optax's own rule leaves convolutions and attention heads to Adam, and gives Muon the
+    embeddings, which its author advises against.
 
     Args:
-      learning_rate: of both.
-      weight_decay: of both.
+      learning_rate: of both optimizers.
+      weight_decay: of both optimizers.
 
     References:
       Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024
@@ -48,17 +60,11 @@ def muon(learning_rate: ScalarOrSchedule, *, weight_decay: float = 0.0) -> optax
     )
 
 
-# Name -> optimizer, given a learning rate or a schedule of it.
-BASE_OPTIMIZERS: Mapping[str, BaseOptimizer] = {
-    "adam": optax.adam,
-    "adamw": lambda learning_rate: optax.adamw(learning_rate, weight_decay=ADAMW_WEIGHT_DECAY),
-    "sgd": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9, nesterov=True),
-    "muon": muon,
-}
+BASE_OPTIMIZERS: Mapping[str, BaseOptimizer] = {"adam": optax.adam, "adamw": adamw, "sgd": sgd, "muon": muon}
 
 
 def base_optimizer(name: str) -> BaseOptimizer:
-    """The optimizer of a name.
+    """Return the optimizer of a name.
 
     Raises:
       UsageError: if there is none.
@@ -66,19 +72,131 @@ def base_optimizer(name: str) -> BaseOptimizer:
     return look_up(BASE_OPTIMIZERS, name, "--optimizer")
 
 
+def ademamix(
+    learning_rate: float, num_steps: int, *, alpha: float, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Return AdEMAMix whose memory is a tenth of the steps so far, at most 1,000 steps.
+
+    The weight of its slow mean rises linearly to `alpha` over the first 30 % of the run.
+
+    Args:
+      learning_rate: constant.
+      num_steps: length of the run.
+      alpha: weight of the slow mean.
+      weight_decay: as in AdamW.
+
+    References:
+      Pagliardini, Ablin, Grangier, `The AdEMAMix Optimizer: Better, Faster, Older <https://arxiv.org/abs/2409.03137>`_,
+      ICLR 2025
+    """
+
+    def slow_decay(step: Any) -> Any:
+        return jnp.minimum(0.999, 1 - 1 / (11 + 0.1 * step))
+
+    def slow_weight(step: Any) -> Any:
+        return alpha * jnp.minimum(1.0, step / (0.3 * num_steps))
+
+    return optax.contrib.ademamix(learning_rate, b3=slow_decay, alpha=slow_weight, weight_decay=weight_decay)
+
+
+def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Return schedule-free AdamW, warmed up over a twentieth of the run.
+
+    Args:
+      learning_rate: after the warm-up.
+      num_steps: length of the run.
+      weight_decay: as in AdamW.
+
+    References:
+      Defazio et al., `The Road Less Scheduled <https://arxiv.org/abs/2405.15682>`_, 2024
+    """
+    warmup_steps = max(num_steps // 20, 1)
+    return optax.contrib.schedule_free_adamw(learning_rate, warmup_steps=warmup_steps, weight_decay=weight_decay)
+
+
+class SnooState(NamedTuple):
+    """State of `snoo`.
+
+    Attributes:
+      count: int32, the number of steps taken.
+      slow: the parameters at the last synchronisation.
+      momentum: the running sum of displacements, a tree like the parameters.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    slow: Any
+    momentum: Any
+
+
+def snoo(period: int = 20, momentum: float = 0.5, step_size: float = 0.8) -> optax.GradientTransformation:
+    r"""Take a step of Nesterov momentum every `period` steps, along the displacement of these steps.
+
+    With the slow parameters :math:`w`, the parameters :math:`x` after the optimizer's step, :math:`\mu` = `momentum`
+    and :math:`\eta` = `step_size`, every `period`-th step ends with
+
+    .. math::
+      s = w - x; \quad b \leftarrow \mu b + s; \quad w \leftarrow w - \eta (\mu b + s); \quad x \leftarrow w.
+
+    Args:
+      period: steps between synchronisations.
+      momentum: the share of the running sum that a synchronisation keeps.
+      step_size: multiplies the step.
+
+    Returns:
+      A transformation with a `SnooState`. It comes last in a chain.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    References:
+      Kallusky et al., `SNOO: Step-K Nesterov Outer Optimizer <https://arxiv.org/abs/2510.15830>`_, 2025
+    """
+    check_int("period", period, "the number of steps between synchronisations", minimum=1)
+    check_float("momentum", momentum, "the share of the running sum to keep", minimum=0.0, below=1.0)
+    check_float("step_size", step_size, "the factor of the step", minimum=0.0)
+
+    def init_fn(params: Any) -> SnooState:
+        return SnooState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update_fn(updates: Any, state: SnooState, params: Any = None) -> tuple[Any, SnooState]:
+        def synchronize(updates: Any, slow: Any, total: Any, params: Any) -> tuple[Any, Any, Any]:
+            fast = optax.apply_updates(params, updates)
+            move = jax.tree.map(jnp.subtract, slow, fast)
+            total = jax.tree.map(lambda b, s: momentum * b + s, total, move)
+            slow = jax.tree.map(lambda w, b, s: w - step_size * (momentum * b + s), slow, total, move)
+            return jax.tree.map(jnp.subtract, slow, params), slow, total
+
+        count = cast(jax.Array, optax.safe_increment(state.count))
+        updates, slow, total = jax.lax.cond(
+            count % period == 0,
+            synchronize,
+            lambda updates, slow, total, _: (updates, slow, total),
+            updates,
+            state.slow,
+            state.momentum,
+            params,
+        )
+        return updates, SnooState(count, slow, total)
+
+    return optax.GradientTransformation(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+
+
 def constant(learning_rate: float, num_steps: int) -> float:
-    """The learning rate itself."""
+    """Return the learning rate itself."""
     del num_steps
     return learning_rate
 
 
 def cosine(learning_rate: float, num_steps: int) -> optax.Schedule:
-    """Half a cosine, from the learning rate down to 0."""
+    """Return half a cosine, from the learning rate down to 0."""
     return optax.cosine_decay_schedule(learning_rate, num_steps)
 
 
 def warmup_stable_decay(learning_rate: float, num_steps: int, *, decay_share: float = 0.2) -> optax.Schedule:
-    """Constant, and then linear to 0 over the last fifth of the training."""
+    """Return a constant learning rate that falls linearly to 0 over the last fifth of the run."""
     decay_steps = max(int(decay_share * num_steps), 1)
     decay = optax.linear_schedule(learning_rate, 0.0, decay_steps)
     return optax.join_schedules([optax.constant_schedule(learning_rate), decay], [num_steps - decay_steps])
+
+
+SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {"cosine": cosine, "wsd": warmup_stable_decay}

@@ -1,4 +1,4 @@
-"""Methods of more than one stage: trainable weight averaging and late-phase weights."""
+"""Later stages of a run: trainable weight averaging and late-phase weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from wnn_jax import averaging
-from wnn_jax.lab.comparing.calibration import Calibration
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.coefficients import Coefficients
 from wnn_jax.lab.tasks.task import Task
-from wnn_jax.lab.training.evaluation_weights import Reading
+from wnn_jax.lab.training.evaluation_weights import EvaluationWeights
 from wnn_jax.lab.training.method import StageStart, same_task
 from wnn_jax.lab.training.step import TrainState, View
 from wnn_jax.late_phase import (
@@ -28,25 +27,24 @@ from wnn_jax.late_phase import (
 
 
 def adam_by_cosine(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam, warmed up over a fifth of the steps, and decayed to 0 by a cosine."""
+    """Return Adam, warmed up over a fifth of the steps and decayed to 0 by a cosine."""
     return optax.adam(optax.warmup_cosine_decay_schedule(0.0, learning_rate, num_steps // 5, num_steps))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainCoefficients:
-    """A last stage that trains the coefficients of checkpoints in place of the weights (TWA).
+    """A last stage that trains the coefficients of checkpoints instead of the weights (TWA).
 
-    The checkpoints are those that `averaging.lawa` has kept in the optimizer's state of the stage before.
+    The stage before keeps the checkpoints in its optimizer state, by `averaging.lawa`.
 
     Attributes:
-      share: of the whole training, that this stage takes.
-      learning_rate: of the optimizer on the coefficients; `None` for that of the method, whose weights are then trained at
-        a rate of their own.
+      share: the share of the whole run that this stage takes.
+      learning_rate: of the optimizer on the coefficients, or `None` for the learning rate of the method.
       optimizer: `(learning_rate, num_steps of the stage)` to what trains the coefficients.
       form: of the subspace, see `averaging.make_subspace`.
       bits: per stored number, or `None` for all.
-      begin: the combination to begin with: the uniform average of the checkpoints (the paper's head stage), or the last
-        of them (its tail stage).
+      begin: begin with the uniform average of the checkpoints (the paper's head stage) or with the last one (its tail
+        stage).
       task: changes what the coefficients are trained on, for example to other examples than the weights.
 
     References:
@@ -62,11 +60,11 @@ class TrainCoefficients:
     task: Callable[[Task], Task] = same_task
 
     def first_step(self, num_steps: int) -> int:
-        """The first step of the stage."""
+        """Return the first step of the stage."""
         return num_steps - round(self.share * num_steps)
 
     def start(self, task: Task, state: TrainState, learning_rate: float, num_steps: int, seed: int) -> StageStart:
-        """Begins at a combination of the checkpoints."""
+        """Begin at a combination of the checkpoints."""
         del seed
         subspace = averaging.make_subspace(kept_checkpoints(state.opt_state), form=self.form, bits=self.bits)
         coefficients = Coefficients(self.task(task), subspace, state.model_state, self.begin)
@@ -77,12 +75,12 @@ class TrainCoefficients:
             self.optimizer(rate, num_steps - self.first_step(num_steps)),
             params,
             model_state,
-            readings={"TWA": Reading(lambda params, _: params)},
+            evaluation_weights={"TWA": EvaluationWeights(lambda params, _: params)},
         )
 
 
 def kept_checkpoints(opt_state: Any) -> list[Any]:
-    """The checkpoints that `averaging.lawa` has kept, oldest first.
+    """Return the checkpoints that `averaging.lawa` kept, oldest first.
 
     Raises:
       UsageError: if there are fewer than two.
@@ -95,26 +93,26 @@ def kept_checkpoints(opt_state: Any) -> list[Any]:
 
 
 class Ensemble(NamedTuple):
-    """Members of late-phase weights that are to be read as an ensemble, and not as their average."""
+    """Members of late-phase weights to evaluate as an ensemble instead of as their average."""
 
     members: SplitParams
 
 
 class MembersView(View):
-    """One member of late-phase weights takes each step, and their average is the network."""
+    """One member of late-phase weights takes each step, and the average of all members is the network."""
 
     def read(self, state: TrainState) -> tuple[Any, Any]:
-        """The member whose turn it is, with its own model state."""
+        """Return the member that takes the next step, with its own model state."""
         member = _member(state)
         return select_member(state.params, member), jax.tree.map(lambda leaf: leaf[member], state.model_state)
 
     def write(self, state: TrainState, model_state: Any) -> Any:
-        """The model states of all members, with that of the one that took the step."""
+        """Return the model states of all members after the member's step."""
         member = _member(state)
         return jax.tree.map(lambda leaf, new: leaf.at[member].set(new), state.model_state, model_state)
 
     def network(self, params: Any, model_state: Any) -> tuple[Any, Any]:
-        """The average of the members, with batch normalisation averaged as the map that it is; or all of them."""
+        """Return the average of the members, or all of them. Batch normalisation is averaged as a fused affine map."""
         if isinstance(params, Ensemble):
             return params.members, model_state
         stats = model_state.get("batch_stats", {})
@@ -134,13 +132,13 @@ class TrainMembers:
 
     Attributes:
       optimizer: `(learning_rate, num_steps, first_cycle, cycle)` to the optimizer of the shared weights and of the
-        members, which from step `first_cycle` on takes one step in `cycle` minibatches. Its state goes on from the
+        members. From step `first_cycle` on it takes one step in `cycle` minibatches. It continues the state of the
         stage before, where `cycle` was 1.
-      first: where the stage begins, as a share of the training.
-      num_members: how many members there are.
-      average_every: steps between the weights that are averaged for the reading `SWA`, or `None` for no such reading.
-      mask: which weights, or factors of which weights; see `late_phase.split_members`.
-      ensemble: whether there is a reading `ensemble`, of the members' mean prediction: of a `Calibration`.
+      first: where the stage begins, as a share of the run.
+      num_members: the number of members.
+      average_every: steps between the weights that `SWA` averages, or `None` for no `SWA`.
+      mask: which weights have members, or which factors; see `late_phase.split_members`.
+      ensemble: whether to evaluate the members' mean prediction too. The task must have `measures_ensembles = True`.
 
     References:
       von Oswald et al., `Neural networks with late-phase weights <https://arxiv.org/abs/2007.12927>`_, ICLR 2021
@@ -154,34 +152,31 @@ class TrainMembers:
     ensemble: bool = False
 
     def first_step(self, num_steps: int) -> int:
-        """The first step of the stage."""
+        """Return the first step of the stage."""
         return round(self.first * num_steps)
 
     def start(self, task: Task, state: TrainState, learning_rate: float, num_steps: int, seed: int) -> StageStart:
-        """Begins with equal members.
+        """Begin with equal members.
 
         Raises:
-          UsageError: if the task cannot measure an ensemble that is to be read.
+          UsageError: if an ensemble is to be evaluated and the task cannot measure one.
         """
-        if self.ensemble and not isinstance(task, Calibration):
-            raise UsageError(f"ensemble=True: {type(task).__name__} cannot measure an ensemble; train a Calibration.")
+        if self.ensemble and not getattr(task, "measures_ensembles", False):
+            raise UsageError(f"ensemble=True: {type(task).__name__} cannot measure an ensemble; train another task.")
         members = split_members(state.params, self.mask, jax.random.key(seed), num_members=self.num_members)
         own = self.optimizer(learning_rate, num_steps, self.first_step(num_steps), self.num_members)
         tx: Any = late_phase(own, own, self.num_members)
         opt_state = migrate_state(state.opt_state, tx, members)
-        readings = {}
+        weights = {}
         if self.average_every is not None:
             average: Any = averaging.uniform(0, self.average_every)
             tx, opt_state = optax.chain(tx, average), (opt_state, average.init(members))
-            readings["SWA"] = Reading(lambda params, opt_state: averaging.uniform_eval_params(opt_state, params))
+            weights["SWA"] = EvaluationWeights(
+                lambda params, opt_state: averaging.uniform_eval_params(opt_state, params)
+            )
         if self.ensemble:
-            readings["ensemble"] = Reading(lambda params, _: Ensemble(params), is_average=False)
-        return StageStart(
-            task,
-            tx,
-            members,
-            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (self.num_members, *leaf.shape)), state.model_state),
-            opt_state,
-            MembersView(),
-            readings,
+            weights["ensemble"] = EvaluationWeights(lambda params, _: Ensemble(params), is_average=False)
+        model_state = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf[None], (self.num_members, *leaf.shape)), state.model_state
         )
+        return StageStart(task, tx, members, model_state, opt_state, MembersView(), weights)

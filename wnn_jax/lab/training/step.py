@@ -1,4 +1,4 @@
-"""One step of a training: a pure function of the state, the batch and a key."""
+"""One training step: a pure function of the state, the batch and a key."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ from wnn_jax.lab.tasks.task import Batch, ModelState, Params, Task
 
 
 class TrainState(NamedTuple):
-    """Everything that a training carries from step to step.
+    """Everything that a run carries from step to step.
 
     Attributes:
-      step: int32, the steps taken.
+      step: int32, the number of steps taken.
       params: what the optimizer trains.
-      model_state: what the task carries beside its parameters, such as batch statistics.
-      opt_state: of the optimizer.
+      model_state: the other collections of the network, such as batch statistics.
+      opt_state: the state of the optimizer.
     """
 
     step: jax.Array
@@ -27,36 +27,32 @@ class TrainState(NamedTuple):
 
 
 class View:
-    """What of a training's state is the network: by default, the parameters and the model state as they are.
+    """Which part of a training state is the network. By default: the parameters and the model state.
 
-    Some optimizers train more than one network's parameters: `optax.lookahead` a fast and a slow copy, late-phase
-    weights several members. A subclass says how these begin, which of them a step is taken with, and which network they
-    make in the end.
+    Some optimizers train more than one network. `optax.lookahead` has a fast and a slow copy, late-phase weights have
+    several members. A subclass says how the copies begin, which copy takes the next step, and which network results.
     """
 
     def init(self, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
-        """What the optimizer begins with, from a task's own parameters and model state."""
+        """Make what the optimizer begins with from a task's own parameters and model state."""
         return params, model_state
 
     def read(self, state: TrainState) -> tuple[Params, ModelState]:
-        """What the loss of the next step is of."""
+        """Return the network that the next step takes the loss of."""
         return state.params, state.model_state
 
     def write(self, state: TrainState, model_state: ModelState) -> ModelState:
-        """The model state of the training, after a step that left the network that was read with `model_state`."""
+        """Return the model state of the run after a step changed that of the network that was read."""
         del state
         return model_state
 
     def network(self, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
-        """One ordinary network, to be evaluated."""
+        """Return one ordinary network to evaluate."""
         return params, model_state
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, view: View | None = None) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     params, model_state = (view or View()).init(*task.init(key))
     return TrainState(jnp.zeros([], jnp.int32), params, model_state, tx.init(params))
 
@@ -64,16 +60,16 @@ def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, vie
 def make_step(
     task: Task, tx: optax.GradientTransformation, view: View | None = None
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array]]:
-    """Makes the step by which everything in this package is trained.
+    """Make the step that trains everything in this package.
 
     Args:
-      task: what is trained.
+      task: what to train.
       tx: the optimizer.
-      view: which part of the state is the network.
+      view: which part of the state is the network. Default: all of it.
 
     Returns:
-      A pure function from the state, a batch and the key of the whole training to the next state and the loss. The key
-      of the step itself is made of that key and the number of the step.
+      A pure function from the state, a batch and the key of the run to the next state and the loss. The key of a step
+      follows from the key of the run and the number of the step.
     """
     view = view or View()
 

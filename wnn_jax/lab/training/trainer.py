@@ -1,4 +1,4 @@
-"""One training run: resumable, and a pure function of the task, the method, the learning rate and the seed."""
+"""One run: resumable, and a pure function of the task, the method, the learning rate and the seed."""
 
 import dataclasses
 import hashlib
@@ -12,14 +12,14 @@ import numpy as np
 import optax
 
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.task import EvaluationSplit, Task, check_task
+from wnn_jax.lab.tasks.task import EvaluationSplit, ModelState, Params, Task, check_task
 from wnn_jax.lab.training.checkpoints import Checkpoints
 from wnn_jax.lab.training.evaluation_weights import (
     EMA_DECAYS,
     WEIGHTS,
-    BatchStatistics,
-    Reading,
-    all_readings,
+    EvaluationWeights,
+    all_evaluation_weights,
+    batch_stats_estimator,
     own_state,
     with_moving_averages,
 )
@@ -27,21 +27,21 @@ from wnn_jax.lab.training.method import Method, Stage
 from wnn_jax.lab.training.program import Program
 from wnn_jax.lab.training.step import TrainState
 
-# Reading -> metric -> value.
+# Evaluation weights -> metric -> value.
 Scores = Mapping[str, Mapping[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is known of a run after some step.
+    """The scores of a run after some step.
 
     Attributes:
-      step: the steps taken.
-      seconds: what they took, compilation and evaluation left out.
-      train_loss: its mean since the evaluation before.
+      step: the number of steps taken.
+      seconds: the time of these steps, without compilation and evaluation.
+      train_loss: the mean training loss since the evaluation before.
       scores: on the validation split.
-      num_nowcasts: the forecasts applied so far.
-      num_rejected: the forecasts rejected so far.
+      num_nowcasts: the jumps made so far.
+      num_rejected: the jumps rejected so far.
     """
 
     step: int
@@ -56,10 +56,10 @@ class Fitted(NamedTuple):
     """A finished run.
 
     Attributes:
-      state: at its end, with the state of the method's own optimizer.
+      state: the last state, with the state of the method's own optimizer.
       evaluations: in the order of steps.
-      test: the scores on the test split, of the last weights.
-      diverged: whether the training loss was no longer finite, which ended the run.
+      test: the scores on the test split, at the end.
+      diverged: whether the run ended early because its loss was no longer finite.
     """
 
     state: TrainState
@@ -72,37 +72,40 @@ Report = Callable[[int, float, Evaluation | None], None]
 Stop = Callable[[TrainState, Sequence[Evaluation]], bool]
 
 
-def _silent(step: int, loss: float, evaluation: Evaluation | None) -> None:
-    del step, loss, evaluation
-
-
-def _never(state: TrainState, evaluations: Sequence[Evaluation]) -> bool:
-    del state, evaluations
-    return False
-
-
-class Part(NamedTuple):
-    """One stage of the training, compiled."""
+class _CompiledStage(NamedTuple):
+    """One stage of the method, compiled."""
 
     program: Program
-    readings: Mapping[str, Reading]
-    statistics: BatchStatistics
+    evaluation_weights: Mapping[str, EvaluationWeights]
+    estimate_batch_stats: Callable[[Params, ModelState], ModelState]
 
     def scores(self, state: TrainState, split: EvaluationSplit) -> dict[str, dict[str, float]]:
-        """What every reading scores."""
         scores = {}
-        for name, reading in self.readings.items():
+        for name, weights in self.evaluation_weights.items():
             params, model_state = self.program.view.network(
-                reading.params(state.params, state.opt_state), state.model_state
+                weights.params(state.params, state.opt_state), state.model_state
             )
-            if reading.is_average:
-                model_state = self.statistics.estimate(params, model_state)
+            if weights.is_average:
+                model_state = self.estimate_batch_stats(params, model_state)
             scores[name] = self.program.evaluate(params, model_state, split)
         return scores
 
 
 class Trainer:
-    """Trains a task by a method at one learning rate, compiled once for runs with several seeds."""
+    """Trains a task by a method at one learning rate, compiled once for runs with several seeds.
+
+    Args:
+      task: what to train.
+      method: how to train.
+      learning_rate: given to the method.
+      num_steps: length of a run.
+      evaluate_every: steps between evaluations. Default: one evaluation, at the end.
+      moving_averages: decays per step of the averages to evaluate in addition to the weights.
+      scan: see `Program`.
+
+    Raises:
+      UsageError: if the task's metrics cannot be compared.
+    """
 
     def __init__(
         self,
@@ -115,20 +118,6 @@ class Trainer:
         moving_averages: tuple[float, ...] = EMA_DECAYS,
         scan: bool | None = None,
     ) -> None:
-        """Builds the optimizer.
-
-        Args:
-          task: what is trained.
-          method: how.
-          learning_rate: given to the method.
-          num_steps: length of the run.
-          evaluate_every: steps between evaluations; by default there is one, at the end.
-          moving_averages: decays per step of the averages that are evaluated beside the weights.
-          scan: see `Program`.
-
-        Raises:
-          UsageError: if the task's metrics cannot be compared.
-        """
         check_task(task)
         self.task = task
         self.method = method
@@ -137,54 +126,54 @@ class Trainer:
         self.evaluate_every = evaluate_every or num_steps
         self._moving_averages = moving_averages
         self._scan = scan
-        self._first = self._part(
-            method.task(task), method.optimizer(learning_rate, num_steps), method.view, method.readings
-        )
+        optimizer = method.optimizer(learning_rate, num_steps)
+        self._first_stage = self._compile(method.task(task), optimizer, method.view, method.evaluation_weights)
 
     def fit(
         self,
         seed: int,
         folder: Path | None = None,
         *,
-        report: Report = _silent,
-        stop: Stop = _never,
+        report: Report = lambda step, loss, evaluation: None,
+        stop: Stop = lambda state, evaluations: False,
         checkpoint_seconds: float = 30.0,
         test: bool = True,
     ) -> Fitted:
-        """Trains, or goes on from the last checkpoint in `folder`, to the same weights bit for bit.
+        """Train from the start, or from the last checkpoint in `folder`, to the same weights bit for bit.
 
         Args:
           seed: decides the initial weights, the batches and all keys.
-          folder: where the checkpoints are; `None` for none.
-          report: called with (step, training loss, evaluation or `None`) now and then.
-          stop: called after every evaluation with the state and all evaluations so far: whether to end the run. It
-            has to decide by its arguments alone.
-          checkpoint_seconds: a checkpoint is saved at the first evaluation this long after the one before.
+          folder: where checkpoints are kept, or `None` for no checkpoints.
+          report: called now and then with the step, the training loss, and the evaluation or `None`.
+          stop: called after every evaluation with the state and all evaluations so far: whether to end the run. It must
+            decide by its arguments alone.
+          checkpoint_seconds: the first evaluation this long after the last checkpoint saves another one.
           test: whether to score the test split at the end.
+
+        Raises:
+          UsageError: if a later stage cannot begin where the stage before ended, or all checkpoints are damaged.
         """
-        first_steps = [stage.first_step(self.num_steps) for stage in self.method.stages]
-        ends = [*first_steps, self.num_steps]
-        part, state = self._first, self._first.program.init(seed)
+        ends = [*(stage.first_step(self.num_steps) for stage in self.method.stages), self.num_steps]
+        compiled, state = self._first_stage, self._first_stage.program.init(seed)
         evaluations: list[Evaluation] = []
         is_over = False
         for index, (stage, end) in enumerate(zip([None, *self.method.stages], ends, strict=True)):
             if stage is not None:
-                part, state = self._enter(stage, state, seed)
+                compiled, state = self._enter(stage, state, seed)
             checkpoints = Checkpoints(None if folder is None else folder / f"stage-{index}", checkpoint_seconds)
             state, log = checkpoints.restore(state, [dataclasses.asdict(evaluation) for evaluation in evaluations])
             evaluations = [Evaluation(**evaluation) for evaluation in log]
             is_over = bool(evaluations) and (_is_diverged(evaluations) or stop(state, evaluations))
             while int(state.step) < end and not is_over:
-                state, evaluation = self._advance(part, state, seed, end, evaluations, report)
+                state, evaluation = self._advance(compiled, state, seed, end, evaluations, report)
                 evaluations.append(evaluation)
                 is_over = _is_diverged(evaluations) or stop(state, evaluations)
-                is_last = evaluation.step == end or is_over
-                # The end of a stage is where a run that was killed in a later one comes from.
+                # A run that is killed in a later stage goes on from the end of the stage before.
                 checkpoints.save(
                     evaluation.step,
                     state,
                     [dataclasses.asdict(evaluation) for evaluation in evaluations],
-                    now=is_last and bool(self.method.stages),
+                    now=(evaluation.step == end or is_over) and bool(self.method.stages),
                 )
                 report(evaluation.step, evaluation.train_loss, evaluation)
             if is_over:
@@ -192,39 +181,35 @@ class Trainer:
         return Fitted(
             state=state._replace(opt_state=own_state(state.opt_state)),
             evaluations=evaluations,
-            test=part.scores(state, "test") if test else {},
+            test=compiled.scores(state, "test") if test else {},
             diverged=_is_diverged(evaluations),
         )
 
     def _advance(
         self,
-        part: Part,
+        compiled: _CompiledStage,
         state: TrainState,
         seed: int,
         end: int,
         evaluations: list[Evaluation],
         report: Report,
     ) -> tuple[TrainState, Evaluation]:
-        """Trains until the next evaluation."""
+        """Train until the next evaluation."""
         next_stop = min((int(state.step) // self.evaluate_every + 1) * self.evaluate_every, end)
-        state, loss, seconds = part.program.advance(
+        state, loss, seconds = compiled.program.advance(
             state, seed, next_stop, on_step=lambda step, loss: report(step, loss, None)
         )
         return state, Evaluation(
             step=next_stop,
             seconds=seconds + (evaluations[-1].seconds if evaluations else 0.0),
             train_loss=loss,
-            scores=part.scores(state, "validation"),
+            scores=compiled.scores(state, "validation"),
             num_nowcasts=_count(state.opt_state, "num_nowcasts"),
             num_rejected=_count(state.opt_state, "num_rejected"),
         )
 
-    def _enter(self, stage: Stage, state: TrainState, seed: int) -> tuple[Part, TrainState]:
-        """The beginning of a further stage.
-
-        Raises:
-          UsageError: if it cannot begin where the stage before has ended.
-        """
+    def _enter(self, stage: Stage, state: TrainState, seed: int) -> tuple[_CompiledStage, TrainState]:
+        """Begin a later stage."""
         own = state._replace(opt_state=own_state(state.opt_state))
         try:
             start = stage.start(self.task, own, self.learning_rate, self.num_steps, seed)
@@ -232,50 +217,25 @@ class Trainer:
             raise
         except ValueError as error:
             raise UsageError(
-                f"learning rate {self.learning_rate:g}, {self.method.name!r} cannot go on after {int(state.step)} steps: "
-                f"{error}"
+                f"learning rate {self.learning_rate:g}, {self.method.name!r} cannot go on after {int(state.step)} "
+                f"steps: {error}"
             ) from error
-        part = self._part(start.task, start.optimizer, start.view, start.readings)
-        state = part.program.resume(TrainState(state.step, start.params, start.model_state, None))
+        compiled = self._compile(start.task, start.optimizer, start.view, start.evaluation_weights)
+        state = compiled.program.resume(TrainState(state.step, start.params, start.model_state, None))
         if start.opt_state is not None:
             state = state._replace(opt_state=state.opt_state | {"optimizer": start.opt_state})
-        return part, state
+        return compiled, state
 
-    def _part(
-        self, task: Task, optimizer: optax.GradientTransformation, view: Any, readings: Mapping[str, Reading]
-    ) -> Part:
+    def _compile(
+        self, task: Task, optimizer: optax.GradientTransformation, view: Any, own: Mapping[str, EvaluationWeights]
+    ) -> _CompiledStage:
         tx = with_moving_averages(optimizer, self._moving_averages)
-        program = Program(task, lambda: tx, view, scan=self._scan)
-        return Part(program, all_readings(readings, self._moving_averages), BatchStatistics(task))
-
-
-def fit(
-    task: Task,
-    method: Method,
-    seed: int,
-    *,
-    learning_rate: float,
-    num_steps: int,
-    evaluate_every: int | None = None,
-    folder: Path | None = None,
-) -> Fitted:
-    """Trains a task once. `Trainer` does the same for several seeds, and has more options.
-
-    Args:
-      task: what is trained.
-      method: how.
-      seed: decides the initial weights, the batches and all keys.
-      learning_rate: given to the method.
-      num_steps: length of the run.
-      evaluate_every: steps between evaluations; by default there is one, at the end.
-      folder: where to keep checkpoints, and to go on from the last one.
-    """
-    trainer = Trainer(task, method, learning_rate=learning_rate, num_steps=num_steps, evaluate_every=evaluate_every)
-    return trainer.fit(seed, folder)
+        program = Program(task, tx, view, scan=self._scan)
+        return _CompiledStage(program, all_evaluation_weights(own, self._moving_averages), batch_stats_estimator(task))
 
 
 def weights_sha256(params: Any) -> str:
-    """One hash of all weights, to tell at a glance whether two runs ended in the same place."""
+    """Hash all weights, to tell at a glance whether two runs ended in the same place."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
@@ -284,10 +244,9 @@ def weights_sha256(params: Any) -> str:
 
 def _is_diverged(evaluations: Sequence[Evaluation]) -> bool:
     last = evaluations[-1]
-    target = list(last.scores[WEIGHTS].values())
-    return not math.isfinite(last.train_loss) or not all(map(math.isfinite, target))
+    return not all(map(math.isfinite, (last.train_loss, *last.scores[WEIGHTS].values())))
 
 
 def _count(opt_state: Any, name: str) -> int:
-    """The sum of a counter over all nowcasts in an optimizer."""
+    """Sum a counter over all nowcasts in an optimizer."""
     return sum(int(np.sum(value)) for _, value in optax.tree.get_all_with_path(opt_state, name))

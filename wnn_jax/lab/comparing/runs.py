@@ -1,0 +1,70 @@
+"""One run of a comparison, as a job for a worker."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wnn_jax.lab.comparing.results import add_result, has_result, result_of
+from wnn_jax.lab.tasks import Task
+from wnn_jax.lab.training.keys import run_key
+from wnn_jax.lab.training.method import Method
+from wnn_jax.lab.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a comparison, with all that a worker needs to make it.
+
+    Attributes:
+      make_task: makes the task, on the machine that trains it.
+      method: how to train.
+      description: the configuration. Its hash is the key of the result.
+      folder: of the results.
+      checkpoint_seconds: see `Trainer.fit`.
+    """
+
+    make_task: Callable[[], Task]
+    method: Method
+    description: Mapping[str, Any]
+    folder: Path
+    checkpoint_seconds: float
+
+    @property
+    def key(self) -> str:
+        """The key of its result."""
+        return run_key(self.description)
+
+    @property
+    def file(self) -> Path:
+        """The folder of its checkpoints, which a lock stands beside."""
+        return self.folder / "checkpoints" / self.key[:12]
+
+    def is_done(self) -> bool:
+        """Return whether the result exists."""
+        return has_result(self.folder, self.key)
+
+
+def train_run(run: Run) -> None:
+    """Make the result of a run, and remove its checkpoints."""
+    description = run.description
+    trainer = _trainer(run)
+    fitted = trainer.fit(description["seed"], run.file, checkpoint_seconds=run.checkpoint_seconds)
+    add_result(run.folder, result_of(description, trainer.task.metrics, fitted))
+    shutil.rmtree(run.file, ignore_errors=True)
+
+
+# One per method and learning rate in every process, so that all seeds share a compiled program.
+_TRAINERS: dict[str, Trainer] = {}
+_MAX_TRAINERS = 32
+
+
+def _trainer(run: Run) -> Trainer:
+    key = run_key({name: value for name, value in run.description.items() if name != "seed"})
+    if key not in _TRAINERS:
+        while len(_TRAINERS) >= _MAX_TRAINERS:
+            _TRAINERS.pop(next(iter(_TRAINERS)))
+        settings = {name: run.description[name] for name in ("learning_rate", "num_steps", "evaluate_every")}
+        _TRAINERS[key] = Trainer(run.make_task(), run.method, **settings)
+    return _TRAINERS[key]
