@@ -1,25 +1,25 @@
-# Needs Python 3.11+ and make; everything else goes into .venv.
+# You need Python 3.11 or newer and make. Everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
-# `convert` would bring PyTorch, for one reader's tests, which are skipped without it.
-EXTRAS ?= experiments,dev
-# The core, but for its longest tests.
+# The extra `convert` brings PyTorch. Without it, a few tests are skipped.
+EXTRAS ?= lab,dev
+# The tests of the core, without the longest ones.
 OLDEST ?= tests/test_nowcast.py tests/test_drift.py tests/test_optax_contract.py tests/test_frameworks.py \
 	tests/test_store.py tests/test_roles.py tests/nowcasters tests/averaging tests/late_phase
 
 .PHONY: help demo test test-all lint types check format docs test-oldest dist clean
 
 help:
-	@echo "make demo         train a small CNN with and without nowcasting, print the table, write the plot (some 4 minutes)"
-	@echo "make test         lint, types, tests and doctests"
-	@echo "make test-all     the same with the slow tests"
-	@echo "make test-oldest  the core's tests, with the oldest JAX, Flax, Optax and NumPy that are allowed"
-	@echo "make format       format the code and mend what the linter can"
-	@echo "make docs         build the site into build/docs, notebooks and all"
-	@echo "make dist         build what a release uploads, and run it installed in an empty environment"
-	@echo "make clean        remove the environments, what was built, the demo's results and all caches"
+	@echo "make demo         compare methods on a small CNN; print a table and write plots (about 4 minutes)"
+	@echo "make test         check lint and types, run tests and doctests"
+	@echo "make test-all     the same, with the slow tests"
+	@echo "make test-oldest  test the core with the oldest allowed JAX, Flax, Optax and NumPy"
+	@echo "make format       format the code and apply the fixes of the linter"
+	@echo "make docs         build the site into build/docs and run its notebooks"
+	@echo "make dist         build wheel and sdist, and try both in an empty environment"
+	@echo "make clean        remove environments, builds, runs and caches"
 
 demo: $(INSTALLED)
 	$(BIN)/wnn-jax demo --no-resume
@@ -42,11 +42,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Every warning is an error: a link that leads nowhere, a cell that raises, markup that is none.
+# Every warning is an error, such as a dead link, a cell that raises, or broken markup.
 docs: $(DOCS_INSTALLED)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
-# The lowest versions of all that pyproject.toml names, in an environment of their own.
+# The lowest versions that pyproject.toml allows, in a separate environment.
 test-oldest:
 	$(PYTHON) -m venv --clear build/oldest
 	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
@@ -54,7 +54,7 @@ test-oldest:
 	build/oldest/bin/uv pip list --python build/oldest | grep -E '^(jax|jaxlib|flax|optax|numpy) '
 	build/oldest/bin/pytest -m "not slow" -W default::DeprecationWarning $(OLDEST)
 
-# What a release uploads, as a user gets it: without extras, in an empty environment outside of the tree.
+# Tries what a release uploads, without extras, in an empty environment outside of the repository.
 dist:
 	rm -rf dist
 	$(PYTHON) -m venv --clear build/dist

@@ -1,8 +1,8 @@
-"""Equinox: a model with functions and numbers in it, of which only the arrays are trained.
+"""Equinox: train a model that contains functions and numbers besides arrays.
 
-- `init` and `update` get `eqx.filter(model, eqx.is_inexact_array)`: the model with `None` for all that is no parameter.
-  Given the whole model, `nowcast` says so.
-- The kind of each parameter (kernel, bias, scale of a normalisation) is read from the classes of the modules it is in.
+- Pass `eqx.filter(model, eqx.is_inexact_array)` to `init` and `update`. If you pass the whole model, `nowcast` raises
+  an error that says so.
+- `nowcast` reads the role of each parameter (kernel, bias, scale) from the classes of the modules.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ TX = optax.chain(optax.adam(3e-3), wnn_jax.nowcast())
 
 @eqx.filter_jit
 def train_step(model: eqx.Module, opt_state: Any, rows: jax.Array) -> tuple[eqx.Module, Any]:
-    """One step on some rows of the data."""
+    """Take one training step on some rows of the data."""
 
     @eqx.filter_grad
     def gradient_fn(model: Any) -> jax.Array:
@@ -34,7 +34,7 @@ def train_step(model: eqx.Module, opt_state: Any, rows: jax.Array) -> tuple[eqx.
 
 
 def main(num_steps: int = 300) -> dict[str, float]:
-    """Trains, and returns the test accuracy and what `nowcast` counted."""
+    """Train, and return the test accuracy and the counts of `nowcast`."""
     model: Any = eqx.nn.MLP(64, 10, width_size=64, depth=1, key=jax.random.key(0))
     opt_state = TX.init(eqx.filter(model, eqx.is_inexact_array))
     for step in range(num_steps):

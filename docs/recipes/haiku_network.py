@@ -1,7 +1,7 @@
-"""Haiku: a transformed function and its dictionary of parameters.
+"""Haiku: train a transformed function.
 
-- The parameters are what `nowcast` forecasts, as they are; it knows Haiku's names (`w`, `b`, `scale`, `offset`).
-- State of `hk.transform_with_state`, such as that of batch normalisation, is kept apart by Haiku and is not forecast.
+- `nowcast` takes the parameters as they are. It knows Haiku's names: `w`, `b`, `scale` and `offset`.
+- Haiku keeps the state of `hk.transform_with_state` apart, so `nowcast` does not forecast it.
 """
 
 from typing import Any
@@ -23,13 +23,13 @@ TX = optax.chain(optax.adam(3e-3), wnn_jax.nowcast())
 @hk.without_apply_rng
 @hk.transform
 def network(images: jax.Array) -> jax.Array:
-    """The logits of images `[batch, 64]`."""
+    """Return the logits of images `[batch, 64]`."""
     return hk.nets.MLP([64, 10])(images)
 
 
 @jax.jit
 def train_step(params: hk.Params, opt_state: Any, rows: jax.Array) -> tuple[hk.Params, Any]:
-    """One step on some rows of the data."""
+    """Take one training step on some rows of the data."""
 
     def loss_fn(params: hk.Params) -> jax.Array:
         logits = network.apply(params, IMAGES[rows])
@@ -40,7 +40,7 @@ def train_step(params: hk.Params, opt_state: Any, rows: jax.Array) -> tuple[hk.P
 
 
 def main(num_steps: int = 300) -> dict[str, float]:
-    """Trains, and returns the test accuracy and what `nowcast` counted."""
+    """Train, and return the test accuracy and the counts of `nowcast`."""
     params = jax.jit(network.init)(jax.random.key(0), IMAGES[:1])
     opt_state = TX.init(params)
     for step in range(num_steps):

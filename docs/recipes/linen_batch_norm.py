@@ -1,10 +1,10 @@
-"""Flax linen: a `TrainState` with batch normalisation, and an average of the weights.
+"""Flax linen: use a `TrainState` with batch normalisation and an average of the weights.
 
-- `nowcast()` stands at the end of the chain that `TrainState.create` is given. Nothing else in the loop knows of it. An
-  average of the parameters changes no update, so it may stand behind.
-- The running statistics of batch normalisation are no parameters: they are not forecast, and follow the parameters with
-  every batch. The jumps of the default are small enough for that.
-- Averaged weights never saw a batch, and no running statistics fit them: estimate these anew before evaluating.
+- Put `nowcast()` into the chain that you pass to `TrainState.create`. The rest of the loop stays the same. An average
+  of the parameters changes no update, so it may come after `nowcast`.
+- Running statistics of batch normalisation are not parameters, so they are not forecast. They follow the parameters
+  with every batch. The default's jumps are small enough for that.
+- Averaged weights never saw a batch. Estimate their batch statistics before you evaluate.
 """
 
 from typing import Any
@@ -29,21 +29,21 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """The logits of images `[batch, 8, 8, 1]`."""
+        """Return the logits of images `[batch, 8, 8, 1]`."""
         x = nn.Conv(16, (3, 3), strides=2, use_bias=False)(images)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
 class TrainState(train_state.TrainState):
-    """With the running statistics."""
+    """A `TrainState` with running statistics."""
 
     batch_stats: Any
 
 
 @jax.jit
 def train_step(state: TrainState, rows: jax.Array) -> TrainState:
-    """One step on some rows of the data."""
+    """Take one training step on some rows of the data."""
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -56,7 +56,7 @@ def train_step(state: TrainState, rows: jax.Array) -> TrainState:
 
 
 def main(num_steps: int = 300) -> dict[str, float]:
-    """Trains, and returns the test accuracy of the weights and of their average, and what `nowcast` counted."""
+    """Train, and return the test accuracy of the weights and of their average, and the counts of `nowcast`."""
     network = Network()
     variables = jax.jit(network.init, static_argnames="train")(jax.random.key(0), IMAGES[:1], train=True)
     tx = optax.chain(optax.adam(3e-3), wnn_jax.nowcast(), averaging.ema(0.95))

@@ -1,11 +1,10 @@
-"""Fine-tuning with low-rank adapters: the base is frozen, and only the adapters are forecast.
+"""Low-rank adapters: freeze the base, and forecast only the adapters.
 
-- `optax.partition` gives the frozen base no optimizer at all: no moments, no history.
-- Under a partition `nowcast` sees the adapters alone, so `roles`, if it is given, is a function of what it sees. The
-  default reads roles from names, and knows adapters called `a` and `b`; here they are called otherwise, and said to be
-  matrices.
+- With `optax.partition`, the frozen base has no optimizer, so it keeps no moments and no history.
+- Under a partition `nowcast` sees only the adapters. If you pass `roles`, pass a function. The default knows adapters
+  called `a` and `b`. Here they have other names, so `roles` says that they are matrices.
 
-The base learns upright digits; the adapters learn digits that lie on their side.
+The base learns upright digits. The adapters learn digits that lie on their side.
 """
 
 from typing import Any
@@ -26,7 +25,7 @@ RANK = 8
 
 
 def logits_fn(params: Any, images: jax.Array) -> jax.Array:
-    """The logits of images `[batch, 8, 8]`, by two layers with an adapter beside each."""
+    """Return the logits of images `[batch, 8, 8]`, from two layers with one adapter each."""
     x = images.reshape(-1, 64)
     for name in ("hidden", "output"):
         layer, adapter = params["base"][name], params["adapters"][name]
@@ -36,7 +35,7 @@ def logits_fn(params: Any, images: jax.Array) -> jax.Array:
 
 
 def train(params: Any, tx: optax.GradientTransformationExtraArgs, images: jax.Array, num_steps: int) -> tuple[Any, Any]:
-    """The parameters and the state of the optimizer after some steps."""
+    """Train for some steps, and return the parameters and the state of the optimizer."""
 
     def loss_fn(params: Any, rows: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits_fn(params, images[rows]), LABELS[rows]).mean()
@@ -54,7 +53,7 @@ def train(params: Any, tx: optax.GradientTransformationExtraArgs, images: jax.Ar
 
 @jax.jit
 def init(key: jax.Array) -> Any:
-    """A base of two layers, and an adapter for each, which adds nothing at first."""
+    """Return a base of two layers with one adapter each. An adapter adds nothing at first."""
     kernel_init = jax.nn.initializers.lecun_normal()
     params: Any = {"base": {}, "adapters": {}}
     keys = iter(jax.random.split(key, 4))
@@ -65,7 +64,7 @@ def init(key: jax.Array) -> Any:
 
 
 def main(num_steps: int = 300, nowcaster: str = "drift") -> dict[str, float]:
-    """Trains the base, then the adapters; returns accuracies, whether the base stayed as it was, and the counts."""
+    """Train the base, then the adapters. Return accuracies, counts, and whether the base is unchanged."""
     labels = {"base": "base", "adapters": "adapters"}
     base_only = {"base": optax.adam(3e-3), "adapters": optax.set_to_zero()}
     trained, _ = train(init(jax.random.key(0)), optax.partition(base_only, labels), UPRIGHT, num_steps)

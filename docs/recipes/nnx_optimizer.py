@@ -1,8 +1,7 @@
-"""Flax nnx: `nowcast()` in an `nnx.Optimizer`.
+"""Flax nnx: use `nowcast()` in an `nnx.Optimizer`.
 
-- The optimizer takes the chain as any other, with `wrt=nnx.Param`. Only parameters are forecast: statistics, counters
-  and keys of the model are not.
-- The state of the optimizer holds variables of nnx; `nnx.as_pure` takes the arrays out of them, for `wnn_jax.metrics`.
+- Pass the chain as usual, with `wrt=nnx.Param`. Only parameters are forecast, not statistics, counters or keys.
+- The optimizer's state holds nnx variables. `nnx.as_pure` takes the arrays out of them, for `wnn_jax.metrics`.
 """
 
 import jax
@@ -26,13 +25,13 @@ class Network(nnx.Module):
         self.output = nnx.Linear(64, 10, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The logits of images `[batch, 64]`."""
+        """Return the logits of images `[batch, 64]`."""
         return self.output(nnx.relu(self.hidden(images)))
 
 
 @nnx.jit
 def train_step(network: Network, optimizer: nnx.Optimizer[Network], rows: jax.Array) -> None:
-    """One step on some rows of the data, in place."""
+    """Take one training step on some rows of the data, in place."""
 
     def loss_fn(network: Network) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(network(IMAGES[rows]), LABELS[rows]).mean()
@@ -41,7 +40,7 @@ def train_step(network: Network, optimizer: nnx.Optimizer[Network], rows: jax.Ar
 
 
 def main(num_steps: int = 300) -> dict[str, float]:
-    """Trains, and returns the test accuracy and what `nowcast` counted."""
+    """Train, and return the test accuracy and the counts of `nowcast`."""
     network = Network(nnx.Rngs(0))
     tx = optax.chain(optax.adam(3e-3), wnn_jax.nowcast())
     optimizer = nnx.Optimizer(network, tx, wrt=nnx.Param)

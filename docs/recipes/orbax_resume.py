@@ -1,9 +1,9 @@
-"""A training that is interrupted, and goes on bit for bit.
+"""Save and resume with Orbax, bit for bit.
 
-- Parameters and the state of the optimizer are saved together. The history is a part of the state: a training that is
-  restored without it has to wait for another one before its next jump.
-- To restore, Orbax wants to know shapes and dtypes. `jax.eval_shape` of `init` gives them without making any array.
-- The step that was reached decides the batches that come: derive their keys from it, or save the key too.
+- Save the parameters together with the optimizer's state. The history is a part of that state. Without it, the next
+  jump has to wait for a new history.
+- Orbax needs shapes and dtypes to restore. `jax.eval_shape` of `init` gives them without making an array.
+- Later batches depend on the step that was reached. Derive their keys from the step, or save the key too.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ NETWORK = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(10)])
 
 
 def main(num_steps: int = 300, interrupted_after: int = 155, nowcaster: str = "drift") -> dict[str, float]:
-    """Trains in one go and with an interruption; returns accuracy, counts, and whether every bit is the same."""
+    """Train with and without an interruption. Return accuracy, counts, and whether every bit is the same."""
     tx = optax.chain(optax.adam(3e-3), wnn_jax.nowcast(nowcaster))
 
     def init() -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""Is it any better? A sweep over learning rates, in which each arm gets its own best rate.
+"""Sweep over learning rates: give each method its own best one.
 
-- The rate that is best without a nowcast need not be the best with one, which may be a half or a quarter of it, or
-  less. To give both arms the rate that was tuned for one of them decides the comparison before it begins. Here the best
-  rates are 3.2e-2 without and 4e-3, an eighth, with a nowcast, at which the two end level.
-- The rate is chosen on validation data, as the mean over several seeds. The test data is looked at once, at that rate.
-- If the best rate is the first or the last of the grid, the grid is too short.
+- The best learning rate with a nowcast may be a half, a quarter or less of the best one without. If both methods use
+  the learning rate that was tuned for one of them, the comparison is decided before it begins. Here the best ones are
+  3.2e-2 without and 4e-3 with a nowcast, and the two methods end level.
+- Choose the learning rate on validation data, as a mean over several seeds. Look at the test data once, at that
+  learning rate.
+- If the best one is the first or the last of the grid, extend the grid.
 
-All rates and seeds of an arm train together, by `jax.vmap`: a learning rate may be traced. For more tasks, arms and
-readings: [compare ways to train](../guides/comparisons.md).
+`jax.vmap` trains all learning rates and seeds of a method together, because a learning rate may be traced. For more
+tasks and methods, see [Compare methods on your task](../guides/comparisons.md).
 """
 
 import functools
@@ -25,20 +26,22 @@ import wnn_jax
 DIGITS = load_digits()
 IMAGES, LABELS = jnp.asarray(DIGITS.data / 16), jnp.asarray(DIGITS.target)
 TRAIN, VALIDATION, TEST = slice(0, 1200), slice(1200, 1500), slice(1500, None)
-RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
+LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 NETWORK = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(10)])
 
 
 def loss_fn(params: Any, rows: Any) -> jax.Array:
-    """The mean cross entropy on some rows of the data."""
+    """Return the mean cross entropy on some rows of the data."""
     logits = NETWORK.apply(params, IMAGES[rows])
     return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS[rows]).mean()
 
 
-def train(rate: jax.Array, key: jax.Array, nowcaster: str | None, num_steps: int) -> tuple[jax.Array, jax.Array]:
-    """The validation loss and the test accuracy of one training."""
-    tx = optax.chain(optax.adam(rate), wnn_jax.nowcast(nowcaster) if nowcaster else optax.identity())
-    init_key, batch_key = jax.random.split(key)  # The same in both arms: the same network, the same batches.
+def train(
+    learning_rate: jax.Array, key: jax.Array, nowcaster: str | None, num_steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Train once, and return the validation loss and the test accuracy."""
+    tx = optax.chain(optax.adam(learning_rate), wnn_jax.nowcast(nowcaster) if nowcaster else optax.identity())
+    init_key, batch_key = jax.random.split(key)  # Both methods get the same network and the same batches.
     params = NETWORK.init(init_key, IMAGES[:1])
 
     def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], None]:
@@ -53,16 +56,16 @@ def train(rate: jax.Array, key: jax.Array, nowcaster: str | None, num_steps: int
 
 
 def main(num_steps: int = 200, num_seeds: int = 3, nowcaster: str = "drift") -> dict[str, dict[str, Any]]:
-    """Sweeps both arms; returns the validation losses of each by rate, its best rate, and the test accuracy there."""
+    """Sweep both methods. Return validation losses by learning rate, the best one, and the test accuracy there."""
     keys = jax.random.split(jax.random.key(0), num_seeds)
     results = {}
-    for arm, of_arm in {"adam": None, "adam and nowcast": nowcaster}.items():
-        one = functools.partial(train, nowcaster=of_arm, num_steps=num_steps)
-        loss, accuracy = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys)
+    for method, name in {"adam": None, "adam and nowcast": nowcaster}.items():
+        train_once = functools.partial(train, nowcaster=name, num_steps=num_steps)
+        loss, accuracy = jax.jit(jax.vmap(jax.vmap(train_once, (None, 0)), (0, None)))(jnp.array(LEARNING_RATES), keys)
         best = int(np.argmin(loss.mean(axis=1)))
-        results[arm] = {
-            "validation_losses": dict(zip(RATES, loss.mean(axis=1).tolist(), strict=True)),
-            "rate": RATES[best],
+        results[method] = {
+            "validation_losses": dict(zip(LEARNING_RATES, loss.mean(axis=1).tolist(), strict=True)),
+            "learning_rate": LEARNING_RATES[best],
             "accuracy": float(accuracy[best].mean()),
         }
     return results

@@ -1,8 +1,8 @@
-"""Plain Optax: a whole training in one `jax.lax.scan`.
+"""Plain Optax: run the whole training loop in one `jax.lax.scan`.
 
-- The state of `nowcast` is a tree of arrays whose shapes never change, so it is carried like any other.
-- `wnn_jax.metrics` works while it is traced: its scalars come out of the scan, one of each for every step.
-- Donated parameters and states are reused: a step without a visit to the history copies nothing of it.
+- The state of `nowcast` is a tree of arrays whose shapes never change, so `scan` carries it.
+- `wnn_jax.metrics` works inside the scan, which returns its scalars for every step.
+- Donate parameters and state: then a step without a visit to the history copies nothing of it.
 """
 
 import functools
@@ -22,19 +22,19 @@ TX = optax.chain(optax.adam(3e-3), wnn_jax.nowcast())
 
 
 def logits_fn(params: Any, images: jax.Array) -> jax.Array:
-    """The logits of images `[batch, 64]`."""
+    """Return the logits of images `[batch, 64]`."""
     hidden = jax.nn.relu(images @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     return hidden @ params["output"]["kernel"] + params["output"]["bias"]
 
 
 def loss_fn(params: Any, rows: jax.Array) -> jax.Array:
-    """The mean cross entropy on some rows of the data."""
+    """Return the mean cross entropy on some rows of the data."""
     return optax.softmax_cross_entropy_with_integer_labels(logits_fn(params, IMAGES[rows]), LABELS[rows]).mean()
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1), static_argnames="num_steps")
 def train(params: Any, opt_state: Any, num_steps: int) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """The parameters and state after some steps, and the loss and counts of each."""
+    """Train for some steps. Return the parameters, the state, and the loss and counts of each step."""
 
     def step(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
         params, opt_state = carry
@@ -50,7 +50,7 @@ def train(params: Any, opt_state: Any, num_steps: int) -> tuple[Any, Any, dict[s
 
 @jax.jit
 def init(key: jax.Array) -> Any:
-    """The parameters of two dense layers."""
+    """Return the parameters of two dense layers."""
     keys = jax.random.split(key)
     kernel_init = jax.nn.initializers.lecun_normal()
     return {
@@ -60,7 +60,7 @@ def init(key: jax.Array) -> Any:
 
 
 def main(num_steps: int = 300) -> dict[str, float]:
-    """Trains, and returns the test accuracy, and the loss and counts of the last step."""
+    """Train, and return the test accuracy, and the loss and counts of the last step."""
     params = init(jax.random.key(0))
     params, _, history = train(params, TX.init(params), num_steps)
     is_right = jnp.argmax(logits_fn(params, IMAGES[NUM_TRAIN:]), axis=-1) == LABELS[NUM_TRAIN:]

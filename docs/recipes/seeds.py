@@ -1,8 +1,8 @@
-"""Several seeds at once, by `jax.vmap`.
+"""Several seeds: train them at once with `jax.vmap`.
 
-- The forecast stays in a conditional: it runs on the steps on which some seed jumps, and on no other.
-- Seeds are apart: a jump of one that is not finite is rejected for that one alone.
-- All counts have an axis of seeds. No result of a single seed is worth reporting.
+- The forecast stays inside a conditional. It runs only on steps on which some seed jumps.
+- Seeds are independent. If the jump of one seed is not finite, only that jump is rejected.
+- All counts have an axis of seeds. Never report a result of a single seed.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ NETWORK = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(10)])
 
 
 def train(key: jax.Array, num_steps: int, nowcaster: str) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The test accuracy of one training, whose network and batches are of one seed, and what `nowcast` counted."""
+    """Train one seed, and return the test accuracy and the counts of `nowcast`."""
     tx = optax.chain(optax.adam(3e-3), wnn_jax.nowcast(nowcaster))
     init_key, batch_key = jax.random.split(key)
     params = NETWORK.init(init_key, IMAGES[:1])
@@ -45,7 +45,7 @@ def train(key: jax.Array, num_steps: int, nowcaster: str) -> tuple[jax.Array, di
 
 
 def main(num_steps: int = 300, num_seeds: int = 4, nowcaster: str = "drift") -> dict[str, np.ndarray]:
-    """Trains all seeds together, and returns the test accuracy and the counts of each."""
+    """Train all seeds together, and return the test accuracy and the counts of each."""
     keys = jax.random.split(jax.random.key(0), num_seeds)
     accuracy, counts = jax.jit(jax.vmap(lambda key: train(key, num_steps, nowcaster)))(keys)
     return jax.tree.map(np.asarray, {"accuracy": accuracy, **counts})

@@ -1,10 +1,10 @@
-"""One training on a mesh of devices: parameters, moments and history are spread over them.
+"""Mesh of devices: shard parameters, moments and history.
 
-- The history takes the shardings of the parameters that `init` is called with. Called under `jit` over automatic axes
-  it cannot know them, and needs `out_shardings`: [several hosts](../guides/cluster.md) has the code.
-- No weight leaves its device for a forecast. A matrix whose rows are on several devices is orthogonalised block by
-  block, so that the default's jumps depend a little on how it is sharded.
-- A CPU can play several devices: `jax.config.update("jax_num_cpu_devices", 8)` before the first array is made.
+- The history takes the shardings of the parameters that you pass to `init`. Under `jit` with automatic axes, pass
+  `out_shardings` too. [Train on several hosts](../guides/several-hosts.md) has the code.
+- No weight leaves its device for a forecast. If the rows of a matrix are on several devices, each block is
+  orthogonalised by itself. So the default's jumps depend a little on the sharding.
+- A CPU can act as several devices: call `jax.config.update("jax_num_cpu_devices", 8)` before you make the first array.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ NUM_TRAIN = 1500
 
 
 def main(num_steps: int = 200, nowcaster: str = "drift") -> dict[str, float]:
-    """Trains on all devices, and returns the test accuracy, the share of the history on each, and the counts."""
+    """Train on all devices. Return the test accuracy, the share of the history on each device, and the counts."""
     digits = load_digits()
     images, labels = jnp.asarray(digits.data / 16), jnp.asarray(digits.target)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -31,7 +31,7 @@ def main(num_steps: int = 200, nowcaster: str = "drift") -> dict[str, float]:
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     params = jax.jit(NETWORK.init)(jax.random.key(0), images[:1])
-    # Kernels by their rows, which are many; biases, which are small, on every device.
+    # Kernels are sharded by rows. Biases are small, so every device has them whole.
     shardings = jax.tree.map(lambda leaf: over_rows if leaf.ndim == 2 else everywhere, params)
     params = jax.device_put(params, shardings)
     tx = optax.chain(optax.adam(3e-3), wnn_jax.nowcast(nowcaster))
@@ -61,5 +61,5 @@ def main(num_steps: int = 200, nowcaster: str = "drift") -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 8)  # Without effect on an accelerator.
+    jax.config.update("jax_num_cpu_devices", 8)  # No effect on an accelerator.
     print(main())

@@ -1,9 +1,9 @@
-"""A transformer with all that usually surrounds it: warm-up, cosine, clipping, weight decay, gradient accumulation.
+"""Transformer: combine warm-up, cosine, clipping, weight decay and gradient accumulation.
 
-- Clipping, decay and schedule belong to the optimizer's own step, which accumulation makes once in four calls;
-  `nowcast` comes after all of it. It counts calls, so a visit every 40 is one every 10 steps of the optimizer.
-- With a learning rate that decays the optimizer's displacement shrinks, and the jumps along it with it.
-- Give the drift the best learning rate of plain training, then try a half and a quarter of it.
+- Clipping, decay and schedule belong to the optimizer's own step. Accumulation makes one step of four calls. `nowcast`
+  comes last and counts calls, so a visit every 40 calls is one every 10 steps.
+- If the learning rate decays, the optimizer's displacement shrinks, and the jumps shrink with it.
+- Start with the best learning rate of plain training. Then try a half and a quarter of it.
 """
 
 from typing import Any
@@ -23,11 +23,11 @@ ACCUMULATE = 4
 
 
 class Transformer(nn.Module):
-    """One block over the eight rows of an image, and a classifier."""
+    """A transformer with one block over the eight rows of an image, and a classifier."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The logits of images `[batch, 8, 8]`."""
+        """Return the logits of images `[batch, 8, 8]`."""
         positions = self.param("position_embedding", nn.initializers.normal(0.02), (8, 32))
         x = nn.Dense(32, use_bias=False)(images) + positions
         x += nn.MultiHeadDotProductAttention(num_heads=4, use_bias=False)(nn.LayerNorm(use_bias=False)(x))
@@ -37,7 +37,7 @@ class Transformer(nn.Module):
 
 
 def main(num_steps: int = 200, nowcaster: str = "drift") -> dict[str, float]:
-    """Trains for some steps of the optimizer, and returns the test accuracy and what `nowcast` counted."""
+    """Train for some optimizer steps, and return the test accuracy and the counts of `nowcast`."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, warmup_steps=num_steps // 10, decay_steps=num_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
     tx = optax.chain(

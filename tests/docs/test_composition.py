@@ -1,4 +1,4 @@
-"""Every row of the table of `docs/guides/composition.md`: what it says of the two orders, and of what happens."""
+"""Every row of the table in `docs/guides/composition.md`: both orders, and what happens."""
 
 import functools
 import re
@@ -25,11 +25,11 @@ PARAMS = {"body": jnp.array([[2.0, 0.05], [0.04, 0.03]]), "head": jnp.array([1.0
 
 
 class Run(NamedTuple):
-    """A training.
+    """A training run.
 
     Attributes:
-      params: after every step.
-      states: of the optimizer, after every step.
+      params: the parameters after every step.
+      states: the state of the optimizer after every step.
     """
 
     params: list[Any]
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 @functools.cache
 def compiled(tx: Any) -> Any:
-    """With a program of its own, so that all rows share that of `nowcast`, which takes the longest to compile."""
+    """Return a transformation with its own compiled program, so that all rows share the one of `nowcast`."""
     tx = optax.with_extra_args_support(tx)
     return optax.GradientTransformationExtraArgs(tx.init, jax.jit(tx.update, static_argnames="grad_fn"))
 
@@ -51,7 +51,7 @@ NAMES = {
     **vars(optax),
     "averaging": averaging,
     "chain": chain,
-    # Without matrices to orthogonalise.
+    # Without orthogonalisation, which takes long to compile.
     "nowcast": functools.cache(functools.partial(wnn_jax.nowcast, "slow-drift")),
     "window": functools.cache(functools.partial(wnn_jax.nowcast, "linear", snapshot_every=4)),
     "mask": {"body": True, "head": False},
@@ -61,7 +61,7 @@ NAMES = {
 
 @jax.jit
 def value_and_gradient(params: Any) -> tuple[jax.Array, Any]:
-    """Of half the squared distance to -1: each weight trains by itself, and all are on their way to below 0."""
+    """Return half the squared distance to -1, and its gradient. Every weight moves below 0."""
     gradient = gradient_fn(params, None)
     return optax.tree.norm(gradient, squared=True) / 2, gradient
 
@@ -72,7 +72,7 @@ def gradient_fn(params: Any, _: Any) -> Any:
 
 @functools.cache
 def train(code: str) -> Run:
-    """A training by an optimizer as the page writes it; where it says so, with a gradient that is not finite."""
+    """Train with an optimizer as the page writes it, with one NaN gradient for `apply_if_finite`."""
     tx = eval(code, dict(NAMES))
     tx = tx if code.startswith("chain(") else compiled(tx)
     params: Any = optax.LookaheadParams.init_synced(PARAMS) if "lookahead" in code else PARAMS
@@ -81,8 +81,8 @@ def train(code: str) -> Run:
         value, gradient = value_and_gradient(getattr(params, "fast", params))
         if "apply_if_finite" in code and number == NAN_AT:
             gradient = jax.tree.map(lambda leaf: leaf * jnp.nan, gradient)
-        of_sam = {"grad_fn": gradient_fn} if "sam(" in code else {"value": value}
-        updates, state = tx.update(gradient, state, params, **of_sam)
+        extra_args = {"grad_fn": gradient_fn} if "sam(" in code else {"value": value}
+        updates, state = tx.update(gradient, state, params, **extra_args)
         params = optax.apply_updates(params, updates)
         run.params.append(params)
         run.states.append(state)
@@ -102,16 +102,16 @@ def test_the_page_has_rows_and_names_each_in_its_code():
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_in_the_right_order_it_jumps_and_is_never_misplaced(name: str):
-    found = counts(train(RIGHT[name]))
-    assert found.pop("num_nowcasts") >= 2
-    assert found == dict.fromkeys(found, 0)
+    problems = counts(train(RIGHT[name]))
+    assert problems.pop("num_nowcasts") >= 2
+    assert not any(problems.values())
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_in_the_wrong_order_it_is_misplaced_and_never_jumps(name: str):
-    found = counts(train(WRONG[name]))
-    assert found["num_misplaced"] > 0
-    assert found["num_nowcasts"] == 0
+    metrics = counts(train(WRONG[name]))
+    assert metrics["num_misplaced"] > 0
+    assert metrics["num_nowcasts"] == 0
 
 
 PLAIN, DEFAULT = "chain(adam(1e-2))", "chain(adam(1e-2), nowcast())"
@@ -119,8 +119,8 @@ PLAIN, DEFAULT = "chain(adam(1e-2))", "chain(adam(1e-2), nowcast())"
 
 @pytest.mark.parametrize("name", ["scale_by_schedule", "contrib.reduce_on_plateau"])
 def test_jumps_shrink_with_the_steps(name: str):
-    size, of_default = (wnn_jax.metrics(train(code).states[-1])["last_size"] for code in (RIGHT[name], DEFAULT))
-    assert 0 < size < 0.8 * of_default
+    size, default_size = (wnn_jax.metrics(train(code).states[-1])["last_size"] for code in (RIGHT[name], DEFAULT))
+    assert 0 < size < 0.8 * default_size
 
 
 def test_an_average_of_parameters_changes_nothing():
@@ -135,14 +135,14 @@ def test_a_step_with_a_nan_is_not_made_and_not_counted():
 
 
 @pytest.mark.parametrize(("name", "plain"), [("masked", PLAIN), ("partition", "chain(sgd(1e-2))")])
-def test_the_rest_trains_as_without(name: str, plain: str):
+def test_the_rest_trains_as_without_a_nowcast(name: str, plain: str):
     last = train(RIGHT[name]).params[-1]
     assert_trees_close(last["head"], train(plain).params[-1]["head"])
     assert not jnp.allclose(last["body"], train(PLAIN).params[-1]["body"])
 
 
 @pytest.mark.parametrize("name", ["freeze", "selective_transform"])
-def test_what_is_frozen_does_not_move_and_may_have_a_history(name: str):
+def test_frozen_parameters_do_not_move_and_may_have_a_history(name: str):
     run = train(RIGHT[name])
     assert_trees_equal(run.params[-1]["body"], PARAMS["body"])
     shapes = {leaf.shape for leaf in jax.tree.leaves(optax.tree.get(run.states[-1], "history"))}
@@ -175,17 +175,17 @@ def test_the_average_of_schedule_free_jumps_and_its_sequence_does_not():
     assert_trees_close(optax.tree.sub(*averages), optax.tree.scale(1 / 0.9, jump))
 
 
-def test_prodigy_finds_another_rate():
+def test_prodigy_estimates_another_learning_rate():
     rates = [train(code).states[-1][0].estim_lr for code in ("chain(contrib.prodigy())", RIGHT["contrib.prodigy"])]
     assert abs(rates[1] - rates[0]) > 0.01 * rates[0]
 
 
-def test_the_first_of_two_nowcasts_begins_anew_at_the_jumps_of_the_second():
-    drift, window = train("chain(adam(1e-2), nowcast(), window())").states[-1][1:]
+def test_the_first_of_two_nowcasts_starts_again_at_the_jumps_of_the_second():
+    drift, window = map(wnn_jax.metrics, train("chain(adam(1e-2), nowcast(), window())").states[-1][1:])
     # The last jump of the window is in the last step.
-    assert (window.num_nowcasts, window.num_misplaced) == (NUM_STEPS // 20, 0)
-    assert drift.num_misplaced == drift.num_restarts == NUM_STEPS // 20 - 1
-    window, drift = train("chain(adam(1e-2), window(), nowcast())").states[-1][1:]
-    assert (drift.num_nowcasts, drift.num_misplaced) == (NUM_STEPS // 10 - 1, 0)
-    assert window.num_misplaced >= 3
-    assert window.num_nowcasts < NUM_STEPS // 20
+    assert (window["num_nowcasts"], window["num_misplaced"]) == (NUM_STEPS // 20, 0)
+    assert drift["num_misplaced"] == drift["num_restarts"] == NUM_STEPS // 20 - 1
+    window, drift = map(wnn_jax.metrics, train("chain(adam(1e-2), window(), nowcast())").states[-1][1:])
+    assert (drift["num_nowcasts"], drift["num_misplaced"]) == (NUM_STEPS // 10 - 1, 0)
+    assert window["num_misplaced"] >= 3
+    assert window["num_nowcasts"] < NUM_STEPS // 20

@@ -1,4 +1,4 @@
-"""Every recipe runs as it stands, is listed, and does what it says."""
+"""Every recipe runs, is listed, and does what it says."""
 
 import re
 import runpy
@@ -11,10 +11,10 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "docs" / "recipes"
 PROBLEMS = ("num_rejected", "num_cut", "num_restarts", "num_misplaced")
-# Nothing to orthogonalise, which takes long to compile; the recipes of the four frameworks have the default.
+# Without orthogonalisation, which takes long to compile. The recipes of the frameworks test the default.
 SLOW = {"nowcaster": "slow-drift"}
-# Of each recipe that trains: what it is given here, and what it then returns beside a good accuracy. A drift is visited
-# every ten steps, and jumps from the second visit on.
+# Recipe -> its arguments, and what it must return. A drift is visited every ten steps, and jumps from the second visit
+# on.
 CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "equinox_model": ({"num_steps": 60}, {"num_nowcasts": 5}),
     "haiku_network": ({"num_steps": 60}, {"num_nowcasts": 5}),
@@ -28,12 +28,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "transformer": ({"num_steps": 40, **SLOW}, {"num_nowcasts": 3}),
 }
 SWEEP = "rate_sweep"
-# The others are run by `make test-all`.
+# `make test-all` runs the others.
 QUICK = ("scan_loop",)
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
-    with jax.numpy_rank_promotion("allow"):  # JAX's default, as a user has it.
+    with jax.numpy_rank_promotion("allow"):  # JAX's default.
         return runpy.run_path(str(FOLDER / f"{name}.py"))["main"](**options)
 
 
@@ -51,12 +51,12 @@ def test_a_recipe_trains_and_jumps(name: str):
     options, expected = CASES[name]
     result = run(name, **options)
     assert all(np.all(value > 0.5) for name, value in result.items() if name in ("accuracy", "accuracy_of_average"))
-    found = {name: np.unique(result[name]).tolist() for name in (*expected, *PROBLEMS)}
-    assert found == {name: [value] for name, value in (expected | dict.fromkeys(PROBLEMS, 0)).items()}
+    values = {name: np.unique(result[name]).tolist() for name in (*expected, *PROBLEMS)}
+    assert values == {name: [value] for name, value in (expected | dict.fromkeys(PROBLEMS, 0)).items()}
 
 
 @pytest.mark.slow
-def test_the_sweep_gives_each_arm_its_own_best_rate():
-    for of_arm in run(SWEEP, num_steps=60, num_seeds=2, **SLOW).values():
-        assert of_arm["rate"] == min(of_arm["validation_losses"], key=of_arm["validation_losses"].get)
-        assert of_arm["accuracy"] > 0.5
+def test_the_sweep_gives_each_method_its_own_best_learning_rate():
+    for result in run(SWEEP, num_steps=60, num_seeds=2, **SLOW).values():
+        assert result["learning_rate"] == min(result["validation_losses"], key=result["validation_losses"].get)
+        assert result["accuracy"] > 0.5

@@ -1,4 +1,4 @@
-"""The site: what only a build would notice otherwise."""
+"""The reference of the site lists every public name."""
 
 import re
 from pathlib import Path
