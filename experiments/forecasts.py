@@ -15,7 +15,7 @@ from wnn_jax.lab.errors import one_line_errors
 from wnn_jax.lab.forecasting.forecast_errors import Forecast, forecast
 
 CONFIG = Forecast(
-    nowcasters=("adaptive-linear", "wnn-plus", "wnn", "linear@0.5", "linear"),
+    nowcasters=("pooled-linear", "wnn-plus", "wnn", "linear@0.5", "linear"),
     collection=(Path("runs/small"), Path("runs/pooled")),
     output=Path("runs/forecasts"),
 )
