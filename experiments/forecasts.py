@@ -1,7 +1,7 @@
 """Forecast errors of the bundled nowcasters and of linear fits, on runs that none of them saw.
 
     wnn-jax collect --family small --output runs/small --data-dir DIR
-    wnn-jax collect --family pooled --output runs/pooled --data-dir DIR
+    wnn-jax collect --family three-conv --output runs/three-conv --data-dir DIR
     python -m experiments.forecasts
 
 The record is `forecasts.md`.
@@ -16,7 +16,7 @@ from wnn_jax.lab.forecasting.forecast_errors import Forecast, forecast
 
 CONFIG = Forecast(
     nowcasters=("pooled-linear", "wnn-plus", "wnn", "linear@0.5", "linear"),
-    collection=(Path("runs/small"), Path("runs/pooled")),
+    collection=(Path("runs/small"), Path("runs/three-conv")),
     output=Path("runs/forecasts"),
 )
 

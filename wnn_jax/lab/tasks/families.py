@@ -175,8 +175,8 @@ FAMILIES: Mapping[str, TaskFamily] = {
         seed=581,
     ),
     # Networks of one form, which end with average pooling, on images with a quarter of the pixels.
-    "pooled": TaskFamily(
-        name="pooled",
+    "three-conv": TaskFamily(
+        name="three-conv",
         datasets={
             "cifar10-16": ("three-conv-8-16-16", "three-conv-12-16-32", "three-conv-12-24-24", "three-conv-24-24-48")
         },
