@@ -22,7 +22,8 @@ help:
 	@echo "make clean        remove environments, builds, runs and caches"
 
 demo: $(INSTALLED)
-	$(BIN)/wnn-jax demo --no-resume
+	rm -rf runs/demo
+	$(BIN)/wnn-jax demo
 
 CHOSEN := -m "not slow"
 test-all: CHOSEN :=

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import pytest
 
 from tests.lab.tasks.synthetic import use_synthetic_data
-from wnn_jax.lab.comparing.comparison import make_plan, run_comparisons
+from wnn_jax.lab.comparing.comparison import run_comparisons
 from wnn_jax.lab.comparing.options import Comparison, Execution
+from wnn_jax.lab.comparing.plan import make_plan
 from wnn_jax.lab.comparing.results import RUNS_FILE, load_results
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks import TASKS, load_task
@@ -120,9 +121,9 @@ def test_recorded_runs_are_found_by_the_configuration_that_a_user_would_train() 
                 key, comparison, Execution(output=FOLDER / "results" / name, data_dir=data_dir), loads_task=True
             )
             trainable = [method for method in plan.methods if plan.methods[method] is not None]
-            results, stale = plan._load(plan._search(trainable))
+            results, stale = plan.load(plan.search(trainable))
             assert not stale
-            assert len(results) == len(plan._search(trainable))
+            assert len(results) == len(plan.search(trainable))
 
 
 def test_all_missing_data_of_a_task_with_outliers_is_listed(tmp_path: Path) -> None:

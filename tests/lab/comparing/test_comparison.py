@@ -77,10 +77,6 @@ def test_finished_runs_are_kept_and_further_ones_added(tmp_path: Path) -> None:
     assert load_results(tmp_path)[:2] == first
     assert len(load_results(tmp_path)) == 4
     assert after["plain"]["weights: mse"] == before["plain"]["weights: mse"]
-    run(tmp_path, methods=("plain",), resume=False)
-    results = load_results(tmp_path)
-    assert names(results) == ["cosine 0.1 0", "cosine 0.1 1", "plain 0.1 0", "plain 0.1 1"]
-    assert results[2].evaluations[-1].seconds != first[0].evaluations[-1].seconds
 
 
 def test_tables_and_plots_are_made_without_task_and_training(tmp_path: Path) -> None:
@@ -364,7 +360,7 @@ def test_help_and_errors_on_the_command_line() -> None:
     command = functools.partial(subprocess.run, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     program = [sys.executable, "-m", "wnn_jax.lab", "compare"]
     shown = command([*program, "--help"]).stdout
-    for option in ("--methods", "--learning-rates", "--seeds", "--resume", "--target", "--executor", "--train"):
+    for option in ("--methods", "--learning-rates", "--seeds", "--target", "--executor", "--train"):
         assert option in shown
     failed = command([*program, "--task", "digits-cnn", "--num-steps", "0"])
     assert (failed.returncode, failed.stderr) == (1, "error: --num-steps 0 must be positive.\n")

@@ -81,8 +81,6 @@ class Execution:
     """Folder of data sets prepared by TensorFlow Datasets."""
     train: bool = True
     """Whether to make the runs that are missing. Otherwise the tables and plots show what is there."""
-    resume: bool = True
-    """Whether to keep finished and interrupted runs. Otherwise all of them start again."""
     checkpoint_seconds: float = 30.0
     """The first evaluation this long after the last checkpoint (or the start) saves a checkpoint."""
     num_processes: int | None = None

@@ -1,0 +1,268 @@
+"""The plan of a comparison: which runs it needs, which of them exist, and what they show."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from wnn_jax.lab.comparing.methods import find_methods
+from wnn_jax.lab.comparing.options import Comparison, Execution, check_comparison
+from wnn_jax.lab.comparing.plots import plot_comparison
+from wnn_jax.lab.comparing.results import Result, load_results, stale_differences
+from wnn_jax.lab.comparing.runs import Run, train_run
+from wnn_jax.lab.comparing.summary import Row, best_rates, summarize
+from wnn_jax.lab.comparing.tables import print_table
+from wnn_jax.lab.errors import UsageError, look_up
+from wnn_jax.lab.jobs import run_jobs
+from wnn_jax.lab.progress import Progress
+from wnn_jax.lab.tasks import Metric, Task, load_task
+from wnn_jax.lab.tasks.task import check_outputs
+from wnn_jax.lab.training.evaluation_weights import EMA_DECAYS, all_evaluation_weights
+from wnn_jax.lab.training.keys import run_key
+from wnn_jax.lab.training.method import Method, check_method
+from wnn_jax.lab.training.optimizers import ADAMW_WEIGHT_DECAY
+
+Description = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A comparison whose options can be used.
+
+    Attributes:
+      name: of the comparison.
+      comparison: what to compare.
+      execution: how to run.
+      methods: by name; `None` for a method that only has recorded runs.
+      make_task: makes the task, on any machine.
+      task: what to train, or `None` if nothing is to be trained.
+    """
+
+    name: str
+    comparison: Comparison
+    execution: Execution
+    methods: Mapping[str, Method | None]
+    make_task: Callable[[], Task]
+    task: Task | None
+
+    def train(self, console: Console, methods: Sequence[str] | None = None) -> None:
+        """Make the results that are missing.
+
+        Args:
+          console: where to name results of other configurations.
+          methods: names of the methods to train. Default: all.
+        """
+        names = [name for name, method in self.methods.items() if method and (methods is None or name in methods)]
+        self._run_missing(self.search(names), console)
+        if self.comparison.search_seeds is not None:
+            self._run_missing(self._final(names, self.load(self.search(names))[0]), console)
+
+    def report(self, console: Console) -> list[Row]:
+        """Print the table of the finished methods, and draw their plot.
+
+        Returns:
+          The rows of the table, one per method; none while a baseline is unfinished.
+        """
+        comparison = self.comparison
+        searched, stale = self._finished(self.search)
+        results, _ = self._finished(lambda names: self._final(names, searched))
+        done = {result.method for result in results}
+        baselines = [name for name, method in self.methods.items() if method and method.is_baseline]
+        if not done or not done.issuperset(baselines):
+            return []
+        metrics = target_first(results[0].metrics, comparison.metric)
+        rows = summarize(
+            results,
+            metrics,
+            baselines=baselines,
+            learning_rates={name: comparison.rates_of(name) for name in self.methods},
+            weights=comparison.evaluation_weights,
+            target=comparison.target,
+        )
+        console.rule(self.name)
+        print_table(rows, metrics, console, has_own_target=comparison.target is not None)
+        if stale and self.task is None:
+            console.print(f"note: {len(stale)} results are stale, for example: {stale[0]}", soft_wrap=True)
+        if missing := [name for name in self.methods if name not in done]:
+            console.print(f"missing: {', '.join(missing)}", soft_wrap=True, style="yellow")
+        searched = [result for result in searched if result.method in done]
+        path = self.execution.output / f"{self.name}.png"
+        plot_comparison(results, searched, rows, metrics[0], path, weights=comparison.evaluation_weights)
+        return rows
+
+    def search(self, names: Sequence[str]) -> list[Description]:
+        """Describe the runs that choose the learning rates of methods."""
+        points = [(name, rate) for name in names for rate in self.comparison.rates_of(name)]
+        return self._describe(points, self.comparison.search_seeds or self.comparison.seeds)
+
+    def _final(self, names: Sequence[str], searched: Sequence[Result]) -> list[Description]:
+        """Describe the runs of methods at their best learning rates."""
+        if not searched:
+            return []
+        metric = target_first(searched[0].metrics, self.comparison.metric)[0]
+        rates = best_rates(searched, metric, self.comparison.evaluation_weights)
+        return self._describe([(name, rates[name]) for name in names if name in rates], self.comparison.seeds)
+
+    def _describe(self, points: Sequence[tuple[str, float]], seeds: Sequence[int]) -> list[Description]:
+        """Describe runs, seed by seed, so that a machine that slows down slows all methods alike."""
+        settings = {} if self.task is None else self.task.describe()
+        num_steps = self.comparison.num_steps
+        return [
+            {
+                "task": {"name": self.comparison.task, **settings},
+                "method": {"name": name} if (method := self.methods[name]) is None else method.describe(),
+                "learning_rate": rate,
+                "seed": seed,
+                "num_steps": num_steps,
+                "evaluate_every": self.comparison.evaluate_every or max(num_steps // 40, 1),
+            }
+            for seed in seeds
+            for name, rate in points
+        ]
+
+    def _finished(self, plan: Callable[[Sequence[str]], Sequence[Description]]) -> tuple[list[Result], list[str]]:
+        """Return the results of the methods without a missing run, and the stale results.
+
+        Where a method has recorded runs only, none is missing.
+        """
+        results, stale = self.load(plan(tuple(self.methods)))
+        counts = {name: sum(result.method == name for result in results) for name in self.methods}
+        done = [name for name in self.methods if not self.methods[name] or counts[name] == len(plan([name]))]
+        return [result for result in results if result.method in done], stale
+
+    def load(self, planned: Sequence[Mapping[str, Any]]) -> tuple[list[Result], list[str]]:
+        """Return the results of planned runs, and a line for each result that is stale.
+
+        A stale result has another configuration or `RESULTS_VERSION`. It is left out of a comparison that trains.
+        """
+        by_place: dict[Any, list[Result]] = {}
+        for result in load_results(self.execution.output):
+            by_place.setdefault(_place(result.description), []).append(result)
+        results, stale = [], []
+        for description in planned:
+            candidates = by_place.get(_place(description), [])
+            differences = [self._differences(result, description) for result in candidates]
+            fresh = [result for result, lines in zip(candidates, differences, strict=True) if not lines]
+            results += (fresh or ([] if self.task else candidates))[-1:]
+            if candidates and not fresh:
+                method, rate, seed = (description[name] for name in ("method", "learning_rate", "seed"))
+                stale.append(f"stale: {method['name']}, rate {rate:g}, seed {seed}: {'; '.join(differences[-1])}")
+        return results, stale
+
+    def _differences(self, result: Result, description: Mapping[str, Any]) -> list[str]:
+        """List how a result differs from a planned run, as far as the plan knows its task and its method."""
+        actual = dict(result.description)
+        if self.task is None:
+            actual["task"] = {"name": actual["task"]["name"]}
+        if self.methods[result.method] is None:
+            actual["method"] = {"name": result.method}
+        return stale_differences(dataclasses.replace(result, description=actual), description)
+
+    def _run_missing(self, planned: Sequence[Description], console: Console) -> None:
+        results, stale = self.load(planned)
+        for line in stale:
+            console.print(f"note: {line}", soft_wrap=True, style="yellow")
+        keys = {run_key(result.description) for result in results}
+        folder = self.execution.output.absolute()
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        runs = [
+            Run(self.make_task, method, description, folder, self.execution.checkpoint_seconds)
+            for description in planned
+            if run_key(description) not in keys and (method := self.methods[description["method"]["name"]])
+        ]
+        options: Any = {name: getattr(self.execution, name) for name in ("executor", "num_processes")}
+        with Progress(f"{self.name}: runs", total=len(planned), completed=len(planned) - len(runs)) as progress:
+            for run in run_jobs(train_run, runs, **options):
+                description = run.description
+                progress.advance(metrics=f"{run.method.name} {description['learning_rate']:g} {description['seed']}")
+        with contextlib.suppress(OSError):  # Other runs have checkpoints there.
+            (folder / "checkpoints").rmdir()
+
+
+def make_plan(name: str, comparison: Comparison, execution: Execution, *, loads_task: bool) -> Plan:
+    """Find what a comparison names, and refuse what cannot be used.
+
+    Args:
+      name: of the comparison.
+      comparison: what to compare.
+      execution: how to run.
+      loads_task: whether to load the task, to train it.
+
+    Raises:
+      UsageError: if an option cannot be used.
+    """
+    check_comparison(comparison)
+    trainable = [name for name in comparison.methods if name not in comparison.recorded]
+    chosen = find_methods(
+        trainable,
+        comparison.base_optimizer(),
+        weight_decay=ADAMW_WEIGHT_DECAY if not comparison.base and comparison.optimizer == "adamw" else 0.0,
+        own=comparison.own_methods,
+        snapshot_every=comparison.snapshot_every,
+    )
+    by_name = dict(zip(trainable, chosen, strict=True))
+    # The name of a nowcaster's file in tables is its stem.
+    methods = {by_name[name].name if name in by_name else name: by_name.get(name) for name in comparison.methods}
+    check_evaluation_weights(comparison.evaluation_weights, chosen)
+    for method in chosen:  # Before data is loaded: some need a longer run.
+        with _errors_of(method.name, comparison):
+            method.optimizer(comparison.rates_of(method.name)[0], comparison.num_steps)
+    # Absolute, because the workers of a cluster have other working directories.
+    factory = comparison.make_task or functools.partial(load_task, comparison.task)
+    make_task = functools.partial(factory, execution.data_dir.absolute())
+    if not loads_task:
+        return Plan(name, comparison, execution, methods, make_task, None)
+    task = make_task()
+    check_outputs(task)
+    target_first(task.metrics, comparison.metric)
+    for method in chosen:
+        with _errors_of(method.name, comparison):
+            check_method(method, task, comparison.rates_of(method.name)[0], comparison.num_steps)
+    return Plan(name, comparison, execution, methods, make_task, task)
+
+
+@contextlib.contextmanager
+def _errors_of(method: str, comparison: Comparison) -> Generator[None]:
+    """Say in one line which method does not fit the task or the length of a run."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(
+            f"--methods {method!r} does not fit --task {comparison.task!r} or --num-steps {comparison.num_steps}, "
+            f"change one of them: {' '.join(str(error).split())}"
+        ) from error
+
+
+def check_evaluation_weights(name: str | None, methods: Sequence[Method]) -> None:
+    """Refuse evaluation weights that some method lacks. Those of later stages are only known when they begin.
+
+    Raises:
+      UsageError: if there is such a method.
+    """
+    for method in methods:
+        names = all_evaluation_weights(method.evaluation_weights, EMA_DECAYS)
+        if name is not None and name not in names and not method.stages:
+            raise UsageError(f"--evaluation-weights {name!r}: the method {method.name!r} has only {', '.join(names)}.")
+
+
+def target_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric, ...]:
+    """Return the metrics, with the target first.
+
+    Raises:
+      UsageError: if there is no metric of that name.
+    """
+    if name is None:
+        return tuple(metrics)
+    target = look_up({metric.name: metric for metric in metrics}, name, "--metric")
+    return target, *(metric for metric in metrics if metric.name != name)
+
+
+def _place(description: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a reader of a table would take two runs for the same by."""
+    names = ("learning_rate", "seed", "num_steps", "evaluate_every")
+    return description["task"]["name"], description["method"]["name"], *(description[name] for name in names)
