@@ -14,7 +14,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.helpers import COLLECTIVES, assert_dots_are_precise, assert_trees_close, train
 from wnn_jax import averaging
-from wnn_jax.averaging._dependence import sketch
 from wnn_jax.averaging._packing import pack, unpack
 
 SHAPES = {"kernel": (8, 6), "bias": (6,), "scale": ()}
