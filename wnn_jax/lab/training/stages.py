@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from wnn_jax import averaging
-from wnn_jax.lab.comparing.calibration import Calibration
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.coefficients import Coefficients
 from wnn_jax.lab.tasks.task import Task
@@ -140,7 +139,8 @@ class TrainMembers:
       num_members: how many members there are.
       average_every: steps between the weights that are averaged for the reading `SWA`, or `None` for no such reading.
       mask: which weights, or factors of which weights; see `late_phase.split_members`.
-      ensemble: whether there is a reading `ensemble`, of the members' mean prediction: of a `Calibration`.
+      ensemble: whether there is a reading `ensemble`, of the members' mean prediction. The task must say by
+        `measures_ensembles = True` that it can measure one.
 
     References:
       von Oswald et al., `Neural networks with late-phase weights <https://arxiv.org/abs/2007.12927>`_, ICLR 2021
@@ -163,8 +163,11 @@ class TrainMembers:
         Raises:
           UsageError: if the task cannot measure an ensemble that is to be read.
         """
-        if self.ensemble and not isinstance(task, Calibration):
-            raise UsageError(f"ensemble=True: {type(task).__name__} cannot measure an ensemble; train a Calibration.")
+        if self.ensemble and not getattr(task, "measures_ensembles", False):
+            raise UsageError(
+                f"ensemble=True: {type(task).__name__} cannot measure an ensemble; train a task whose "
+                "measures_ensembles is True."
+            )
         members = split_members(state.params, self.mask, jax.random.key(seed), num_members=self.num_members)
         own = self.optimizer(learning_rate, num_steps, self.first_step(num_steps), self.num_members)
         tx: Any = late_phase(own, own, self.num_members)
