@@ -185,7 +185,7 @@ def ema(decay: float) -> optax.GradientTransformationExtraArgs:
         exponent = number * math.log(decay) if decay else jnp.array(-jnp.inf, number.dtype)
         return (1 - decay) / -jnp.expm1(exponent)
 
-    return _keep_average(EmaState, _wide_zeros_like, _add_to_mean(share))
+    return _keep_average(EmaState, _wide_zeros_like, _add_to_mean(share), has_conditional=False)
 
 
 def ema_eval_params(state: Any, params: Any) -> Any:
@@ -207,6 +207,8 @@ def _keep_average(
     add: Callable[[Any, Any, jax.Array, jax.Array], Any],
     start_step: Any = 0,
     period: Any = 1,
+    *,
+    has_conditional: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns a transformation that adds the parameters after every `period`-th step to a memory.
 
@@ -217,6 +219,7 @@ def _keep_average(
         memory, because under `vmap` it runs for all members at once.
       start_step: see `uniform`.
       period: see `uniform`.
+      has_conditional: `False` for a rule that needs every step, which is cheaper without one.
     """
     start_step = check_int("start_step", start_step, "the first step that counts", minimum=0)
     period = check_int("period", period, "the number of steps from what is averaged to the next", minimum=1)
@@ -241,7 +244,7 @@ def _keep_average(
         def wait(memory: Any, _: Any) -> tuple[Any, jax.Array]:
             return memory, jnp.zeros_like(is_due)
 
-        if (start_step, period) == (0, 1):
+        if not has_conditional:
             memory, is_added = take(memory, new_params)
         else:
             # XLA copies nothing on other steps if the branch on True writes and returns only what it writes. Training
