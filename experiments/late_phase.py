@@ -5,7 +5,9 @@
 The record is `late_phase.md`. All methods take as many minibatches.
 """
 
+import dataclasses
 import operator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,101 @@ import optax
 import wnn_jax
 from experiments.averaging import annealed, sgd, warmed_up
 from wnn_jax import averaging
-from wnn_jax.lab.comparing.calibration import Calibration
 from wnn_jax.lab.comparing.comparison import main
 from wnn_jax.lab.comparing.options import Comparison
 from wnn_jax.lab.tasks import Task, check_data
-from wnn_jax.lab.tasks.data import load_dataset, random_mirror
+from wnn_jax.lab.tasks.data import arrays_digest, load_dataset, random_mirror
+from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.models import ResNet
+from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums
 from wnn_jax.lab.training.evaluation_weights import EvaluationWeights
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.stages import TrainMembers
-from wnn_jax.late_phase import module_mask, norm_mask
+from wnn_jax.late_phase import SplitParams, ensemble_predict, module_mask, norm_mask
 
 FIRST = 0.6
 EPOCH = 60
 BATCH_SIZE = 128
 NUM_OUTLIERS = 2_000
 MODEL = ResNet(features=(8, 16, 32), stem_strides=2)
+
+
+def calibration_error(probabilities: jax.Array, labels: jax.Array, num_bins: int = 15) -> jax.Array:
+    """Returns how far confidence is from accuracy, on average (Guo et al., ICML 2017, equation 3).
+
+    Args:
+      probabilities: `[n, num_classes]`.
+      labels: `[n]` int.
+      num_bins: number of equal intervals of the confidence. In each, its mean is compared with the accuracy.
+    """
+    confidence = probabilities.max(axis=-1)
+    bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1, 0, num_bins - 1)
+    is_right = probabilities.argmax(axis=-1) == labels
+    gaps = jax.ops.segment_sum(is_right - confidence, bins, num_segments=num_bins)
+    return jnp.abs(gaps).sum() / labels.size
+
+
+def outlier_auroc(confidence: jax.Array, outlier_confidence: jax.Array) -> jax.Array:
+    """Returns the share of pairs in which the outlier has the lower confidence (Hendrycks, Gimpel, ICLR 2017).
+
+    This is the area under the ROC curve: 0.5 by chance, 1 at best. Ties count half.
+    """
+    ordered = jnp.sort(outlier_confidence)
+    lower, not_higher = (jnp.searchsorted(ordered, confidence, side=side) for side in ("left", "right"))
+    return (lower + not_higher).mean() / 2 / outlier_confidence.size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration(ImageClassification):
+    """A classification of images that also measures probabilities, of one network or of an ensemble (`SplitParams`).
+
+    Attributes:
+      outliers: split -> images `[n, height, width, channels]` uint8 of things that the network has not learned.
+    """
+
+    outliers: Mapping[str, np.ndarray]
+    measures_ensembles = True
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Accuracy, negative log-likelihood (`loss`), expected calibration error, and detection of outliers."""
+        return (
+            *super().metrics,
+            Metric("calibration error", higher_is_better=False),
+            Metric("outlier AUROC", higher_is_better=True),
+        )
+
+    def describe(self) -> Mapping[str, Any]:
+        """What its results depend on."""
+        digest = arrays_digest(*(self.outliers[split] for split in sorted(self.outliers)))
+        return {**super().describe(), "kind": "calibration", "outliers": digest}
+
+    def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
+        """A whole split with its outliers as one batch, because these metrics are no sums over examples."""
+        images, labels = getattr(self.dataset, split)
+        yield {"images": images, "labels": labels, "outliers": self.outliers[split]}
+
+    def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
+        """The metrics of a split, with running batch statistics, each weighted by the number of its examples."""
+        probabilities, outlier_probabilities = (
+            ensemble_predict(self._predict, params, batch[name], model_state)
+            if isinstance(params, SplitParams)
+            else self._predict(params, batch[name], model_state)
+            for name in ("images", "outliers")
+        )
+        logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
+        count = jnp.float32(len(batch["labels"]))
+        auroc = outlier_auroc(probabilities.max(axis=-1), outlier_probabilities.max(axis=-1))
+        return {
+            **self._sums(logits, batch["labels"]),
+            "calibration error": (count * calibration_error(probabilities, batch["labels"]), count),
+            "outlier AUROC": (count * auroc, count),
+        }
+
+    def _predict(self, params: Params, images: jax.Array, model_state: ModelState) -> jax.Array:
+        images = self.dataset.preprocess(images)
+        logits: Any = self.model.apply({"params": params, **model_state}, images, **self._mode(train=False))
+        return jax.nn.softmax(logits)
 
 
 def in_cycles(schedule: Any, first_cycle: int, cycle: int) -> Any:

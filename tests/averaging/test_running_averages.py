@@ -26,29 +26,28 @@ def trained(tx: Any, num_steps: int, params: Any = None) -> Any:
     return train(optax.chain(optax.sgd(0.1), tx), network_params() if params is None else params, num_steps)
 
 
-def mean_of(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0), *trees)
+def run(tx: Any, updates: list[Any], params: Any) -> Any:
+    """The state after each of these updates of the same parameters."""
+    update = jax.jit(tx.update)
+    states = [tx.init(params)]
+    for tree in updates:
+        states.append(update(tree, states[-1], params)[1])
+    return states
 
 
-def assert_close_trees(actual: Any, expected: Any) -> None:
+def assert_average(actual: Any, trees: list[Any], weights: Any = None) -> None:
+    expected = jax.tree.map(lambda *leaves: np.average(np.asarray(leaves, np.float64), 0, weights), *trees)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
 
 
 @pytest.mark.parametrize("num_steps", [4, 5, 8, 14, 16])
-def test_the_uniform_average(num_steps: int):
-    steps = trained(averaging.uniform(2, 3), num_steps)
+@pytest.mark.parametrize(("name", "size"), [("uniform", None), ("lawa", 2)])
+def test_averages_of_every_third_step(name: str, size: int | None, num_steps: int):
+    make, read = TRANSFORMS[name]
+    steps = trained(make(), num_steps)
     # From step 2 on every third: steps 4, 7, 10, 13, counted from 0.
-    taken = [step.params for step in steps[4::3]]
-    actual = averaging.uniform_eval_params(steps[-1].state, steps[-1].params)
-    assert_close_trees(actual, mean_of(taken) if taken else steps[-1].params)
-
-
-@pytest.mark.parametrize("num_steps", [4, 5, 8, 14, 16])
-def test_the_average_of_the_latest(num_steps: int):
-    steps = trained(averaging.lawa(2, 3, 2), num_steps)
-    taken = [step.params for step in steps[4::3]][-2:]
-    actual = averaging.lawa_eval_params(steps[-1].state, steps[-1].params)
-    assert_close_trees(actual, mean_of(taken) if taken else steps[-1].params)
+    taken = [step.params for step in steps[4::3]][-size if size else 0 :]
+    assert_average(read(steps[-1].state, steps[-1].params), taken or [steps[-1].params])
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 9])
@@ -56,26 +55,22 @@ def test_the_average_of_the_latest(num_steps: int):
 def test_the_exponential_average(num_steps: int, decay: float):
     steps = trained(averaging.ema(decay), num_steps)
     weights = (1 - decay) * decay ** np.arange(num_steps)[::-1]
-    trees = [step.params for step in steps]
-    expected = jax.tree.map(lambda *leaves: np.average(leaves, axis=0, weights=weights / weights.sum()), *trees)
-    assert_close_trees(averaging.ema_eval_params(steps[-1].state, steps[-1].params), expected)
+    actual = averaging.ema_eval_params(steps[-1].state, steps[-1].params)
+    assert_average(actual, [step.params for step in steps], weights)
 
 
 def test_training_is_left_alone(kind: Any):
-    make, _ = kind
-    assert_trees_equal(trained(make(), 9)[-1].params, trained(optax.identity(), 9)[-1].params)
-
-
-def test_before_any_average_there_are_the_parameters(kind: Any):
     make, read = kind
     params = network_params()
     assert_trees_equal(read(make().init(params), params), params)
+    assert_trees_equal(trained(make(), 9)[-1].params, trained(optax.identity(), 9)[-1].params)
+    with pytest.raises(ValueError, match="params"):
+        make().update(params, make().init(params))
 
 
 def test_averages_of_narrow_weights_are_wide(kind: Any):
     make, read = kind
-    params = network_params(jnp.bfloat16)
-    steps = trained(make(), 9, params)
+    steps = trained(make(), 9, network_params(jnp.bfloat16))
     average = read(steps[-1].state, steps[-1].params)
     assert {leaf.dtype for leaf in jax.tree.leaves(average)} == {jnp.dtype(jnp.bfloat16)}
     if read is not averaging.lawa_eval_params:
@@ -100,7 +95,8 @@ def test_shards_stay_where_they_are(kind: Any):
 def test_the_average_is_found_in_a_chain(kind: Any):
     make, read = kind
     params = network_params()
-    nested = optax.chain(optax.chain(optax.sgd(0.1), make()), optax.identity()).init(params)
+    others = [other() for other, other_read in TRANSFORMS.values() if other_read is not read]
+    nested = optax.chain(optax.chain(optax.sgd(0.1), make()), *others).init(params)
     assert_trees_equal(read(nested, params), params)
     with pytest.raises(ValueError, match=r"state has 0 of \w+State; give the state of a chain with one"):
         read(optax.sgd(0.1).init(params), params)
@@ -108,61 +104,28 @@ def test_the_average_is_found_in_a_chain(kind: Any):
         read(optax.chain(make(), make()).init(params), params)
 
 
-def test_update_needs_params(kind: Any):
-    tx = kind[0]()
-    with pytest.raises(ValueError, match="params"):
-        tx.update(network_params(), tx.init(network_params()))
-
-
-def is_counted(t: int) -> bool:
-    return t % 3 == 2
-
-
-@pytest.mark.parametrize("name", ["uniform", "lawa"])
-def test_what_is_not_finite_on_steps_that_do_not_count_stays_out(name: str):
-    tx, read = {
-        "uniform": (averaging.uniform(period=3), averaging.uniform_eval_params),
-        "lawa": (averaging.lawa(2, period=3), averaging.lawa_eval_params),
-    }[name]
-    update = jax.jit(tx.update)
-    params = {"w": jnp.zeros(4)}
-    state = tx.init(params)
-    for t in range(6):
-        step = jnp.full(4, float(t) if is_counted(t) else (jnp.nan, jnp.inf)[t % 2])
-        _, state = update({"w": step}, state, params)
-    assert_trees_equal(read(state, params), {"w": jnp.full(4, (2 + 5) / 2)})
-
-
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_parameters_that_are_not_finite_are_left_out_and_counted(kind: Any, bad: float):
+    """Those on steps that do not count are not counted either."""
     make, read = kind
-    tx = make()
-    update = jax.jit(tx.update)
     params = {"w": jnp.zeros(4), "b": jnp.zeros(2)}
-    state, clean = tx.init(params), tx.init(params)
-    for t in range(12):
-        step = {"w": jnp.full(4, float(t)), "b": jnp.ones(2)}
-        if t != 7:
-            _, clean = update(step, clean, params)
-        else:
-            # The steps are counted nevertheless.
-            clean = clean if "step" not in clean._fields else clean._replace(step=clean.step + 1)
-            step["w"] = step["w"].at[2].set(bad)
-        _, state = update(step, state, params)
+    updates = [{"w": jnp.full(4, float(t)), "b": jnp.ones(2)} for t in range(12)]
+    broken = {5, 6, 7} if read is not averaging.ema_eval_params else {7}
+    for t in broken:
+        updates[t]["w"] = updates[t]["w"].at[2].set(bad)
+    state = run(make(), updates, params)[-1]
     assert state.num_rejected == 1
-    assert_trees_equal(read(state, params), read(clean, params))
+    counted = range(12) if read is averaging.ema_eval_params else (4, 10)
+    good = [updates[t] for t in counted if t not in broken]
+    assert_average(read(state, params), good, 0.7 ** np.arange(11)[::-1] if len(good) > 2 else None)
 
 
 def test_averages_are_between_the_most_distant_weights(kind: Any):
     make, read = kind
-    tx = make()
-    update = jax.jit(tx.update)
     largest = float(jnp.finfo(jnp.float32).max)
     params = {"w": jnp.zeros(3)}
-    state = tx.init(params)
-    for t in range(12):
-        _, state = update({"w": jnp.array([largest, largest * (-1) ** t, 0.1])}, state, params)
-    average = read(state, params)["w"]
+    updates = [{"w": jnp.array([largest, largest * (-1) ** t, 0.1])} for t in range(12)]
+    average = read(run(make(), updates, params)[-1], params)["w"]
     assert average[0] == jnp.float32(largest)
     assert abs(average[1]) < largest
     assert average[2] == jnp.float32(0.1)
@@ -170,12 +133,8 @@ def test_averages_are_between_the_most_distant_weights(kind: Any):
 
 def test_complex_weights_and_integers_are_averaged(kind: Any):
     make, read = kind
-    tx = make()
     params = {"w": jnp.zeros(2, jnp.complex64), "n": jnp.zeros([], jnp.int32)}
-    state = tx.init(params)
-    for _ in range(6):
-        _, state = tx.update({"w": jnp.full(2, 1 + 2j), "n": jnp.array(3)}, state, params)
-    average = read(state, params)
+    average = read(run(make(), [{"w": jnp.full(2, 1 + 2j), "n": jnp.array(3)}] * 6, params)[-1], params)
     np.testing.assert_allclose(average["w"], 1 + 2j, rtol=1e-6)
     assert average["n"] == 3
 
@@ -184,10 +143,9 @@ def test_complex_weights_and_integers_are_averaged(kind: Any):
 def test_seeds_at_different_steps_equal_separate_runs(name: str):
     """Some members of a batch count on a step on which others do not, and must leave these alone."""
     make, read = TRANSFORMS[name]
-    tx = make()
-    update = jax.jit(jax.vmap(tx.update))
+    update = jax.jit(jax.vmap(make().update))
     seeds = [jax.tree.map(lambda leaf, seed=seed: leaf + seed, network_params()) for seed in range(3)]
-    runs = [trained(tx, 12, params)[seed:] for seed, params in enumerate(seeds)]
+    runs = [trained(make(), 12, params)[seed:] for seed, params in enumerate(seeds)]
 
     def stack(trees: list[Any]) -> Any:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

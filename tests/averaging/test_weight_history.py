@@ -11,8 +11,6 @@ from tests.helpers import assert_trees_equal
 from wnn_jax import averaging
 from wnn_jax.averaging import WeightHistory
 
-make: Any = WeightHistory
-
 
 def params_after(step: int) -> Any:
     return {"kernel": jnp.full((2, 3), step + 0.5), "bias": jnp.full(3, -float(step))}
@@ -35,10 +33,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     ("options", "steps"),
     [
         ({"period": 1}, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
-        ({"period": 3}, [2, 5, 8]),
         ({"period": 3, "start_step": 4}, [6, 9]),
         ({"period": 2, "size": 2}, [7, 9]),
         ({"period": 20}, []),
+        ({"period": 5, "dtype": jnp.bfloat16}, [4, 9]),
+        ({"period": 5, "dtype": "float16"}, [4, 9]),
     ],
 )
 def test_what_is_kept(place: dict[str, Any], options: dict[str, Any], steps: list[int]):
@@ -46,16 +45,9 @@ def test_what_is_kept(place: dict[str, Any], options: dict[str, Any], steps: lis
     assert history.steps == steps
     assert len(history) == len(steps)
     for checkpoint, step in zip(history, steps, strict=True):
-        assert_trees_equal(checkpoint, params_after(step))
+        expected = jax.tree.map(lambda leaf: leaf.astype(options.get("dtype", leaf.dtype)), params_after(step))
+        assert_trees_equal(checkpoint, expected)
     history.close()
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16"])
-def test_other_dtypes(place: dict[str, Any], dtype: Any):
-    history = collect(3, period=1, dtype=dtype, **place)
-    for step, checkpoint in enumerate(history):
-        assert {leaf.dtype for leaf in jax.tree.leaves(checkpoint)} == {jnp.dtype(dtype)}
-        assert checkpoint["bias"][0] == -step
 
 
 def test_donated_parameters_are_copied():
@@ -85,15 +77,15 @@ def test_checkpoints_of_any_run_make_a_subspace(tmp_path: Path):
     np.testing.assert_allclose(combined["bias"], 2.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["period", "size"])
-@pytest.mark.parametrize("value", [0, -1, True, 1.5, "2"])
-def test_bad_numbers_are_refused(name: str, value: Any):
-    with pytest.raises(ValueError, match=rf"{name}=.* must be an int >= 1"):
-        make(**{"period": 1} | {name: value})
+BAD: list[tuple[str, Any, str]] = [
+    *((name, value, "an int >= 1") for name in ("period", "size") for value in (0, -1, True, 1.5, "2")),
+    ("start_step", -1, "an int >= 0"),
+    ("dtype", "int8", "a floating-point dtype"),
+]
 
 
-def test_other_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="start_step=-1 must be an int >= 0"):
-        WeightHistory(period=1, start_step=-1)
-    with pytest.raises(ValueError, match="dtype='int8' must be a floating-point dtype"):
-        WeightHistory(period=1, dtype="int8")
+@pytest.mark.parametrize(("name", "value", "expected"), BAD)
+def test_bad_arguments_are_refused(name: str, value: Any, expected: str):
+    options: dict[str, Any] = {"period": 1, name: value}
+    with pytest.raises(ValueError, match=rf"{name}=.* must be {expected}"):
+        WeightHistory(**options)

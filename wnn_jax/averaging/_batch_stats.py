@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation for weights that were never trained with any."""
+"""Statistics of batch normalisation for averaged weights."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,25 +16,25 @@ def update_batch_stats(
     batches: Iterable[Any],
     **options: Any,
 ) -> dict[str, Any]:
-    """Estimates the statistics of batch normalisation anew, as averages over batches.
+    """Returns variables with batch statistics estimated from scratch, as averages over batches.
 
-    Averaged weights have not seen the activations that they make, so that the running statistics of no training fit
-    them. Whatever the momentum of the layers is, the result is the mean over all batches, weighted by their sizes.
+    Averaged weights were never trained, so no running statistics fit their activations. Whatever the momentum of the
+    layers is, the result is the mean over all batches, weighted by their sizes.
 
     Args:
-      apply_fn: the `apply` of a Flax linen module, or what is called like it:
+      apply_fn: the `apply` of a Flax linen module, or a function that is called like it:
         `apply_fn(variables, batch, mutable="batch_stats", **options)` returns the outputs, which are not used, and the
         collections that changed, `{"batch_stats": ...}`.
-      variables: the variables of the model, with the collection `"batch_stats"`. They stay as they are.
+      variables: the variables of the model, with the collection `"batch_stats"`. They are not changed.
       batches: inputs of `apply_fn`, trees of arrays whose first axis is the batch.
-      **options: hashable arguments of `apply_fn`: those that make the model train, such as `train=True`.
+      **options: hashable arguments of `apply_fn` that put the model in training mode, such as `train=True`.
 
     Returns:
-      Variables with new statistics, and everything else as it was.
+      Variables with new statistics, and everything else as in `variables`.
 
     Raises:
       ValueError: if `variables` has no `"batch_stats"`, there are no batches, or the statistics do not change with
-        them, because the model does not train.
+        them, because the model is not in training mode.
 
     Examples:
       >>> import flax.linen as nn
@@ -47,10 +47,6 @@ def update_batch_stats(
       >>> variables = averaging.update_batch_stats(model.apply, variables, batches, use_running_average=False)
       >>> print(f"{variables['batch_stats']['mean'].item():.3f}")  # of the means 1.5 and 4.5
       3.000
-
-    References:
-      Izmailov et al., `Averaging Weights Leads to Wider Optima and Better Generalization
-      <https://arxiv.org/abs/1803.05407>`_, UAI 2018
     """
     if not jax.tree.leaves(variables.get(_COLLECTION)):
         raise ValueError(f"variables has the collections {sorted(variables)}, and no batch_stats to estimate.")
@@ -60,21 +56,20 @@ def update_batch_stats(
         return compiled({**variables, _COLLECTION: batch_stats}, batch, mutable=_COLLECTION, **options)[1][_COLLECTION]
 
     zeros = jax.tree.map(jnp.zeros_like, variables[_COLLECTION])
-    total, num_examples, kept = zeros, 0, None
+    total, num_examples, momentum = zeros, 0, None
     for batch in batches:
         size = jax.tree.leaves(batch)[0].shape[0]
-        # A running statistic becomes `kept * old + (1 - kept) * that of the batch`.
-        of_batch = step(zeros, batch)
-        if kept is None:
-            from_ones = step(jax.tree.map(jnp.ones_like, zeros), batch)
-            kept = jax.tree.map(jnp.subtract, from_ones, of_batch)
-            if all((leaf == 1).all() for leaf in jax.tree.leaves(kept)):
+        # A running statistic becomes `momentum * old + (1 - momentum) * new`.
+        stats = step(zeros, batch)
+        if momentum is None:
+            momentum = jax.tree.map(jnp.subtract, step(jax.tree.map(jnp.ones_like, zeros), batch), stats)
+            if all((leaf == 1).all() for leaf in jax.tree.leaves(momentum)):
                 raise ValueError(
                     f"apply_fn={apply_fn!r} leaves batch_stats as they are with the options {options}: the model does "
-                    "not train. Give what makes it, such as train=True, behind the batches."
+                    "not train. Pass what puts it in training mode, such as train=True, after the batches."
                 )
-        own = jax.tree.map(lambda new, m: new / (1 - m), of_batch, kept)
-        total = optax.tree.add_scale(total, size, own)
+        means = jax.tree.map(lambda stat, kept: stat / (1 - kept), stats, momentum)
+        total = optax.tree.add_scale(total, size, means)
         num_examples += size
     if num_examples == 0:
         raise ValueError("batches is empty; give at least one batch to estimate the statistics from.")

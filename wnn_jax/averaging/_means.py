@@ -1,4 +1,4 @@
-"""Means of arrays that never leave what they are the means of, by rounding or by overflow."""
+"""Means of arrays that rounding or overflow never takes out of the range of these arrays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from wnn_jax._trees import wide_dtype
 
 
 def toward(mean: jax.Array, new: jax.Array, share: Any) -> jax.Array:
-    """A mean, in float32 or wider, with a share from 0 to 1 of another array in it."""
+    """Returns a mean, in float32 or wider, in which another array has a share from 0 to 1."""
     new = new.astype(mean.dtype)
-    # Of halves, because a difference could overflow; and a difference, because weights of the two would not sum to 1.
+    # Halves, because a difference could overflow. A difference, because two rounded weights would not sum to 1.
     moved = mean + jnp.asarray(2 * share, mean.dtype) * (new / 2 - mean / 2)
     if jnp.iscomplexobj(moved):
         return moved
@@ -20,7 +20,7 @@ def toward(mean: jax.Array, new: jax.Array, share: Any) -> jax.Array:
 
 
 def mean_of(arrays: Sequence[jax.Array], number: Any = None) -> jax.Array:
-    """The mean of arrays, in float32 or wider; of the first `number` of them, if it is given and at least 1."""
+    """Returns the mean of arrays, or of the first `number` of them (at least 1), in float32 or wider."""
     first, *others = arrays
     mean = first.astype(wide_dtype(first))
     for index, array in enumerate(others, start=1):

@@ -1,4 +1,4 @@
-"""Arrays in few bits."""
+"""Arrays stored in few bits a number."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ BITS = (1, 2, 4, 8)
 
 
 class Packed(NamedTuple):
-    """An array in `bits` bits a number, or `n` of them, each attribute with one more axis in front.
+    """An array in few bits a number, or `n` such arrays, with one more axis in front of each attribute.
 
     Attributes:
       codes: uint8, several codes a byte along the last axis. Sharded like the array where that axis divides.
-      low: what code 0 stands for.
-      step: the distance of two neighbouring codes.
+      low: the value of code 0.
+      step: the difference between the values of neighbouring codes.
     """
 
     codes: jax.Array
@@ -23,13 +23,9 @@ class Packed(NamedTuple):
 
 
 def pack(array: jax.Array, bits: int) -> Packed:
-    """Rounds an array to evenly spaced values from its least to its greatest.
+    """Rounds an array of any shape to `2**bits` evenly spaced values from its least to its greatest.
 
-    A number is off by at most half a step: (greatest - least) / (2^bits - 1) / 2.
-
-    Args:
-      array: of any shape.
-      bits: 1, 2, 4 or 8 a number.
+    The error of a number is at most half a step: (greatest - least) / (2^bits - 1) / 2.
 
     References:
       Li et al., Trainable Weight Averaging, 2025
@@ -38,7 +34,7 @@ def pack(array: jax.Array, bits: int) -> Packed:
     step = (high - low) / (2**bits - 1)
     codes = jnp.round((array - low) / jnp.where(step > 0, step, 1.0)).astype(jnp.uint8)
     per_byte = 8 // bits
-    # An axis to pack along, also for scalars.
+    # Scalars need an axis to pack along.
     codes = jnp.atleast_1d(codes)
     codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % per_byte)])
     codes = codes.reshape(*codes.shape[:-1], codes.shape[-1] // per_byte, per_byte)
@@ -48,13 +44,7 @@ def pack(array: jax.Array, bits: int) -> Packed:
 
 
 def unpack(packed: Packed, bits: int, shape: tuple[int, ...]) -> jax.Array:
-    """The array again.
-
-    Args:
-      packed: a single array.
-      bits: of a number.
-      shape: of the array.
-    """
+    """Returns the array of a shape that `pack` rounded to so many bits."""
     shifts = bits * jnp.arange(8 // bits, dtype=jnp.uint8)
     codes = packed.codes[..., None] >> shifts[(None,) * packed.codes.ndim] & jnp.uint8(2**bits - 1)
     codes = codes.reshape(*packed.codes.shape[:-1], packed.codes.shape[-1] * (8 // bits))

@@ -1,10 +1,10 @@
-"""Averages of the parameters, kept in the state of an Optax transformation that leaves the training alone.
+"""Averages of the parameters, kept in the state of an Optax transformation that leaves training unchanged.
 
-`optax.ema` averages *updates*, which changes the training; these average the *parameters* after each step, and change
-nothing. Put one last in a chain, and evaluate with what its `*_eval_params` returns.
+`optax.ema` averages *updates*, which changes the training. These transformations average the *parameters* after each
+step. Put one last in a chain, and evaluate the weights that its `*_eval_params` returns.
 
-Parameters with a NaN or an infinity anywhere in them are left out, or an average would never be rid of it;
-`num_rejected` in the state counts them.
+Parameters with a NaN or an infinity are left out, because an average would never lose it again. `num_rejected` in the
+state counts them.
 """
 
 import math
@@ -17,20 +17,20 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from wnn_jax._checks import check_float, check_int
-from wnn_jax._trees import all_finite, any_member, wide_dtype
+from wnn_jax._trees import all_finite, any_member, choose, wide_dtype
 from wnn_jax.averaging._means import mean_of, toward
 
-State = TypeVar("State", bound="UniformState | LawaState | EmaState")
+State = TypeVar("State", bound="_MeanState | LawaState")
 
 
-class UniformState(NamedTuple):
-    """State of `uniform`.
+class _MeanState(NamedTuple):
+    """State of an average that is one tree.
 
     Attributes:
-      step: int32, the steps taken.
-      num_averaged: int32, the parameters averaged.
-      average: their mean, in float32 or wider, a tree like the parameters.
-      num_rejected: int32, the parameters left out because they were not finite.
+      step: int32, the number of steps taken.
+      num_averaged: int32, how many parameters the average contains.
+      average: their mean, a tree like the parameters, in float32 or wider.
+      num_rejected: int32, how many parameters were left out because they were not finite.
     """
 
     step: jax.Array
@@ -39,14 +39,22 @@ class UniformState(NamedTuple):
     num_rejected: jax.Array
 
 
+class UniformState(_MeanState):
+    """State of `uniform`."""
+
+
+class EmaState(_MeanState):
+    """State of `ema`."""
+
+
 class LawaState(NamedTuple):
     """State of `lawa`.
 
     Attributes:
-      step: int32, the steps taken.
-      num_taken: int32, the checkpoints taken.
-      checkpoints: the latest of them, trees like the parameters, in no order.
-      num_rejected: int32, the checkpoints left out because they were not finite.
+      step: int32, the number of steps taken.
+      num_taken: int32, the number of checkpoints taken.
+      checkpoints: the latest checkpoints, trees like the parameters. Checkpoint `i` is in slot `i % size`.
+      num_rejected: int32, how many checkpoints were left out because they were not finite.
     """
 
     step: jax.Array
@@ -55,32 +63,18 @@ class LawaState(NamedTuple):
     num_rejected: jax.Array
 
 
-class EmaState(NamedTuple):
-    """State of `ema`.
-
-    Attributes:
-      num_averaged: int32, the parameters averaged.
-      average: their weighted mean, in float32 or wider, a tree like the parameters.
-      num_rejected: int32, the parameters left out because they were not finite.
-    """
-
-    num_averaged: jax.Array
-    average: Any
-    num_rejected: jax.Array
-
-
 def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformationExtraArgs:
-    """Keeps the mean of the parameters after every `period`-th step from `start_step` on.
+    """Keeps the mean of the parameters after every `period`-th step, from `start_step` on (SWA).
 
-    This is stochastic weight averaging (SWA), the learning rate being the optimizer's business. Parameters that are not
+    Stochastic weight averaging also prescribes a learning rate: set it in your optimizer. Parameters that are not
     finite are left out, and counted in `num_rejected`.
 
     Args:
       start_step: the first step that counts. Steps are numbered from 0.
-      period: steps between what is averaged: steps `start_step + period - 1`, `start_step + 2 period - 1`, ...
+      period: steps between averaged parameters: steps `start_step + period - 1`, `start_step + 2 period - 1`, ...
 
     Returns:
-      A transformation with a `UniformState`, which passes updates on as they are.
+      A transformation with a `UniformState`. It returns updates unchanged.
 
     Raises:
       ValueError: if an argument is out of its range; at `update`, if `params` is missing.
@@ -102,70 +96,35 @@ def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformatio
       Izmailov et al., `Averaging Weights Leads to Wider Optima and Better Generalization
       <https://arxiv.org/abs/1803.05407>`_, UAI 2018
     """
-    start_step, period = _check_start_and_period(start_step, period)
-
-    def init_fn(params: Any) -> UniformState:
-        return UniformState(_zero(), _zero(), _wide_zeros_like(params), _zero())
-
-    def update_fn(updates: Any, state: UniformState, params: Any = None, **extra_args: Any) -> tuple[Any, UniformState]:
-        del extra_args
-        new_params = _after(params, updates)
-        is_counted = _is_taken(state.step, start_step, period)
-
-        def add(average: Any, new_params: Any) -> tuple[Any, jax.Array]:
-            is_added = is_counted & all_finite(new_params)
-
-            def share(dtype: Any) -> jax.Array:
-                return 1 / (state.num_averaged.astype(dtype) + 1)
-
-            return _add(average, new_params, share, is_added), is_added
-
-        # The branch that writes is the one on True and returns no more than it writes: on a step that does not count
-        # XLA then copies nothing. It is given the parameters after the step, which training makes anyway: were it given
-        # those before, these would be copied, because training writes the new ones in their place.
-        average, is_added = jax.lax.cond(
-            any_member(is_counted),
-            add,
-            lambda average, _: (average, jnp.zeros_like(is_counted)),
-            state.average,
-            new_params,
-        )
-        num_averaged = _count(state.num_averaged, is_added)
-        num_rejected = _count(state.num_rejected, is_counted & ~is_added)
-        return updates, UniformState(_count(state.step), num_averaged, average, num_rejected)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+    add = _add_to_mean(lambda number: 1 / number)
+    return _keep_average(UniformState, _wide_zeros_like, add, start_step, period)
 
 
 def uniform_eval_params(state: Any, params: Any) -> Any:
-    """The uniform average.
+    """Returns the mean that `uniform` keeps, in the dtypes of `params`; or `params` while there is none.
 
     Args:
-      state: the state of `uniform`, or of a chain with it.
+      state: the state of `uniform`, or of a chain that contains it.
       params: the current parameters.
 
-    Returns:
-      The average in the dtypes of `params`, or `params` where nothing was averaged yet.
-
     Raises:
-      ValueError: if there is no `UniformState`, or more than one, in `state`.
+      ValueError: if `state` contains no `UniformState`, or several.
     """
-    found = _find(state, UniformState)
-    return _choose(found.num_averaged > 0, found.average, params)
+    return _read(state, UniformState, params, lambda found: found.average)
 
 
 def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTransformationExtraArgs:
-    """Keeps the latest checkpoints, for the average of them (LAWA).
+    """Keeps the latest checkpoints, to average them (LAWA).
 
     Parameters that are not finite are left out, and counted in `num_rejected`.
 
     Args:
-      size: how many checkpoints to keep: as many copies of the parameters.
+      size: how many checkpoints to keep. Each is a copy of the parameters.
       period: steps between checkpoints.
       start_step: the first step that counts.
 
     Returns:
-      A transformation with a `LawaState`, which passes updates on as they are.
+      A transformation with a `LawaState`. It returns updates unchanged.
 
     Raises:
       ValueError: if an argument is out of its range; at `update`, if `params` is missing.
@@ -175,58 +134,33 @@ def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTrans
       <https://arxiv.org/abs/2209.14981>`_, 2022
     """
     size = check_int("size", size, "how many checkpoints to keep", minimum=1)
-    start_step, period = _check_start_and_period(start_step, period)
 
-    def init_fn(params: Any) -> LawaState:
-        checkpoints = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(size))
-        return LawaState(_zero(), _zero(), checkpoints, _zero())
+    def init_checkpoints(params: Any) -> tuple[Any, ...]:
+        return tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(size))
 
-    def update_fn(updates: Any, state: LawaState, params: Any = None, **extra_args: Any) -> tuple[Any, LawaState]:
-        del extra_args
-        new_params = _after(params, updates)
-        is_due = _is_taken(state.step, start_step, period)
+    def add(checkpoints: tuple[Any, ...], new_params: Any, num_taken: jax.Array, is_added: jax.Array) -> Any:
+        slot = jnp.where(is_added, num_taken % size, -1)
+        return tuple(choose(slot == index, new_params, old) for index, old in enumerate(checkpoints))
 
-        def take(checkpoints: tuple[Any, ...], new_params: Any) -> tuple[tuple[Any, ...], jax.Array]:
-            is_taken = is_due & all_finite(new_params)
-            slot = jnp.where(is_taken, state.num_taken % size, -1)
-            checkpoints = tuple(
-                jax.tree.map(lambda new, old, index=index: jnp.where(slot == index, new, old), new_params, checkpoint)
-                for index, checkpoint in enumerate(checkpoints)
-            )
-            return checkpoints, is_taken
-
-        # As in `uniform`.
-        checkpoints, is_taken = jax.lax.cond(
-            any_member(is_due),
-            take,
-            lambda checkpoints, _: (checkpoints, jnp.zeros_like(is_due)),
-            state.checkpoints,
-            new_params,
-        )
-        num_taken = _count(state.num_taken, is_taken)
-        num_rejected = _count(state.num_rejected, is_due & ~is_taken)
-        return updates, LawaState(_count(state.step), num_taken, checkpoints, num_rejected)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+    return _keep_average(LawaState, init_checkpoints, add, start_step, period)
 
 
 def lawa_eval_params(state: Any, params: Any) -> Any:
-    """The mean of the latest checkpoints.
+    """Returns the mean of the checkpoints of `lawa`, in the dtypes of `params`; or `params` while there is none.
 
     Args:
-      state: the state of `lawa`, or of a chain with it.
+      state: the state of `lawa`, or of a chain that contains it.
       params: the current parameters.
 
-    Returns:
-      The average of those taken, up to `size`, in the dtypes of `params`; or `params` where there are none yet.
-
     Raises:
-      ValueError: if there is no `LawaState`, or more than one, in `state`.
+      ValueError: if `state` contains no `LawaState`, or several.
     """
-    found = _find(state, LawaState)
-    # The slots are filled from the first one on.
-    average = jax.tree.map(lambda *leaves: mean_of(leaves, found.num_taken), *found.checkpoints)
-    return _choose(found.num_taken > 0, average, params)
+
+    def average(found: LawaState) -> Any:
+        # The slots are filled from the first one on.
+        return jax.tree.map(lambda *leaves: mean_of(leaves, found.num_taken), *found.checkpoints)
+
+    return _read(state, LawaState, params, average)
 
 
 def ema(decay: float) -> optax.GradientTransformationExtraArgs:
@@ -239,74 +173,91 @@ def ema(decay: float) -> optax.GradientTransformationExtraArgs:
         steps.
 
     Returns:
-      A transformation with an `EmaState`, which passes updates on as they are.
+      A transformation with an `EmaState`. It returns updates unchanged.
 
     Raises:
       ValueError: if `decay` is out of its range; at `update`, if `params` is missing.
     """
     decay = check_float("decay", decay, "what is left of the average after a step", minimum=0, below=1)
 
-    def init_fn(params: Any) -> EmaState:
-        return EmaState(_zero(), _wide_zeros_like(params), _zero())
+    def share(number: jax.Array) -> jax.Array:
+        # The weights of a mean of `number` parameters sum to `1 - decay**number` before they are normalised.
+        exponent = number * math.log(decay) if decay else jnp.array(-jnp.inf, number.dtype)
+        return (1 - decay) / -jnp.expm1(exponent)
 
-    def update_fn(updates: Any, state: EmaState, params: Any = None, **extra_args: Any) -> tuple[Any, EmaState]:
+    return _keep_average(EmaState, _wide_zeros_like, _add_to_mean(share), has_conditional=False)
+
+
+def ema_eval_params(state: Any, params: Any) -> Any:
+    """Returns the unbiased average that `ema` keeps, in the dtypes of `params`; or `params` while there is none.
+
+    Args:
+      state: the state of `ema`, or of a chain that contains it.
+      params: the current parameters.
+
+    Raises:
+      ValueError: if `state` contains no `EmaState`, or several.
+    """
+    return _read(state, EmaState, params, lambda found: found.average)
+
+
+def _keep_average(
+    make_state: Callable[[jax.Array, jax.Array, Any, jax.Array], Any],
+    init_memory: Callable[[Any], Any],
+    add: Callable[[Any, Any, jax.Array, jax.Array], Any],
+    start_step: Any = 0,
+    period: Any = 1,
+    *,
+    has_conditional: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns a transformation that adds the parameters after every `period`-th step to a memory.
+
+    Args:
+      make_state: `(step, num_added, memory, num_rejected) -> state`.
+      init_memory: `params -> memory`.
+      add: `(memory, new_params, num_added, is_added) -> memory`. Where `is_added` is false it must not change the
+        memory, because under `vmap` it runs for all members at once.
+      start_step: see `uniform`.
+      period: see `uniform`.
+      has_conditional: `False` for a rule that needs every step, which is cheaper without one.
+    """
+    start_step = check_int("start_step", start_step, "the first step that counts", minimum=0)
+    period = check_int("period", period, "the number of steps from what is averaged to the next", minimum=1)
+
+    def init_fn(params: Any) -> Any:
+        # An array of its own for each count, so that the state can be donated.
+        step, num_added, num_rejected = (jnp.zeros([], jnp.int32) for _ in range(3))
+        return make_state(step, num_added, init_memory(params), num_rejected)
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
-        new_params = _after(params, updates)
-        is_added = all_finite(new_params)
-        num_averaged = _count(state.num_averaged, is_added)
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        new_params = optax.apply_updates(params, updates)
+        step, num_added, memory, num_rejected = state
+        is_due = (step >= start_step) & ((step - start_step) % period == period - 1)
 
-        def share(dtype: Any) -> jax.Array:
-            # Of the latest in the weighted mean, whose weights sum to `1 - decay**n`.
-            exponent = num_averaged.astype(dtype) * math.log(decay) if decay else jnp.array(-jnp.inf, dtype)
-            return (1 - decay) / -jnp.expm1(exponent)
+        def take(memory: Any, new_params: Any) -> tuple[Any, jax.Array]:
+            is_added = is_due & all_finite(new_params)
+            return add(memory, new_params, num_added, is_added), is_added
 
-        average = _add(state.average, new_params, share, is_added)
-        return updates, EmaState(num_averaged, average, _count(state.num_rejected, ~is_added))
+        def wait(memory: Any, _: Any) -> tuple[Any, jax.Array]:
+            return memory, jnp.zeros_like(is_due)
+
+        if not has_conditional:
+            memory, is_added = take(memory, new_params)
+        else:
+            # XLA copies nothing on other steps if the branch on True writes and returns only what it writes. Training
+            # makes the new parameters anyway; the old ones would be copied, because training writes into them.
+            memory, is_added = jax.lax.cond(any_member(is_due), take, wait, memory, new_params)
+        counts = _count(step, True), _count(num_added, is_added), _count(num_rejected, is_due & ~is_added)
+        return updates, make_state(*counts[:2], memory, counts[2])
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
-def ema_eval_params(state: Any, params: Any) -> Any:
-    """The exponential moving average, without bias towards zero.
-
-    Args:
-      state: the state of `ema`, or of a chain with it.
-      params: the current parameters.
-
-    Returns:
-      The average in the dtypes of `params`, or `params` where nothing was averaged yet.
-
-    Raises:
-      ValueError: if there is no `EmaState`, or more than one, in `state`.
-    """
-    found = _find(state, EmaState)
-    return _choose(found.num_averaged > 0, found.average, params)
-
-
-def _after(params: Any, updates: Any) -> Any:
-    if params is None:
-        raise ValueError(NO_PARAMS_MSG)
-    return optax.apply_updates(params, updates)
-
-
-def _check_start_and_period(start_step: Any, period: Any) -> tuple[int, int]:
-    return (
-        check_int("start_step", start_step, "the first step that counts", minimum=0),
-        check_int("period", period, "the number of steps from what is averaged to the next", minimum=1),
-    )
-
-
-def _is_taken(step: jax.Array, start_step: int, period: int) -> jax.Array:
-    return (step >= start_step) & ((step - start_step) % period == period - 1)
-
-
-def _count(number: jax.Array, is_one_more: jax.Array | bool = True) -> jax.Array:
+def _count(number: jax.Array, is_one_more: Any) -> jax.Array:
     return jnp.where(is_one_more, cast(jax.Array, optax.safe_increment(number)), number)
-
-
-def _zero() -> jax.Array:
-    # For each count one of its own, so that the state can be donated.
-    return jnp.zeros([], jnp.int32)
 
 
 def _wide_zeros_like(params: Any) -> Any:
@@ -314,23 +265,26 @@ def _wide_zeros_like(params: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=wide_dtype(leaf)), params)
 
 
-def _add(average: Any, new_params: Any, share: Callable[[Any], jax.Array], is_added: jax.Array) -> Any:
-    """The average with a share of new parameters in it, of each leaf in its own precision; or as it is."""
-    return jax.tree.map(
-        lambda mean, new: jnp.where(is_added, toward(mean, new, share(mean.dtype)), mean), average, new_params
-    )
+def _add_to_mean(share: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+    """Returns an `add` for a mean, in which the latest of `number` parameters have the share `share(number)`."""
+
+    def add(average: Any, new_params: Any, num_averaged: jax.Array, is_added: jax.Array) -> Any:
+        def add_leaf(mean: jax.Array, new: jax.Array) -> jax.Array:
+            return jnp.where(is_added, toward(mean, new, share(num_averaged.astype(mean.dtype) + 1)), mean)
+
+        return jax.tree.map(add_leaf, average, new_params)
+
+    return add
 
 
-def _choose(condition: jax.Array, average: Any, params: Any) -> Any:
-    return jax.tree.map(lambda mean, param: jnp.where(condition, mean.astype(param.dtype), param), average, params)
-
-
-def _find(state: Any, kind: type[State]) -> State:
+def _read(state: Any, kind: type[State], params: Any, average: Callable[[State], Any]) -> Any:
+    """Returns the average of the one state of a kind in `state`, or `params` if it is empty."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    found = [node for node in nodes if isinstance(node, kind)]
-    if len(found) != 1:
+    states = [node for node in nodes if isinstance(node, kind)]
+    if len(states) != 1:
         raise ValueError(
-            f"state has {len(found)} of {kind.__name__}; give the state of a chain with one such average in it, or the "
-            "state of that one."
+            f"state has {len(states)} of {kind.__name__}; give the state of a chain with one such average in it, or "
+            "the state of that one."
         )
-    return found[0]
+    _, num_added, *_ = states[0]
+    return choose(num_added > 0, optax.tree.cast_like(average(states[0]), params), params)

@@ -1,7 +1,7 @@
-"""Parameters of which a few exist several times."""
+"""Parameters of which a few exist several times, once for each member of an ensemble."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +17,10 @@ Mask = Any
 
 
 class RankOne(NamedTuple):
-    """Late-phase weights of rank 1: factors of a layer's inputs and outputs, one number for each.
+    """Late-phase weights of rank 1: a factor for each input and each output of a layer.
 
-    With them the layer's kernel is `kernel * inputs * outputs`, each factor along its own axis. That is a matrix of
-    rank 1 that multiplies the kernel elementwise, and the same as to multiply what comes into the layer by `inputs` and
-    what goes out, before the bias, by `outputs`.
+    The layer's kernel is then `kernel * inputs * outputs`, each along its own axis. This is the same as multiplying
+    what enters the layer by `inputs`, and what leaves it, before the bias, by `outputs`.
 
     Attributes:
       inputs: `[inputs]`. The groups of a grouped convolution share them.
@@ -37,8 +36,8 @@ class SplitParams(NamedTuple):
 
     Attributes:
       base: the shared weights, a tree like the parameters with `optax.MaskedNode` where a whole weight is late-phase.
-      members: the late-phase weights, with a leading axis for the members: an array where a whole weight is, a
-        `RankOne` where a shared kernel has factors, and `optax.MaskedNode` elsewhere.
+      members: the late-phase weights, with a leading axis for the members: an array for a whole weight, a `RankOne`
+        for a shared kernel with factors, and `optax.MaskedNode` elsewhere.
     """
 
     base: Any
@@ -46,60 +45,50 @@ class SplitParams(NamedTuple):
 
     @property
     def num_members(self) -> int:
-        """How many members there are."""
+        """The number of members."""
         return jax.tree.leaves(self.members)[0].shape[0]
 
 
 def norm_mask(params: Any) -> Mask:
-    """The mask of the paper for networks with normalisation: its scales and shifts.
+    """Returns the mask for networks with normalisation: their scales and shifts (von Oswald et al., ICLR 2021).
+
+    It is `True` for every leaf of a module that has a leaf of role `norm`.
 
     Args:
       params: parameters of a model that `wnn_jax.default_roles` knows.
-
-    Returns:
-      A tree of bools like the parameters, `True` for every leaf of a module that has a leaf of role `norm`.
-
-    References:
-      von Oswald et al., ICLR 2021
     """
     roles = jax.tree_util.tree_leaves_with_path(default_roles(params))
-    of_norms = {path[:-1] for path, role in roles if role == "norm"}
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] in of_norms, params)
+    modules = {path[:-1] for path, role in roles if role == "norm"}
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[:-1] in modules, params)
 
 
 def rank_one_mask(params: Any) -> Mask:
-    """The mask of the paper for networks without normalisation: factors of all kernels.
+    """Returns the mask for networks without normalisation: factors of all kernels (von Oswald et al., ICLR 2021).
+
+    It is `"rank-1"` for every leaf of role `dense` or `conv`, and `False` elsewhere.
 
     Args:
       params: parameters of a model that `wnn_jax.default_roles` knows.
-
-    Returns:
-      A tree like the parameters, `"rank-1"` for every leaf of role `dense` or `conv`, and `False` elsewhere.
-
-    References:
-      von Oswald et al., ICLR 2021
     """
     return jax.tree.map(lambda role: "rank-1" if role in ("dense", "conv") else False, default_roles(params))
 
 
 def module_mask(params: Any, path: str) -> Mask:
-    """The mask of one module, such as the last layer.
+    """Returns the mask of one module, such as the last layer: `True` for every leaf of the module.
 
     Args:
       params: parameters.
-      path: of the module, its names joined by slashes, as in `"Dense_1"` or `"decoder/head"`.
-
-    Returns:
-      A tree of bools like the parameters, `True` for every leaf of the module.
+      path: the names that lead to the module, joined by slashes, such as `"Dense_1"` or `"decoder/head"`.
 
     Raises:
       ValueError: if there is no such module.
     """
-    names = {leaf: _path_name(leaf) for leaf, _ in jax.tree_util.tree_leaves_with_path(params)}
-    if not any(name.startswith(f"{path}/") for name in names.values()):
-        modules = dict.fromkeys(name.rpartition("/")[0] for name in names.values() if "/" in name)
+    mask = jax.tree_util.tree_map_with_path(lambda leaf, _: _path_name(leaf).startswith(f"{path}/"), params)
+    if not any(jax.tree.leaves(mask)):
+        names = [_path_name(leaf) for leaf, _ in jax.tree_util.tree_leaves_with_path(params)]
+        modules = dict.fromkeys(name.rpartition("/")[0] for name in names if "/" in name)
         raise ValueError(f"path={path!r} is no module of params; choose from {', '.join(modules)}.")
-    return jax.tree_util.tree_map_with_path(lambda leaf, _: names[leaf].startswith(f"{path}/"), params)
+    return mask
 
 
 def split_members(
@@ -110,25 +99,25 @@ def split_members(
     *,
     num_members: int,
 ) -> SplitParams:
-    """Makes several members of some of the weights, in the middle of a training.
+    """Makes several members of some of the weights, in the middle of a training run.
 
     Args:
       params: ordinary parameters.
-      mask: a tree like the parameters, or a function from the parameters to one, such as `norm_mask`. `True` makes a
-        weight a late-phase weight, `"rank-1"` leaves it shared and gives it factors of 1 that are late-phase weights
-        (`RankOne`; of matrices and convolution kernels), `False` leaves it as it is.
+      mask: a tree like the parameters, or a function from the parameters to such a tree, such as `norm_mask`. `True`
+        makes a weight a late-phase weight. `"rank-1"` leaves a matrix or a convolution kernel shared, and gives it
+        late-phase factors that start at 1 (`RankOne`). `False` leaves a weight shared.
       key: a `jax.random` key, for the noise.
-      noise_scale: standard deviation of the noise that tells the members apart, as a share of the root mean square of
-        each tensor. The published experiments use none: the minibatches tell them apart.
-      num_members: how many.
+      noise_scale: standard deviation of the noise between members, relative to the root mean square of each tensor.
+        The published experiments use none: the minibatches make the members differ.
+      num_members: how many members to make.
 
     Returns:
       The split parameters.
 
     Raises:
-      ValueError: if the mask selects nothing or everything or is not like the parameters; if it has another value; if
-        a weight cannot have factors, because it has fewer than two axes, or more, of which one cannot tell which are
-        of inputs (the kernels of attention); or if a number is out of range.
+      ValueError: if the mask selects nothing or everything, or is not like the parameters; if it has another value; if
+        a weight cannot have factors, because its axes of inputs and outputs are unknown (the kernels of attention); or
+        if a number is out of range.
 
     References:
       von Oswald, Kobayashi et al., `Neural Networks with Late-Phase Weights <https://arxiv.org/abs/2007.12927>`_,
@@ -145,9 +134,7 @@ def split_members(
         )
     late = jax.tree_util.tree_map_with_path(_late_weights, params, mask, default_roles(params))
     base = jax.tree.map(
-        lambda param, weights: param if isinstance(weights, (RankOne, optax.MaskedNode)) else optax.MaskedNode(),
-        params,
-        late,
+        lambda param, choice: param if isinstance(choice, str) or not choice else optax.MaskedNode(), params, mask
     )
     if not jax.tree.leaves(late) or not jax.tree.leaves(base):
         raise ValueError(
@@ -169,7 +156,7 @@ def split_members(
 
 
 def _late_weights(path: Any, param: jax.Array, choice: Any, role: str) -> Any:
-    """The late-phase weights of a leaf of the parameters, as the mask wants them."""
+    """Returns the late-phase weights of a leaf of the parameters."""
     if not isinstance(choice, str):
         return param if choice else optax.MaskedNode()
     if choice != "rank-1":
@@ -183,7 +170,7 @@ def _late_weights(path: Any, param: jax.Array, choice: Any, role: str) -> Any:
 
 
 def _factor_axes(path: Any) -> tuple[int, int]:
-    """A kernel's axes of inputs and outputs: Equinox has them first and calls it `weight`, Flax and Haiku last."""
+    """The axes of inputs and outputs of a kernel: first in Equinox, which calls it `weight`, last in Flax and Haiku."""
     return (1, 0) if _path_name(path[-1:]) == "weight" else (-2, -1)
 
 
@@ -192,14 +179,11 @@ def _path_name(path: Any) -> str:
 
 
 def select_member(split: SplitParams, member: Any) -> Any:
-    """The ordinary parameters of one member.
+    """Returns the ordinary parameters of one member.
 
     Args:
       split: from `split_members`.
-      member: its index, an int, or a traced one, which is brought into range.
-
-    Returns:
-      Parameters, as if there had never been others.
+      member: its index: an int, or a traced one, which is clipped to the range.
 
     Raises:
       ValueError: if `member` is an int out of range.
@@ -212,28 +196,26 @@ def select_member(split: SplitParams, member: Any) -> Any:
 
 
 def merge(base: Any, member: Any) -> Any:
-    """The ordinary parameters of the shared weights and of the late-phase weights of one member."""
-    return jax.tree_util.tree_map_with_path(_merge_leaf, base, member, is_leaf=_is_masked)
+    """Returns the ordinary parameters of the shared weights and the late-phase weights of one member."""
+    return jax.tree_util.tree_map_with_path(
+        _merge_leaf, base, member, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+    )
 
 
 def split_gradient(gradient: Any, base: Any, member: Any) -> tuple[Any, Any]:
-    """The gradients by the shared and by the late-phase weights, from that by the parameters that `merge` makes.
+    """Returns the gradients of the shared weights and of a member's late-phase weights.
 
     Args:
-      gradient: like the parameters.
+      gradient: of the ordinary parameters, `merge(base, member)`.
       base: the shared weights.
-      member: the late-phase weights of the member whose gradient it is.
+      member: the late-phase weights of the member.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(base, is_leaf=_is_masked)
 
-    def split(shared: tuple[Any, Any], late: Any, gradient: Any) -> tuple[Any, Any]:
-        weights = jax.tree.map(lambda leaf: leaf.astype(gradient.dtype), (shared[1], late))
-        _, pullback = jax.vjp(functools.partial(_merge_leaf, shared[0]), *weights)
-        return pullback(gradient)
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf, node: optax.tree.cast(node, leaf.dtype), gradient, tree)
 
-    parts = map(split, leaves, structure.flatten_up_to(member), structure.flatten_up_to(gradient))
-    of_base, of_member = zip(*parts, strict=True)
-    return structure.unflatten(of_base), structure.unflatten(of_member)
+    _, pullback = jax.vjp(merge, cast(base), cast(member))
+    return pullback(gradient)
 
 
 def _merge_leaf(path: Any, shared: Any, late: Any) -> Any:
@@ -248,27 +230,25 @@ def _merge_leaf(path: Any, shared: Any, late: Any) -> Any:
     return shared
 
 
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
-
-
 def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float = 1e-5) -> tuple[Any, Any]:
-    r"""One network from all members, at the end.
+    r"""Returns one network that is the average of all members, for the end of a training run.
+
+    With batch statistics for each member, the affine maps :math:`x \mapsto s_k x + t_k` of batch normalisation at test
+    time are averaged, :math:`s_k = g_k / \sqrt{v_k + \epsilon}` and :math:`t_k = b_k - s_k m_k`. Averaging scale,
+    shift, mean and variance one by one would give another map. All other weights are averaged as they are, and factors
+    of rank 1 before they multiply their kernel.
+
+    A weight that is not finite in one member is not finite in the average: look for that member with `select_member`.
 
     Args:
       split: the trained parameters.
       batch_stats: statistics of batch normalisation with a leading axis for the members, or `None` if there are none
-        or the members share them. A module at the same path in `params` has a `scale` or a `bias` or both; one in
-        `batch_stats` a `mean` and a `var`.
-      epsilon: that of the normalisation layers.
+        or the members share them. A module at the same path has a `scale` or a `bias` or both in the parameters, and a
+        `mean` and a `var` in `batch_stats`.
+      epsilon: the `epsilon` of the normalisation layers.
 
     Returns:
-      Ordinary parameters, and `batch_stats` without the leading axis. With statistics of their own, the affine maps
-      :math:`x \mapsto s_k x + t_k` that batch normalisation is at test time are averaged,
-      :math:`s_k = g_k / \sqrt{v_k + \epsilon}` and :math:`t_k = b_k - s_k m_k`, which averages of scale, shift, mean
-      and variance one by one would not be. Everything else is averaged as it is, factors of rank 1 before they are
-      folded into their kernel. A weight that is not finite in one
-      member is not finite in the average: look at that member, with `select_member`.
+      Ordinary parameters, and `batch_stats` without the leading axis.
 
     Raises:
       ValueError: if `epsilon` is no float >= 0; if `batch_stats` has another number of members, or a module without
@@ -278,47 +258,43 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
       von Oswald et al., ICLR 2021
     """
     epsilon = check_float("epsilon", epsilon, "that of the normalisation layers", minimum=0)
-    mean_params = merge(split.base, jax.tree.map(_mean, split.members))
+    params = merge(split.base, jax.tree.map(_mean, split.members))
     if batch_stats is None:
-        return mean_params, None
-    number = split.num_members
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch_stats):
-        if leaf.shape[:1] != (number,):
+        return params, None
+    leaves = jax.tree_util.tree_leaves_with_path(batch_stats)
+    for path, leaf in leaves:
+        if leaf.shape[:1] != (split.num_members,):
             raise ValueError(
                 f"batch_stats has the shape {leaf.shape} at {jax.tree_util.keystr(path)}; its first axis must be the "
-                f"{number} members."
+                f"{split.num_members} members."
             )
-    mean_stats = jax.tree.map(_mean, batch_stats)
-    stacked = jax.vmap(functools.partial(merge, split.base))(split.members)
-    return _fold(mean_params, stacked, mean_stats, batch_stats, epsilon, ()), mean_stats
+    stats = {_names(path): leaf for path, leaf in leaves}
+    modules = {names[:-1] for names in stats}
+    for module in modules:
+        if not {(*module, "mean"), (*module, "var")} <= set(stats):
+            raise ValueError(f"batch_stats has no `mean` and `var` at {'/'.join(module)}.")
+    members = jax.vmap(functools.partial(merge, split.base))(split.members)
+    own = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(members)}
+
+    def average_map(path: Any, param: jax.Array) -> jax.Array:
+        *module, name = _names(path)
+        if tuple(module) not in modules or name not in ("scale", "bias"):
+            return param
+        # In float32 or wider, of each member and of the network that is returned.
+        pairs = [(leaf, _mean(leaf)) for leaf in (stats[(*module, moment)] for moment in ("mean", "var"))]
+        (means, mean), (variances, variance) = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), pairs)
+        slopes = own.get((*module, "scale"), 1.0) / jnp.sqrt(variances + epsilon)
+        deviation = jnp.sqrt(variance + epsilon)
+        slope = _mean(slopes) if (*module, "scale") in own else 1 / deviation
+        if name == "scale":
+            return (slope * deviation).astype(param.dtype)
+        return (_mean(own[(*module, "bias")] - slopes * means) + slope * mean).astype(param.dtype)
+
+    return jax.tree_util.tree_map_with_path(average_map, params), jax.tree.map(_mean, batch_stats)
 
 
-def _fold(params: Any, members: Any, mean_stats: Any, stats: Any, epsilon: float, path: tuple[str, ...]) -> Any:
-    """The parameters with averages of affine maps at the paths of batch normalisation."""
-    folded = dict(params)
-    for name, of_module in stats.items():
-        if isinstance(of_module, Mapping) and not {"mean", "var"} <= set(of_module):
-            if not of_module or not all(isinstance(child, Mapping) for child in of_module.values()):
-                raise ValueError(f"batch_stats has no `mean` and `var` at {'/'.join((*path, name))}.")
-            folded[name] = _fold(params[name], members[name], mean_stats[name], of_module, epsilon, (*path, name))
-            continue
-        layer = dict(params.get(name, {}))
-        own = members.get(name, {})
-        means, variances, mean, variance = (
-            module[moment].astype(wide_dtype(module[moment]))
-            for module in (of_module, mean_stats[name])
-            for moment in ("mean", "var")
-        )
-        slopes = own.get("scale", 1.0) / jnp.sqrt(variances + epsilon)
-        shifts = own.get("bias", 0.0) - slopes * means
-        slope = 1 / jnp.sqrt(variance + epsilon)
-        if "scale" in layer:
-            slope = _mean(slopes)
-            layer["scale"] = (slope * jnp.sqrt(variance + epsilon)).astype(layer["scale"].dtype)
-        if "bias" in layer:
-            layer["bias"] = (_mean(shifts) + slope * mean).astype(layer["bias"].dtype)
-        folded[name] = layer
-    return folded
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(_path_name((key,)) for key in path)
 
 
 @jax.jit
@@ -329,18 +305,15 @@ def _mean(members: jax.Array) -> jax.Array:
 def ensemble_predict(
     apply_fn: Callable[..., jax.Array], split: SplitParams, inputs: Any, batch_stats: Any = None
 ) -> jax.Array:
-    """The mean of the members' predictions.
+    """Returns the mean of the predictions of all members.
 
     Args:
-      apply_fn: `(params, inputs) -> predictions`, of one member: probabilities, for an average of these. With
-        `batch_stats`, `(params, inputs, batch_stats) -> predictions`.
+      apply_fn: `(params, inputs) -> predictions` of one member, such as probabilities. With `batch_stats`:
+        `(params, inputs, batch_stats) -> predictions`.
       split: the parameters.
-      inputs: what all members are given.
+      inputs: the inputs of every member.
       batch_stats: statistics of batch normalisation with a leading axis for the members, or `None` if there are none
         or the members share them.
-
-    Returns:
-      Predictions like those of one.
     """
 
     def predict(member: Any, *own_stats: Any) -> jax.Array:

@@ -1,7 +1,5 @@
 """Training with late-phase weights as an Optax transformation."""
 
-import functools
-from collections.abc import Collection
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -19,8 +17,8 @@ class LatePhaseState(NamedTuple):
     """State of `late_phase`.
 
     Attributes:
-      member: int32, the member whose turn it is: give its gradient next.
-      gradient: the sum so far of the shared weights' gradients; nothing for the schedule `"parallel"`.
+      member: int32, the member whose gradient the next update takes.
+      gradient: the sum so far of the shared weights' gradients; empty for the schedule `"parallel"`.
       base: the state of `base_tx`.
       members: the states of `member_tx`, with a leading axis for the members.
     """
@@ -41,30 +39,28 @@ def late_phase(
 ) -> optax.GradientTransformationExtraArgs:
     """Trains shared weights and several members of a few late-phase weights.
 
-    Every member has minibatches of its own. Its late-phase weights take a step with each; the shared weights take one
-    step with the sum of the gradients of a whole cycle of members.
+    Every member has its own minibatches. Its late-phase weights take a step with each. The shared weights take one step
+    with the sum of the gradients of all members. Both schedules give the same weights, and the optimizer's moments of a
+    member change only with its own steps.
 
-    With the schedule `"cycle"` an update is that of one member, and takes an ordinary gradient, like the parameters::
+    With the schedule `"cycle"`, an update is for one member and takes an ordinary gradient, like the parameters::
 
         params = select_member(split, state.member)
         updates, state = tx.update(jax.grad(loss)(params, batch), state, split)
         split = optax.apply_updates(split, updates)
 
-    With `"parallel"` it is that of a whole cycle, and takes the gradients of all members, with a leading axis for
-    them::
+    With `"parallel"`, it is for all members and takes their gradients with a leading axis for the members::
 
         gradients = jax.vmap(lambda k, batch: jax.grad(loss)(select_member(split, k), batch))(jnp.arange(K), batches)
         updates, state = tx.update(gradients, state, split)
-
-    Both give the same weights. The moments of members whose turn it is not stay as they are, too.
 
     Args:
       base_tx: the optimizer of the shared weights.
       member_tx: the optimizer of the late-phase weights.
       num_members: how many members there are.
-      base_gradient_scale: multiplies the sum of gradients: 1 as the paper does on CIFAR, `1 / num_members` for
-        the mean. A network without normalisation layers may not bear steps of SGD that are `num_members` times as
-        long: give it the mean (`experiments/late_phase_rank_one.py`).
+      base_gradient_scale: multiplies the sum of gradients: 1 as in the paper on CIFAR, `1 / num_members` for the mean.
+        Use the mean for a network without normalisation layers, which may not bear SGD steps `num_members` times as
+        long.
       schedule: `"cycle"` or `"parallel"`.
 
     Returns:
@@ -95,6 +91,10 @@ def late_phase(
             jnp.zeros([], jnp.int32), gradient, base_tx.init(params.base), jax.vmap(member_tx.init)(params.members)
         )
 
+    def update_base(gradient: Any, state: Any, params: SplitParams, extra: Any) -> Any:
+        scaled = jax.tree.map(lambda leaf: base_gradient_scale * leaf, gradient)
+        return base_tx.update(scaled, state, params.base, **extra)
+
     def update_cycle(gradient: Any, state: LatePhaseState, params: SplitParams, extra: Any) -> Any:
         member = state.member
 
@@ -105,17 +105,13 @@ def late_phase(
             return jax.tree.map(lambda leaf, new: leaf.at[member].set(new.astype(leaf.dtype)), tree, one)
 
         own = take(params.members)
-        of_base, of_member = (
-            gradient if isinstance(gradient, SplitParams) else split_gradient(gradient, params.base, own)
-        )
-        member_updates, member_state = member_tx.update(of_member, take(state.members), own, **extra)
-        total = jax.tree.map(jnp.add, state.gradient, of_base)
+        base_gradient, member_gradient = split_gradient(gradient, params.base, own)
+        member_updates, member_state = member_tx.update(member_gradient, take(state.members), own, **extra)
+        total = jax.tree.map(jnp.add, state.gradient, base_gradient)
         is_last = member == num_members - 1
 
         def step(total: Any, base_state: Any) -> Any:
-            scaled = jax.tree.map(lambda leaf: base_gradient_scale * leaf, total)
-            updates, base_state = base_tx.update(scaled, base_state, params.base, **extra)
-            return updates, base_state, jax.tree.map(jnp.zeros_like, total)
+            return *update_base(total, base_state, params, extra), jax.tree.map(jnp.zeros_like, total)
 
         def wait(total: Any, base_state: Any) -> Any:
             return jax.tree.map(jnp.zeros_like, params.base), base_state, total
@@ -127,15 +123,13 @@ def late_phase(
         )
 
     def update_parallel(gradients: Any, state: LatePhaseState, params: SplitParams, extra: Any) -> Any:
-        if not isinstance(gradients, SplitParams):
-            split = jax.vmap(split_gradient, in_axes=(0, None, 0))
-            gradients = split(gradients, params.base, params.members)
-        of_base, of_members = gradients
-        scaled = jax.tree.map(lambda leaf: base_gradient_scale * leaf.sum(axis=0), of_base)
-        updates, base_state = base_tx.update(scaled, state.base, params.base, **extra)
+        split = jax.vmap(split_gradient, in_axes=(0, None, 0))
+        base_gradients, member_gradients = split(gradients, params.base, params.members)
+        total = jax.tree.map(lambda leaf: leaf.sum(axis=0), base_gradients)
+        updates, base_state = update_base(total, state.base, params, extra)
         member_updates, member_states = jax.vmap(
             lambda gradient, state, params: member_tx.update(gradient, state, params, **extra)
-        )(of_members, state.members, params.members)
+        )(member_gradients, state.members, params.members)
         return SplitParams(updates, member_updates), LatePhaseState(state.member, (), base_state, member_states)
 
     def update_fn(
@@ -150,48 +144,47 @@ def late_phase(
 
 
 def migrate_state(plain: Any, tx: optax.GradientTransformationExtraArgs, split: SplitParams) -> LatePhaseState:
-    """The state of `late_phase` that goes on from that of an ordinary training, at `T0`.
+    """Returns the state of `late_phase` that continues from the state of an ordinary training run.
 
-    Momentum and counts are kept: those of the late-phase weights are given to each member. Factors of rank 1 are new
-    weights, and so are their moments, the counts that correct these, and the history of a `wnn_jax.nowcast`.
+    Momentum and counts are kept, and every member gets those of its late-phase weights. Factors of rank 1 are new
+    weights, so their moments, their counts and the history of their `wnn_jax.nowcast` start from scratch.
 
     Args:
-      plain: the state of the optimizer so far, of ordinary parameters, of the same kind as both `base_tx` and
+      plain: the optimizer's state so far, for ordinary parameters. The optimizer is of the same kind as `base_tx` and
         `member_tx` of `tx`.
       tx: from `late_phase`.
       split: the parameters, from `split_members`.
 
-    Returns:
-      A state for `tx`.
-
     Raises:
       ValueError: if `plain` lacks something that the state of `tx` has.
     """
-    of_path = dict(jax.tree_util.tree_leaves_with_path(plain))
+    old = dict(jax.tree_util.tree_leaves_with_path(plain))
     fresh = cast(LatePhaseState, tx.init(cast(Any, split)))
+    new = _states_of_factors(fresh.members, split.members)
 
-    def adopt(new: Collection[Any], path: Any, leaf: Any) -> Any:
-        # A nowcast looks for its parameters by some of their tensors, which are others now.
+    def adopt(path: Any, leaf: Any, new: Any = ()) -> Any:
+        # A nowcast notices moved parameters by some of their tensors. These are other tensors now.
         if isinstance(leaf, Landmark) or any(path[: len(place)] == place for place in new):
             return leaf
-        if path not in of_path:
+        if path not in old:
             raise ValueError(
                 f"plain has nothing at {jax.tree_util.keystr(path)}, which the state of tx has; base_tx and member_tx "
                 "must be optimizers of the same kind as the one before."
             )
-        return jnp.broadcast_to(of_path[path], leaf.shape).astype(leaf.dtype)
+        return jnp.broadcast_to(old[path], leaf.shape).astype(leaf.dtype)
 
-    def migrate(tree: Any, new: Collection[Any]) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            functools.partial(adopt, new), tree, is_leaf=lambda node: isinstance(node, Landmark)
-        )
+    def is_landmark(node: Any) -> bool:
+        return isinstance(node, Landmark)
 
-    of_factors = _states_of_factors(fresh.members, split.members)
-    return fresh._replace(base=migrate(fresh.base, ()), members=migrate(fresh.members, of_factors))
+    base = jax.tree_util.tree_map_with_path(adopt, fresh.base, is_leaf=is_landmark)
+    members = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: adopt(path, leaf, new), fresh.members, is_leaf=is_landmark
+    )
+    return fresh._replace(base=base, members=members)
 
 
 def _states_of_factors(state: Any, members: Any) -> set[Any]:
-    """The places in the members' state of what holds something, such as moments or a history, of factors of rank 1."""
+    """Returns the paths in the members' state to what belongs to factors of rank 1, such as moments or a history."""
 
     def paths_of(kind: Any, tree: Any) -> dict[Any, Any]:
         nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, kind))

@@ -162,7 +162,10 @@ class TrainMembers:
           UsageError: if an ensemble is to be evaluated and the task cannot measure one.
         """
         if self.ensemble and not getattr(task, "measures_ensembles", False):
-            raise UsageError(f"ensemble=True: {type(task).__name__} cannot measure an ensemble; train another task.")
+            raise UsageError(
+                f"ensemble=True: {type(task).__name__} cannot measure an ensemble; train a task whose "
+                "measures_ensembles is True."
+            )
         members = split_members(state.params, self.mask, jax.random.key(seed), num_members=self.num_members)
         own = self.optimizer(learning_rate, num_steps, self.first_step(num_steps), self.num_members)
         tx: Any = late_phase(own, own, self.num_members)

@@ -7,8 +7,8 @@ import optax
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from experiments.late_phase import Calibration, calibration_error, outlier_auroc
 from tests.lab.toys import NormalizedRegression
-from wnn_jax.lab.comparing.calibration import Calibration, expected_calibration_error, outlier_auroc
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.data import load_digits
 from wnn_jax.lab.tasks.models import MLP
@@ -26,18 +26,9 @@ def make_task() -> Calibration:
 
 def test_the_calibration_error_by_hand():
     probabilities = jnp.array([[0.95, 0.05], [0.91, 0.09], [0.45, 0.55], [0.0, 1.0]])
-    # Of ten parts: two predictions in (.9, 1] at .93 and the third at 1, of which two are right; one in (.5, .6].
-    found = expected_calibration_error(probabilities, jnp.array([0, 1, 1, 1]), num_bins=10)
-    assert found == pytest.approx((abs(2 - 0.95 - 0.91 - 1.0) + abs(1 - 0.55)) / 4)
-
-
-def test_calibrated_predictions_have_no_calibration_error():
-    random = np.random.default_rng(0)
-    probabilities = random.dirichlet([0.5, 0.5, 0.5], 20_000)
-    labels = (random.uniform(size=[20_000, 1]) > np.cumsum(probabilities, axis=1)).sum(axis=1)
-    assert expected_calibration_error(jnp.asarray(probabilities), labels) < 0.01
-    sharper = probabilities**2 / (probabilities**2).sum(axis=1, keepdims=True)
-    assert expected_calibration_error(jnp.asarray(sharper), labels) > 0.05
+    # Of ten intervals: three predictions in (.9, 1], two of them right; and a right one in (.5, .6].
+    error = calibration_error(probabilities, jnp.array([0, 1, 1, 1]), num_bins=10)
+    assert error == pytest.approx((abs(2 - 0.95 - 0.91 - 1.0) + abs(1 - 0.55)) / 4)
 
 
 def test_outliers_are_told_as_well_as_scikit_learn_says():
@@ -69,7 +60,7 @@ def test_an_ensemble_is_measured_by_its_mean_probabilities():
     expected = {
         "accuracy": np.mean(probabilities.argmax(axis=1) == batch["labels"]),
         "loss": -np.log(of_label).mean(),
-        "calibration error": expected_calibration_error(jnp.asarray(probabilities), batch["labels"]),
+        "calibration error": calibration_error(jnp.asarray(probabilities), batch["labels"]),
         "outlier AUROC": roc_auc_score(
             np.repeat([1, 0], [len(of_label), len(of_outliers)]),
             np.concatenate([probabilities.max(axis=1), of_outliers.max(axis=1)]),
@@ -105,6 +96,6 @@ def test_members_are_read_as_an_ensemble_too():
 
 def test_an_ensemble_that_no_task_measures_is_refused():
     with pytest.raises(
-        UsageError, match="ensemble=True: NormalizedRegression cannot measure an ensemble; train another"
+        UsageError, match="ensemble=True: NormalizedRegression cannot measure an ensemble; train a task"
     ):
         with_ensemble().stages[0].start(NormalizedRegression(), cast(Any, None), 0.3, 2, 0)
