@@ -13,14 +13,9 @@ from wnn_jax._checks import check_bool
 from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import wide_dtype
-from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, finite_or_last, map_by_role
+from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, check_chunk_size, finite_or_last, map_by_role
+from wnn_jax.nowcasters._multi_horizon import Dense
 
-CONTEXT = 5
-
-# On accelerators the default rounds the factors to fewer bits than the published outputs agree in.
-_HIGHEST = jax.lax.Precision.HIGHEST
-_Dense = functools.partial(nn.Dense, precision=_HIGHEST)
-_matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
 _published_init = nn.initializers.variance_scaling(0.1, "fan_in", "uniform")
 
 
@@ -30,13 +25,13 @@ class Stream(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[..., n]` inputs to `[..., 32]` features."""
-        expanded = _Dense(64, kernel_init=_published_init, name="expand")(inputs)
-        bottleneck = nn.relu(_Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
-        offset = _Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
-        gain = _Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
-        exponent = _Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
+        expanded = Dense(64, kernel_init=_published_init, name="expand")(inputs)
+        bottleneck = nn.relu(Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
+        offset = Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
+        gain = Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
+        exponent = Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
         activated = offset + gain * jnp.exp(exponent * expanded)
-        return nn.leaky_relu(_Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
+        return nn.leaky_relu(Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
 
 
 class TwoStreamNetwork(nn.Module):
@@ -51,7 +46,7 @@ class TwoStreamNetwork(nn.Module):
         """Maps `[..., 5]` normalised values, oldest first, to `[...]` changes of the last one, in (-1, 1)."""
         differences = values[..., 1:] - values[..., :-1]
         features = jnp.concatenate([Stream(name="values")(values), Stream(name="differences")(differences)], axis=-1)
-        change = _Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
+        change = Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
         return jnp.tanh(change)[..., 0]
 
 
@@ -83,72 +78,6 @@ def normalize(history: Sequence[jax.Array]) -> Normalized:
     value_range = jnp.max(shifted, axis=0) - jnp.min(shifted, axis=0) + 1e-8
     span = 2 * (value_range + 1e-5)
     return Normalized(shifted / span[None], first, span)
-
-
-class MergedStream(NamedTuple):
-    """The layers of a `Stream`, those that follow one another without anything in between multiplied together.
-
-    Each is a kernel `[outputs, inputs]` and a bias `[outputs, 1]`.
-
-    Attributes:
-      expand: from the inputs, 64 outputs.
-      squeeze: from the inputs, 8: `squeeze` after `expand`.
-      modulate: from these, 128: `gain` and `exponent`.
-      project: from the activated, 32; its bias has those of the layers before it in it.
-      skip: from the squeezed, 32, without a bias: `project` after `offset`.
-    """
-
-    expand: tuple[jax.Array, jax.Array]
-    squeeze: tuple[jax.Array, jax.Array]
-    modulate: tuple[jax.Array, jax.Array]
-    project: tuple[jax.Array, jax.Array]
-    skip: jax.Array
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps `[inputs, n]` to `[32, n]` features."""
-        bottleneck = nn.relu(_dense(self.squeeze, inputs))
-        gain, exponent = jnp.split(_dense(self.modulate, bottleneck), 2)
-        activated = gain * jnp.exp(exponent * _dense(self.expand, inputs))
-        features = _dense(self.project, activated) + _matmul(self.skip, bottleneck)
-        return nn.leaky_relu(features, 0.3)
-
-
-class MergedNetwork(NamedTuple):
-    """A `TwoStreamNetwork` as it is used: the same function, in four fifths of the operations, weights last."""
-
-    values: MergedStream
-    differences: MergedStream
-    output: tuple[jax.Array, jax.Array]
-
-    def __call__(self, values: jax.Array) -> jax.Array:
-        """Maps `[5, n]` normalised values, oldest first, to `[n]` changes of the last one, in (-1, 1)."""
-        features = jnp.concatenate([self.values(values), self.differences(values[1:] - values[:-1])])
-        return jnp.tanh(_dense(self.output, features))[0]
-
-
-def merge_layers(params: Any) -> MergedNetwork:
-    """What the parameters of a `TwoStreamNetwork` make of it."""
-
-    def layer(stream: Any, name: str) -> tuple[jax.Array, jax.Array]:
-        return jnp.asarray(stream[name]["kernel"]).T, jnp.asarray(stream[name]["bias"])[:, None]
-
-    def then(first: Any, second: Any) -> tuple[jax.Array, jax.Array]:
-        return _matmul(second[0], first[0]), _matmul(second[0], first[1]) + second[1]
-
-    def merge(stream: Any) -> MergedStream:
-        expand, squeeze, offset, gain, exponent, project = (
-            layer(stream, name) for name in ("expand", "squeeze", "offset", "gain", "exponent", "project")
-        )
-        skip, bias = then(offset, project)
-        modulate = jnp.concatenate([gain[0], exponent[0]]), jnp.concatenate([gain[1], exponent[1]])
-        return MergedStream(expand, then(expand, squeeze), modulate, (project[0], bias), skip)
-
-    return MergedNetwork(merge(params["values"]), merge(params["differences"]), layer(params, "output"))
-
-
-def _dense(layer: tuple[jax.Array, jax.Array], inputs: jax.Array) -> jax.Array:
-    kernel, bias = layer
-    return _matmul(kernel, inputs) + bias
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -235,28 +164,25 @@ class WNN:
         """
         if horizon is not None:
             raise ValueError(f"horizon={horizon!r} was given, but WNN takes none: it is fixed by the training.")
-        return map_by_role(history, roles, self._predict_leaves, context=CONTEXT, handled=self.params)
+        return map_by_role(history, roles, self._predict_leaves, handled=self.params)
 
     def _predict_leaves(self, role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
-        fn = _predict_published_bias if role == "bias" and self.published_bias else _predict
-        return LeafMap(fn, self.chunk_size)(leaves, merge_layers(self.params[role]))
+        fn = _forecast_published_bias if role == "bias" and self.published_bias else _forecast
+        return LeafMap(fn, self.chunk_size)(leaves, jax.tree.map(jnp.asarray, self.params[role]))
 
 
-def _predict(history: LeafHistory, statistics: None, network: MergedNetwork) -> jax.Array:
-    return _forecast(history, network, published_bias=False)
-
-
-def _predict_published_bias(history: LeafHistory, statistics: None, network: MergedNetwork) -> jax.Array:
-    return _forecast(history, network, published_bias=True)
-
-
-def _forecast(history: LeafHistory, network: MergedNetwork, *, published_bias: bool) -> jax.Array:
-    # Low-precision leaves are forecast in fp32. The networks are fp32 whatever the leaf is.
+def _forecast(history: LeafHistory, params: Any, *, published_bias: bool = False) -> jax.Array:
+    # Low-precision leaves are forecast in float32. The networks are in float32 whatever the leaf is.
     wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
     values, first, span = normalize(wide)
-    change = network(values.astype(jnp.float32))
+    change = TwoStreamNetwork().apply({"params": params}, values.T.astype(jnp.float32))
+    assert isinstance(change, jax.Array)
     last = wide[-1] if published_bias else values[-1]
     return finite_or_last((last + change) * span + first, history)
+
+
+# A single object, so that equal maps share what is compiled.
+_forecast_published_bias = functools.partial(_forecast, published_bias=True)
 
 
 def _init_network(key: jax.Array) -> Any:

@@ -10,7 +10,7 @@ import optax
 
 from wnn_jax._nowcaster import Nowcaster
 from wnn_jax.lab.forecasting.windows import NUM_HORIZONS, OFFSETS, Window, WindowBatch
-from wnn_jax.nowcasters import WNN, AdaptiveLinear, Pooled, WNNPlus
+from wnn_jax.nowcasters import WNN, PooledLinear, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
 
@@ -219,6 +219,5 @@ def _errors_at(horizon: int, changes: jax.Array, windows: Window) -> jax.Array:
 OBJECTIVES: Mapping[str, Objective] = {
     "wnn": WNNObjective(),
     "wnn-plus": MultiHorizonObjective(WNNPlus, {"width": 128}),
-    "adaptive-linear": MultiHorizonObjective(AdaptiveLinear, {"width": 64, "num_hidden": 2}),
-    "pooled": MultiHorizonObjective(Pooled, {"width": 64, "num_hidden": 2}),
+    "pooled-linear": MultiHorizonObjective(PooledLinear, {"width": 64, "num_hidden": 2}),
 }
