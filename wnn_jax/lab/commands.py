@@ -15,7 +15,7 @@ from wnn_jax.lab.forecasting.train import Train, train
 # `experiments/digits.py` is its record.
 DEMO = Compare(
     task="digits-cnn",
-    methods=("plain", "wsd", "ademamix-3", "linear", "adaptive-linear", "drift"),
+    methods=("plain", "wsd", "ademamix-3", "linear", "pooled-linear", "drift"),
     learning_rates=(1e-3, 3e-3, 1e-2),
     seeds=(0, 1, 2, 3, 4),
     num_steps=840,

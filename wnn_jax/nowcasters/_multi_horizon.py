@@ -66,12 +66,7 @@ class MultiHorizonNowcaster:
 
     @classmethod
     def init(cls, key: jax.Array, **sizes: Any) -> Self:
-        """A randomly initialised network, to be trained.
-
-        Args:
-          key: a `jax.random` key.
-          **sizes: the sizes of the network that differ from its defaults.
-        """
+        """A randomly initialised network, to be trained; `sizes` are those that differ from the defaults."""
         return cls(cls.network_class(**sizes).draw(key))
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
@@ -97,41 +92,21 @@ class MultiHorizonNowcaster:
         return map_by_role(history, roles, predict, handled=ROLES, by_name=self.by_name)
 
     def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
-        """Forecasts leaves of one role.
-
-        Args:
-          leaves: the 5 snapshots of each leaf, oldest first.
-          role: the index of their role in `ROLES`.
-          horizon: a horizon, possibly traced.
-
-        Returns:
-          For each leaf an array of its shape and dtype.
-        """
+        """Forecasts leaves, 5 snapshots each, of the role with this index in `ROLES`; the horizon may be traced."""
         raise NotImplementedError
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Any:
-        """The statistics of a whole tensor that the network is given.
+        """The statistics of a whole tensor, a tree of arrays as `changes` takes them for all its weights.
 
         Args:
           history: its snapshots, oldest first, arrays of one shape, not empty.
-
-        Returns:
-          A tree of arrays, as `changes` takes them for all weights of the tensor.
         """
         raise NotImplementedError
 
     @classmethod
     def statistics_of(cls, history: Sequence[Any], chosen: Any) -> Any:
-        """The statistics that the network is given for some weights of a tensor.
-
-        Args:
-          history: the snapshots of the tensor, as for `statistics`.
-          chosen: `[n]` ints, the positions of the weights in the flat tensor.
-
-        Returns:
-          A tree of arrays, as `changes` takes them for these weights.
-        """
+        """The statistics for `chosen` weights of a tensor: `[n]` ints, their positions in the flat tensor."""
         del chosen
         return cls.statistics(history)
 

@@ -93,13 +93,9 @@ class CurveFit:
     - `"michaelis_menten"`: `a t / (b + t) + c`, with `b` at least 1/19 snapshot;
     - `"x_exp_x"`: `a t exp(b t) + c`, with `b` in [-3, 1] per snapshot.
 
-    The first two have closed forms. For the others, `a` and `c` are eliminated (variable projection). A search over
-    fixed guesses and a few Levenberg-Marquardt steps find the nonlinear parameters, in float32 or the wider dtype of
-    the leaf. Exponential and power curves and `"x_exp_x"` are also bounded by the horizon: their factor grows at most
-    `e^5`-fold from the last snapshot to the forecast.
-
-    Leaves of every role are fitted. A weight keeps its last value if it did not move or if its forecast is not finite.
-    A leaf that is not of a real floating-point type stays as it is.
+    The factors of exponential and power curves and of `"x_exp_x"` also grow at most `e^5`-fold from the last snapshot
+    to the forecast. Leaves of every role are fitted. A weight keeps its last value if it did not move or if its
+    forecast is not finite. A leaf that is not of a real floating-point type stays as it is.
 
     Attributes:
       kind: the curve.
@@ -143,8 +139,7 @@ class CurveFit:
         Args:
           history: five trees like the parameters, oldest first, evenly spaced.
           roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, an int >= 1, or an array with one number, which is clipped to that range;
-            `None` is 5.
+          horizon: how many snapshots ahead, an int >= 1, or an array, which is clipped to that range. `None` is 5.
 
         Returns:
           The forecast: the tree, shapes and dtypes of the parameters.
@@ -190,94 +185,102 @@ def _fit_polynomial(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array
     return prediction
 
 
-class _Evaluation(NamedTuple):
-    """A curve with given parameters, and how to improve them.
-
-    Attributes:
-      prediction: `[n]`, its value at the time to forecast.
-      loss: `[n]`, the squared residual.
-      slopes: `[parameters, n]`, the products of the residual and the unit vectors of the columns of the Jacobian.
-      sizes: `[parameters, n]`, the norms of the columns.
-      cosine: `[n]`, of the angle between the columns of two parameters.
-    """
-
-    prediction: jax.Array
-    loss: jax.Array
-    slopes: jax.Array
-    sizes: jax.Array
-    cosine: jax.Array
-
-
 @functools.partial(jax.jit, static_argnames="kind")
 def _fit_curve(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array:
-    """Evaluates the least-squares curve through `moves`, arrays `[n]`, at `time`.
+    """Evaluates the least-squares curve through `moves` at `time`.
 
-    Variable projection (Golub and Pereyra, 1973) with Kaufman's simpler Jacobian (1975), by Levenberg-Marquardt steps.
+    Variable projection (Golub and Pereyra, 1973) with Kaufman's simpler Jacobian (1975), and Levenberg-Marquardt steps.
+    The points are five arrays, not one, so that nothing here is a reduction: XLA makes one loop of an evaluation, which
+    is some ten times faster.
     """
-    shape, grids, clock = _CURVES[kind]
-    points = jnp.stack(moves)
-    span = jnp.max(points, axis=0) - jnp.min(points, axis=0)
-    points = points / jnp.where(span > 0, span, 1)[None]
-    mean, y = points.mean(axis=0), _center(points)
-    times = jnp.arange(CONTEXT, dtype=span.dtype)
-    low, high = (jnp.array([[grid[end]] for grid in grids], span.dtype) for end in (0, -1))
+    shape, guesses, clock = _CURVES[kind]
+    span = functools.reduce(jnp.maximum, moves) - functools.reduce(jnp.minimum, moves)
+    mean, y = _center(tuple(move / jnp.where(span > 0, span, 1) for move in moves))
+    times = [jnp.asarray(t, span.dtype) for t in range(CONTEXT)]
+    bounds: list[tuple[Any, Any]] = [(float(grid[0]), float(grid[-1])) for grid in guesses]
     if clock is not None:
-        high = jnp.minimum(high, _MAX_GROWTH / jnp.maximum(clock(time) - clock(times[-1]), 1))
+        ((low, high),) = bounds
+        bounds = [(low, jnp.minimum(high, _MAX_GROWTH / jnp.maximum(clock(time) - clock(times[-1]), 1)))]
 
-    def curve(parameters: jax.Array) -> jax.Array:
-        return shape(times[:, None], *(parameter[None] for parameter in parameters))
+    def clip(parameters: Sequence[jax.Array]) -> LeafHistory:
+        return tuple(jnp.clip(p, low, high) for p, (low, high) in zip(parameters, bounds, strict=True))
 
-    def evaluate(parameters: jax.Array) -> _Evaluation:
-        values, derivatives = curve(parameters), []
-        norm = _norm(_center(values))
-        unit = _center(values) / norm[None]
+    def evaluate(parameters: LeafHistory) -> tuple[jax.Array, jax.Array, LeafHistory, LeafHistory, jax.Array]:
+        """The curve's value at `time`, its squared residual, and its Jacobian.
+
+        Of each column, the product of its unit vector and the residual, and its norm; the cosine between two columns.
+        """
+        shape_mean, centered = _center(tuple(shape(t, *parameters) for t in times))
+        shape_norm = _norm(centered)
+        unit = tuple(point / shape_norm for point in centered)
         amplitude = _dot(unit, y)
-        residual = y - amplitude[None] * unit
-        prediction = mean + amplitude * (shape(time, *parameters) - values.mean(axis=0)) / norm
-        for index in range(len(grids)):
-            tangent = jnp.zeros_like(parameters).at[index].set(1)
-            derivatives.append(_center(jax.jvp(curve, (parameters,), (tangent,))[1]))
-        columns = [(d - _dot(d, unit)[None] * unit) * (amplitude / norm)[None] for d in derivatives]
-        sizes = jnp.stack([_norm(column) for column in columns])
-        sizes = jnp.where(sizes > 0, sizes, 1)
-        slopes = jnp.stack([_dot(column, residual) for column in columns]) / sizes
-        # A parameter that is pushed against the end of its interval would spoil the step of the other one.
-        is_free = jnp.where(slopes > 0, parameters < high, parameters > low)
-        cosine = _dot(columns[0], columns[-1]) / (sizes[0] * sizes[-1])
-        cosine = jnp.where(is_free.all(axis=0) & (len(grids) == 2), cosine, 0)
-        return _Evaluation(prediction, _dot(residual, residual), jnp.where(is_free, slopes, 0), sizes, cosine)
+        residual = _without(y, unit)
+        rise = (shape(time, *parameters) - shape_mean) / shape_norm
+        columns, sizes, slopes = [], [], []
+        for k, (low, high) in enumerate(bounds):
+            tangents = tuple(jnp.full_like(p, j == k) for j, p in enumerate(parameters))
+            derivative = tuple(jax.jvp(functools.partial(shape, t), parameters, tangents)[1] for t in times)
+            column = tuple(c * (amplitude / shape_norm) for c in _without(_center(derivative)[1], unit))
+            size = _norm(column)
+            size = jnp.where(size > 0, size, 1)
+            slope = _dot(column, residual) / size
+            # A parameter that is pushed against the end of its interval would spoil the step of the other one.
+            is_free = jnp.where(slope > 0, parameters[k] < high, parameters[k] > low)
+            columns.append(tuple(jnp.where(is_free, c / size, 0) for c in column))
+            sizes.append(size)
+            slopes.append(jnp.where(is_free, slope, 0))
+        cosine = _dot(*columns) if len(columns) == 2 else jnp.zeros_like(span)
+        return mean + amplitude * rise, _dot(residual, residual), tuple(slopes), tuple(sizes), cosine
 
-    def improve(_: Any, carry: tuple[jax.Array, _Evaluation, jax.Array]) -> tuple[jax.Array, _Evaluation, jax.Array]:
+    def improve(_: Any, carry: tuple[LeafHistory, Any, jax.Array]) -> tuple[LeafHistory, Any, jax.Array]:
         parameters, best, damping = carry
+        _, loss, slopes, sizes, cosine = best
         diagonal = 1 + damping
-        steps = (diagonal[None] * best.slopes - best.cosine[None] * best.slopes[::-1]) / best.sizes
-        trial = jnp.clip(parameters + steps / (diagonal**2 - best.cosine**2)[None], low, high)
+        if len(parameters) == 1:
+            steps = (slopes[0] / diagonal,)
+        else:
+            determinant = diagonal**2 - cosine**2
+            steps = tuple((diagonal * slopes[k] - cosine * slopes[1 - k]) / determinant for k in (0, 1))
+        trial = clip([p + step / size for p, step, size in zip(parameters, steps, sizes, strict=True)])
         evaluation = evaluate(trial)
-        is_better = evaluation.loss < best.loss
-        damping = jnp.maximum(damping * jnp.where(is_better, _LOWER_DAMPING, _RAISE_DAMPING), _LEAST_DAMPING)
-        return (*choose(is_better, (trial, evaluation), (parameters, best)), damping)
+        is_better = evaluation[1] < loss
+        damping = damping * jnp.where(is_better, _LOWER_DAMPING, _RAISE_DAMPING)
+        return *choose(is_better, (trial, evaluation), (parameters, best)), jnp.maximum(damping, _LEAST_DAMPING)
 
-    guesses = jnp.stack([jnp.asarray(grid.reshape(-1), span.dtype) for grid in np.meshgrid(*grids)])
-    shapes = _center(curve(guesses))
-    shares = jnp.tensordot(shapes / _norm(shapes)[None], y, axes=(0, 0), precision=jax.lax.Precision.HIGHEST)
+    guess = clip(_best_guess(shape, guesses, y))
+    # The first step evaluates the guess itself: one evaluation in the program instead of two.
+    zero = jnp.zeros_like(span)
+    zeros, ones = (tuple(zero + value for _ in guess) for value in (0, 1))
+    carry = (guess, (mean + y[-1], zero + jnp.inf, zeros, ones, zero), zero + _START_DAMPING)
+    return span * jax.lax.fori_loop(0, 1 + _NUM_STEPS, improve, carry)[1][0]
+
+
+def _best_guess(shape: Any, grids: Sequence[np.ndarray], y: LeafHistory) -> LeafHistory:
+    """The fixed guesses whose shape has the largest share in the data."""
+    guesses = [jnp.asarray(grid.reshape(-1), y[0].dtype) for grid in np.meshgrid(*grids)]
+    centered = _center(tuple(shape(jnp.asarray(t, y[0].dtype), *guesses) for t in range(CONTEXT)))[1]
+    unit = jnp.stack([point / _norm(centered) for point in centered], axis=-1)
+    shares = jnp.tensordot(unit, jnp.stack(y), axes=1, precision=jax.lax.Precision.HIGHEST)
     best = jnp.argmax(jnp.abs(shares), axis=0)
     # Where mesh axes are explicit, a gather must be told the sharding of its result.
     sharding = jax.typeof(best).sharding
-    out = None if sharding.mesh.empty else sharding
-    guess = jnp.clip(jnp.stack([guess.at[best].get(out_sharding=out) for guess in guesses]), low, high)
-    # The first step evaluates the guess itself: one evaluation in the program instead of two.
-    zero = jnp.zeros_like(span)
-    nothing = _Evaluation(points[-1], zero + jnp.inf, jnp.zeros_like(guess), jnp.ones_like(guess), zero)
-    return span * jax.lax.fori_loop(0, 1 + _NUM_STEPS, improve, (guess, nothing, zero + _START_DAMPING))[1].prediction
+    return tuple(guess.at[best].get(out_sharding=None if sharding.mesh.empty else sharding) for guess in guesses)
 
 
-def _center(points: jax.Array) -> jax.Array:
-    return points - points.mean(axis=0, keepdims=True)
+def _center(points: LeafHistory) -> tuple[jax.Array, LeafHistory]:
+    mean = functools.reduce(jnp.add, points) / len(points)
+    return mean, tuple(p - mean for p in points)
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return (a * b).sum(axis=0)
+def _dot(a: LeafHistory, b: LeafHistory) -> jax.Array:
+    return functools.reduce(jnp.add, (x * y for x, y in zip(a, b, strict=True)))
 
 
-def _norm(points: jax.Array) -> jax.Array:
+def _norm(points: LeafHistory) -> jax.Array:
     return jnp.sqrt(_dot(points, points))
+
+
+def _without(points: LeafHistory, unit: LeafHistory) -> LeafHistory:
+    """The part of `points` that is orthogonal to `unit`."""
+    share = _dot(points, unit)
+    return tuple(p - share * u for p, u in zip(points, unit, strict=True))

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
@@ -91,14 +91,14 @@ class PooledLinear(MultiHorizonNowcaster):
     The four changes of a single weight are mostly noise. Over a row or a column the noise averages out, and rows and
     columns still tell one neuron from another. Columns are the outputs of a matrix, its last axis. Rows are its inputs,
     the axis before, pooled over the window of a convolution. A vector is a single row, and each of its weights is a
-    column. A pool ends with its leaf: shapes and names do not say that the columns of one are the rows of another.
+    column.
 
     A weight costs some fifty multiply-adds. The temporary memory is at most the size of the largest leaf, or of its
     history where several leaves have one shape. Devices exchange only sums of rows and columns. Over automatic mesh
     axes this needs leaves of one shape to be sharded alike if their names differ in numbers only.
 
     The inputs of the networks do not depend on the scale of the weights or of their changes. A weight that did not move
-    stays. Far from the training data, too, the forecast is a combination of recent changes.
+    stays.
 
     Attributes:
       params: the parameters of its networks.
@@ -189,11 +189,11 @@ def _combine(history: tuple[jax.Array, ...], coefficients: Pools) -> Any:
 
 
 class _Sums(NamedTuple):
-    """Sums over a tensor `[..., rows, columns]`; a vector or a scalar has axes of one element in front.
+    """Sums over a tensor.
 
     Attributes:
-      means: `Pools` of the means that `_means` computes.
-      std: the standard deviation of all values, in the unit of the changes.
+      means: the means over pools, of every change, of every square, and of the products at every lag.
+      std: the unbiased standard deviation of all values, in the unit of the changes.
     """
 
     means: Pools
@@ -201,10 +201,57 @@ class _Sums(NamedTuple):
 
 
 def _sums(history: Sequence[Any]) -> _Sums:
-    """The sums of a tensor that is not empty."""
+    """The sums of a tensor that is not empty; a vector or a scalar gets axes of one element in front.
+
+    Values and changes are in units that are powers of two, so that squares neither overflow nor vanish. Some devices
+    store the inputs of a reduction. Reductions that wait for each other can use the same memory.
+    """
+    xp, dtype = _namespace(history[0]), wide_dtype(history[0])
     history = [snapshot.reshape((1,) * (2 - snapshot.ndim) + snapshot.shape) for snapshot in history]
-    scales, std = _scales(history)
-    return _Sums(Pools(*zip(*_means(history, scales), strict=True)), std * scales.change)
+    *others, rows, columns = range(history[0].ndim)
+
+    def inverse_unit(arrays: Sequence[Any]) -> Any:
+        # To multiply is exact, and XLA repeats a multiplication where it would store the result of a division.
+        largest = functools.reduce(xp.maximum, map(abs, arrays))
+        return 1 / units_of(largest.max(axis=None, keepdims=True).astype(dtype))
+
+    def scale_after(known: Any) -> Any:
+        return value_scale if xp is np else following(abs(known), value_scale, history[0])
+
+    def scaled(scale: Any) -> list[Any]:
+        return [snapshot.astype(dtype) * scale for snapshot in history]
+
+    def mean(terms: Sequence[Any]) -> Any:
+        return functools.reduce(operator.add, terms).mean(axis=None, keepdims=True) / len(terms)
+
+    value_scale = inverse_unit(history)
+    changes = [later - earlier for earlier, later in itertools.pairwise(scaled(value_scale))]
+    change_scale = inverse_unit(changes)
+    changes = [change * change_scale for change in changes]
+    center = mean(scaled(scale_after(change_scale)))
+    square = mean([(value - center) ** 2 for value in scaled(scale_after(center))])
+    std = (square / (1 - 1 / (len(history) * history[0].size))) ** 0.5
+
+    def lagged(changes: Sequence[Any], lag: int) -> Any:
+        products = [earlier * later for earlier, later in zip(changes, changes[lag:], strict=False)]
+        return functools.reduce(operator.add, products) / len(products)
+
+    terms: list[Callable[[Sequence[Any]], Any]] = [
+        *(lambda changes, index=index: changes[index] for index in range(_NUM_CHANGES)),
+        *(lambda changes, index=index: changes[index] ** 2 for index in range(_NUM_CHANGES)),
+        *(functools.partial(lagged, lag=lag) for lag in range(1, _NUM_LAGS + 1)),
+    ]
+    means, known = [], value_scale
+    for term in terms:
+        scale = scale_after(known)
+        if scale is not value_scale:
+            changes = [(later - earlier) * change_scale for earlier, later in itertools.pairwise(scaled(scale))]
+        values = term(changes)
+        row = values.mean(axis=(*others, columns), keepdims=True)
+        column = values.mean(axis=(*others, rows), keepdims=True)
+        known = row.mean(axis=rows, keepdims=True)
+        means.append((row, column, known))
+    return _Sums(Pools(*zip(*means, strict=True)), std * change_scale)
 
 
 def _sums_of_all(leaves: Sequence[LeafHistory]) -> _Sums:
@@ -213,78 +260,6 @@ def _sums_of_all(leaves: Sequence[LeafHistory]) -> _Sums:
         return jax.tree.map(lambda array: array[None], _sums(leaves[0]))
     branches = [functools.partial(tuple, leaf) for leaf in leaves]
     return jax.lax.map(lambda index: _sums(jax.lax.switch(index, branches)), jnp.arange(len(leaves)))
-
-
-class _Scales(NamedTuple):
-    """Inverses of powers of two: `value` scales values, and `change` scales changes of scaled values.
-
-    The largest scaled number is near 1, so that squares neither overflow nor vanish. To multiply is exact, and XLA
-    repeats a multiplication where it would store the result of a division.
-    """
-
-    value: Any
-    change: Any
-
-    def following(self, known: Any, leaf: Any) -> Self:
-        """The same scales with a data dependency: see `wnn_jax._trees.following`."""
-        if _namespace(leaf) is np:
-            return self
-        return self._replace(value=following(abs(known), self.value, leaf))
-
-    def changes(self, history: Sequence[Any]) -> list[Any]:
-        """The scaled changes of a tensor."""
-        values = [snapshot.astype(self.value.dtype) * self.value for snapshot in history]
-        return [(later - earlier) * self.change for earlier, later in itertools.pairwise(values)]
-
-
-def _scales(history: Sequence[Any]) -> tuple[_Scales, Any]:
-    """The scales of a tensor, and the unbiased standard deviation of its scaled values."""
-    xp = _namespace(history[0])
-    dtype = wide_dtype(history[0])
-
-    def inverse_unit(arrays: Sequence[Any]) -> Any:
-        largest = functools.reduce(xp.maximum, map(abs, arrays))
-        return 1 / units_of(largest.max(axis=None, keepdims=True).astype(dtype))
-
-    inverse = inverse_unit(history)
-    scales = _Scales(inverse, xp.ones_like(inverse))
-    scales = scales._replace(change=inverse_unit(scales.changes(history)))
-
-    def mean(scale: Any, function: Callable[[Any], Any]) -> Any:
-        terms = [function(snapshot.astype(dtype) * scale) for snapshot in history]
-        return functools.reduce(operator.add, terms).mean(axis=None, keepdims=True) / len(terms)
-
-    center = mean(scales.following(scales.change, history[0]).value, lambda value: value)
-    square = mean(scales.following(center, history[0]).value, lambda value: (value - center) ** 2)
-    return scales, (square / (1 - 1 / (len(history) * history[0].size))) ** 0.5
-
-
-def _means(history: Sequence[Any], scales: _Scales) -> Iterator[Pools]:
-    """The means over pools: of every change, of every square, and of the products at every lag.
-
-    Some devices store the inputs of a reduction. Reductions that wait for each other can use the same memory.
-    """
-    *others, rows, columns = range(history[0].ndim)
-    changes, known = scales.changes(history), scales.value
-
-    def lagged(lag: int) -> Any:
-        products = [earlier * later for earlier, later in zip(changes, changes[lag:], strict=False)]
-        return functools.reduce(operator.add, products) / len(products)
-
-    terms: list[Callable[[], Any]] = [
-        *(lambda index=index: changes[index] for index in range(_NUM_CHANGES)),
-        *(lambda index=index: changes[index] ** 2 for index in range(_NUM_CHANGES)),
-        *(functools.partial(lagged, lag) for lag in range(1, _NUM_LAGS + 1)),
-    ]
-    for term in terms:
-        after = scales.following(known, history[0])
-        if after.value is not scales.value:
-            changes = after.changes(history)
-        values = term()
-        row = values.mean(axis=(*others, columns), keepdims=True)
-        column = values.mean(axis=(*others, rows), keepdims=True)
-        known = row.mean(axis=rows, keepdims=True)
-        yield Pools(row, column, known)
 
 
 def _features(sums: _Sums, shape: tuple[int, ...]) -> Pools:
@@ -306,7 +281,7 @@ def _pool_features(means: Sequence[Any], count: int, reference: Any) -> Any:
     """The features of pools of one kind: `[..., features]`, of the order of 1.
 
     Args:
-      means: of each pool, as `_means` computes them.
+      means: of each pool, as in `_Sums`.
       count: weights in a pool.
       reference: a size to compare the size of changes with.
     """
@@ -330,7 +305,7 @@ def _pool_features(means: Sequence[Any], count: int, reference: Any) -> Any:
 
 
 def _rms(means: Sequence[Any]) -> Any:
-    """The root mean square of all changes of pools, from what `_means` computes."""
+    """The root mean square of all changes of pools, from their means."""
     return (sum(means[_NUM_CHANGES : 2 * _NUM_CHANGES]) / _NUM_CHANGES) ** 0.5
 
 
@@ -341,8 +316,7 @@ def _ratio(value: Any, size: Any) -> Any:
 
 def _log_ratio(value: Any, size: Any) -> Any:
     """Half the logarithm of a ratio, from -4.6 to 4.6."""
-    xp = _namespace(size)
-    return xp.log(xp.clip(_ratio(value, size), 1e-4, 1e4)) / 2
+    return (xp := _namespace(size)).log(xp.clip(_ratio(value, size), 1e-4, 1e4)) / 2
 
 
 def _namespace(array: Any) -> Any:

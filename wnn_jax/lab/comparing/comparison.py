@@ -51,7 +51,7 @@ class Compare:
         "plain",
         "wsd",
         "ademamix-3",
-        "adaptive-linear",
+        "pooled-linear",
     )
     optimizer: Annotated[str, tyro.conf.arg(help=f"What the methods train with: {', '.join(BASE_OPTIMIZERS)}.")] = (
         "adam"

@@ -47,7 +47,7 @@ class Train:
     """Folders that `collect` filled."""
     output: Path
     """Folder for the nowcaster, its metrics, a plot of its errors and the checkpoints."""
-    kind: Annotated[str, tyro.conf.arg(help=f"What to train: {', '.join(KINDS)}.", metavar="KIND")] = "adaptive-linear"
+    kind: Annotated[str, tyro.conf.arg(help=f"What to train: {', '.join(KINDS)}.", metavar="KIND")] = "pooled-linear"
     num_steps: int = 4_000
     """Training steps."""
     learning_rate: float = 3e-3
