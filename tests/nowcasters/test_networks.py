@@ -22,6 +22,7 @@ from tests.helpers import (
     train,
 )
 from wnn_jax.nowcasters import WNN, PooledLinear, WNNPlus
+from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 
 ROLES = ("conv", "dense", "bias", "norm", "embedding")
 SIZES = {"width": 16, "num_hidden": 2}
@@ -122,7 +123,7 @@ def test_what_is_beyond_the_dtype_stays(cls: Any, params: Any):
 
 @pytest.mark.slow_but(1)
 def test_each_leaf_is_forecast_by_its_role(cls: Any, params: Any):
-    leaf = random_history((4,))
+    leaf = random_history((40,))
     history = [{role: [snapshot] for role in ROLES} for snapshot in leaf]
     predicted = cls(params)(history, {role: [role] for role in ROLES}, None)
     for role in ROLES:
@@ -236,18 +237,24 @@ def test_another_number_of_snapshots_is_refused(cls: Any, params: Any, num_snaps
         cls(params)([jnp.zeros(3)] * num_snapshots, "conv", None)
 
 
-def test_params_of_another_network_are_refused(cls: Any, params: dict[str, Any]):
+def test_params_of_another_network_are_refused(cls: Any, params: Any):
     network = params["dense"] if cls is WNN else params
-    wider = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), network)
-    other_class = random_params(PooledLinear if cls is WNNPlus else WNNPlus)
     *but_last, last = network
-    without_last = {name: network[name] for name in but_last}
-    others: list[Any] = [wider, other_class, without_last, network | {"more": network[last]}, network[last], {}]
-    message = r"params\['dense'\] are not the parameters of a TwoStreamNetwork"
-    if cls is not WNN:
-        message = f"params are not the parameters of a {cls.network_class.__name__}"
-    for other in [*others, jnp.zeros(3), *([] if cls is WNN else [None])]:
-        with pytest.raises(ValueError, match=message):
+    others: list[Any] = [
+        jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), network),
+        random_params(PooledLinear if cls is WNNPlus else WNNPlus),
+        {name: network[name] for name in but_last},
+        network | {"more": network[last]},
+        network[last],
+        {},
+        jnp.zeros(3),
+    ]
+    name = r"params\['dense'\] are not the parameters of a TwoStreamNetwork"
+    if issubclass(cls, MultiHorizonNowcaster):
+        name = f"params are not the parameters of a {cls.network_class.__name__}"
+        others.append(None)
+    for other in others:
+        with pytest.raises(ValueError, match=name):
             cls(params | {"dense": other} if cls is WNN else other)
 
 

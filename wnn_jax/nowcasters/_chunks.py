@@ -64,10 +64,6 @@ class Chunks:
         """The number of weights in every leaf, `[leaves]`."""
         return _array(self.sizes)
 
-    def for_each(self, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-        """Calls `body(index, carry) -> carry` for every chunk, in order."""
-        return body(0, carry) if self.num_chunks == 1 else jax.lax.fori_loop(0, self.num_chunks, body, carry)
-
     def read(self, index: Any) -> Chunk:
         """The chunk of this number. Write results in the order of chunks: the padding reaches into the next leaf."""
         ends = _array(itertools.accumulate(self._num_chunks))
@@ -101,14 +97,14 @@ class Chunks:
         combine, reduce = (jnp.maximum, jnp.max) if largest else (jnp.add, jnp.sum)
 
         def values(history: Sequence[jax.Array], chosen: Any) -> jax.Array:
-            mine = [number[chosen][:, None] for number in numbers]
-            return functools.reduce(combine, (function(snapshot, *mine) for snapshot in history))
+            given = [number[chosen][:, None] for number in numbers]
+            return functools.reduce(combine, (function(snapshot, *given) for snapshot in history))
 
         def add_chunk(index: Any, totals: jax.Array) -> jax.Array:
             chunk = self.read(index)
             leaf = chunk.leaf[:1]
-            of_chunk = jnp.where(chunk.is_new[None], values([array[None] for array in chunk.history], leaf), 0)
-            return totals.at[leaf].set(combine(totals[leaf], reduce(of_chunk, axis=1)))
+            new = jnp.where(chunk.is_new[None], values([snapshot[None] for snapshot in chunk.history], leaf), 0)
+            return totals.at[leaf].set(combine(totals[leaf], reduce(new, axis=1)))
 
         totals = [reduce(values(rows, chosen), axis=1) for chosen, rows in self._small_leaves()]
         start = jnp.concatenate([*totals, jnp.zeros_like(numbers[0][self._num_small :])])

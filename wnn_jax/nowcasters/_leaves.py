@@ -131,7 +131,11 @@ def _map_chunks(leaf_map: LeafMap, chunks: Chunks, operands: Any, mesh_axes: Mes
         result = leaf_map.fn(chunk.history, *scale, *operands).astype(mapped.dtype)
         return jax.lax.dynamic_update_slice_in_dim(mapped, result, chunk.start, axis=0)
 
-    mapped = chunks.for_each(write_chunk, chunks.zeros())
+    mapped = chunks.zeros()
+    if chunks.num_chunks == 1:
+        mapped = write_chunk(0, mapped)
+    else:
+        mapped = jax.lax.fori_loop(0, chunks.num_chunks, write_chunk, mapped)
     ends = itertools.accumulate(chunks.sizes)
     return [mapped[end - size : end] for end, size in zip(ends, chunks.sizes, strict=True)]
 

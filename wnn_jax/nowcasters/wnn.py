@@ -51,12 +51,12 @@ class TwoStreamNetwork(nn.Module):
 
 
 class Normalized(NamedTuple):
-    """Histories brought to one range, weight by weight.
+    """Histories brought to one range, weight by weight: `values * span + first` is the history again.
 
     Attributes:
       values: `[context, n]`, within [-0.5, 0.5].
       first: `[n]`, the oldest snapshots.
-      span: `[n]`, what the values were divided by. `values * span + first` is the history again.
+      span: `[n]`, about twice the range of each weight.
     """
 
     values: jax.Array
@@ -65,10 +65,7 @@ class Normalized(NamedTuple):
 
 
 def normalize(history: Sequence[jax.Array]) -> Normalized:
-    """Normalises the history of each weight by its first value and its range.
-
-    Args:
-      history: `context` arrays of shape `[n]`, oldest first.
+    """Normalises the history of each weight, `context` arrays `[n]`, by its first value and its range.
 
     References:
       Jang et al., ICML 2023, with the constants of the published code.
@@ -84,16 +81,15 @@ def normalize(history: Sequence[jax.Array]) -> Normalized:
 class WNN:
     """The weight nowcaster network (WNN).
 
-    Every scalar weight is forecast from its own last 5 snapshots, about 5 snapshots ahead, by the network of its
-    role. Leaves of a role without a network come back unchanged; with the roles of the published networks
-    (`conv`, `dense`, `bias`) these are the scales of norm layers and the embeddings, for which nothing was trained.
-    (The published code passes over the shift of BatchNorm too. Here it is a `bias`; name it `norm` in `roles` to
-    pass over it.)
+    The network of its role forecasts every scalar weight from the weight's own last 5 snapshots, about 5 snapshots
+    ahead. Leaves of a role without a network stay as they are. The published networks are for `conv`, `dense` and
+    `bias`, and leave out the scales of norm layers and embeddings. The published code also leaves out the shift of
+    BatchNorm. Here the shift is a `bias`: name it `norm` in `roles` to leave it out.
 
     Attributes:
       params: role -> parameters of that role's `TwoStreamNetwork`.
-      published_bias: for role `bias`, add the network's output to the *raw* last value, as the published code does
-        where its paper adds it to the normalised one. For comparisons only: it throws the biases far off.
+      published_bias: for role `bias`, add the network's output to the *raw* last value, as the published code does. The
+        paper adds it to the normalised value. For comparisons only: it throws the biases far off.
       chunk_size: how many weights go through a network at a time, which bounds the working memory: about 1 KiB
         for each of them. `None`: 8192 on CPU, 131,072 elsewhere.
       record: how the networks were trained; kept by `wnn_jax.save`.
@@ -134,17 +130,12 @@ class WNN:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that it has networks for; leaves of others come back unchanged."""
+        """The roles that it has networks for."""
         return tuple(sorted(self.params))
 
     @classmethod
     def init(cls, key: jax.Array, roles: Sequence[str] = ("conv", "dense", "bias")) -> "WNN":
-        """Networks with the paper's random initialisation, to be trained.
-
-        Args:
-          key: a `jax.random` key.
-          roles: the roles to make a network for.
-        """
+        """Networks for these roles with the paper's random initialisation, to be trained."""
         keys = jax.random.split(key, len(roles))
         return cls({role: _init_network(role_key) for role, role_key in zip(roles, keys, strict=True)})
 
@@ -154,7 +145,7 @@ class WNN:
         Args:
           history: 5 parameter trees, oldest first.
           roles: a tree like the parameters with a role name at each leaf.
-          horizon: must be `None`: the horizon of these networks is fixed by their training.
+          horizon: must be `None`, because the training of these networks fixes their horizon.
 
         Returns:
           The forecast, a tree like the parameters.
