@@ -30,10 +30,10 @@ def map_by_role(
     handled: Iterable[str],
     by_name: bool = False,
 ) -> Any:
-    """Forecasts a tree of parameters, all leaves of one role at once.
+    """Forecasts a tree of parameters from 5 snapshots, all leaves of one role at once.
 
     Args:
-      history: 5 trees, oldest first.
+      history: the snapshots, oldest first.
       roles: a tree like the parameters with a role name at each leaf.
       predict: `(role, histories of leaves) -> forecasts`, of the shapes of the leaves.
       handled: the roles to forecast. Leaves of other roles keep their last value.
@@ -84,11 +84,7 @@ class LeafMap:
     needs_scale: bool = False
 
     def __call__(self, leaves: Sequence[LeafHistory], *operands: Any) -> list[jax.Array]:
-        """Applies the function.
-
-        Args:
-          leaves: for each leaf, arrays of one shape.
-          *operands: trees of unsharded arrays. Every call of `fn` is given the whole trees.
+        """Applies the function to the histories of leaves, with trees of unsharded arrays as operands.
 
         Returns:
           For each leaf an array of its shape and dtype.

@@ -26,8 +26,8 @@ Dense = functools.partial(nn.Dense, precision=HIGHEST)
 class MultiHorizonNowcaster:
     """A network that forecasts every weight from its own history and statistics of its tensor.
 
-    A subclass names the class of its network, says what the network is given (`statistics` and `changes`), and
-    forecasts leaves of one role (`forecast_leaves`). The training of the network uses the first two as they are.
+    A subclass has `network_class`, `statistics` and `changes`, which the training of the network uses as they are, and
+    `forecast_leaves`.
     """
 
     params: Mapping[str, Any]
@@ -119,10 +119,7 @@ class MultiHorizonNowcaster:
           history: 5 arrays `[n]`, oldest first, of float32 or wider.
           statistics: of the tensor or of each weight: a tree of arrays that broadcast with the history.
           role: the index of the tensor's role in `ROLES`.
-          horizon: a horizon, or `None` for all of them.
-
-        Returns:
-          `[n]`, or `[n, num_horizons]` where `horizon` is `None`.
+          horizon: a horizon for `[n]` changes, or `None` for `[n, num_horizons]`.
         """
         raise NotImplementedError
 
@@ -147,11 +144,7 @@ class HorizonNetwork(nn.Module):
     def __call__(self, inputs: Any, role: jax.Array, horizon: Any = None) -> Any:
         """Maps inputs `[*shape, inputs]` to `[*shape, num_horizons, *outputs_per_horizon]`.
 
-        Args:
-          inputs: what is known of each weight.
-          role: the index of the role of these weights in `ROLES`.
-          horizon: an int, possibly traced, to compute the outputs of this horizon only, without an axis for horizons;
-            or `None` for all of them.
+        With a `horizon`, an int that may be traced, it computes the outputs of this horizon only, without their axis.
         """
         embedded = nn.Embed(len(ROLES), self.width, name="role")(role)
         x = self.expand(inputs)
@@ -180,12 +173,7 @@ class HorizonNetwork(nn.Module):
 
 
 class HorizonLayer(nn.Module):
-    """One dense layer per horizon, and a way to compute one of them without the others.
-
-    Attributes:
-      num_horizons: how many layers there are.
-      shape: of the outputs of each layer.
-    """
+    """One dense layer per horizon, with outputs of this shape, and a way to compute one layer without the others."""
 
     num_horizons: int
     shape: tuple[int, ...] = ()

@@ -57,11 +57,9 @@ class PooledNetwork(HorizonNetwork):
     def __call__(self, inputs: Pools, role: jax.Array, horizon: Any = None) -> Pools:
         """Maps the features of the pools to their coefficients; see `HorizonNetwork`."""
         sizes = self.width, self.num_hidden, self.num_horizons
+        networks = (PoolNetwork(*sizes, name=name) for name in Pools._fields)
         return Pools(
-            *(
-                PoolNetwork(*sizes, name=name)((pool, inputs.tensor), role, horizon)
-                for name, pool in inputs._asdict().items()
-            )
+            *(network((pool, inputs.tensor), role, horizon) for network, pool in zip(networks, inputs, strict=True))
         )
 
     def example(self) -> Pools:
@@ -278,7 +276,7 @@ def _features(sums: _Sums, shape: tuple[int, ...]) -> Pools:
 
 
 def _pool_features(means: Sequence[Any], count: int, reference: Any) -> Any:
-    """The features of pools of one kind: `[..., features]`, of the order of 1.
+    """The features of pools of `count` weights, `[..., features]`, of the order of 1.
 
     Args:
       means: of each pool, as in `_Sums`.
