@@ -20,7 +20,7 @@ from wnn_jax._history import WindowFormat
 from wnn_jax._roles import ROLES
 from wnn_jax.lab.forecasting.forecast_errors import forecast_errors
 from wnn_jax.lab.forecasting.trajectories import load_trajectories
-from wnn_jax.lab.training.keys import environment
+from wnn_jax.lab.training.keys import made_by
 
 _HORIZON = 5
 _FORMATS = ("full", "bfloat16", "float16", "int8")
@@ -63,10 +63,10 @@ def main(collection: tuple[Path, ...], num_runs: int = 14) -> None:
       num_runs: how many held-out runs to read.
     """
     runs = [run for run in load_trajectories(collection) if run.split != "train"][:num_runs]
-    print(", ".join(f"{name} {value}" for name, value in environment().items()))
+    print(", ".join(f"{name} {value}" for name, value in made_by().items()))
     print(f"{len(runs)} held-out runs\n")
     print(f"{'nowcaster':>16}  {'role':>9}  " + "  ".join(f"{name:>8}" for name in _FORMATS))
-    for name in ("adaptive-linear", "wnn-plus", "wnn"):
+    for name in ("pooled-linear", "wnn-plus", "wnn"):
         errors: dict[str, dict[str, float]] = {role: {} for role in (*ROLES, "all")}
         for kept_as in _FORMATS:
             sums = {role: [0.0, 0.0] for role in errors}

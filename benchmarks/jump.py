@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import wnn_jax
-from wnn_jax.lab.training.keys import environment
+from wnn_jax.lab.training.keys import made_by
 
 _NUM_WEIGHTS = 1_000_000
 _ROUNDS = 11
-_NAMES = ("wnn", "adaptive-linear", "wnn-plus", "linear")
+_NAMES = ("wnn", "pooled-linear", "wnn-plus", "linear")
 
 
 def multiply_adds(nowcaster: Any) -> int:
@@ -103,7 +103,7 @@ def print_compilations() -> None:
     print(
         f"\n{'nowcaster':>16}  {'model':>12}  {'leaves':>6}  {'weights':>11}  {'trace s':>7}  {'compile s':>9}  temp MB"
     )
-    nowcasters: dict[str, Any] = {name: wnn_jax.load(name) for name in (*_NAMES, "pooled")}
+    nowcasters: dict[str, Any] = {name: wnn_jax.load(name) for name in _NAMES}
     for model, params in trees():
         roles = wnn_jax.default_roles(params)
         for name, nowcaster in nowcasters.items():
@@ -179,7 +179,7 @@ def print_nino(rounds: int) -> None:
 
 def main() -> None:
     """Prints the tables."""
-    print(", ".join(f"{name} {value}" for name, value in environment().items()) + "\n")
+    print(", ".join(f"{name} {value}" for name, value in made_by().items()) + "\n")
     print_times()
     print_compilations()
     print_nino(rounds=5)

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 import wnn_jax
-from wnn_jax.lab.training.keys import environment
+from wnn_jax.lab.training.keys import made_by
 
 _SNAPSHOT_EVERY = 10
 _CYCLE = 5 * _SNAPSHOT_EVERY
@@ -75,8 +75,8 @@ def compare(name: str, model: tuple[int, int, int], num_cycles: int, *, whole: b
         "drift": {},
         "drift, bf16": {"history_dtype": jnp.bfloat16},
         "linear": {},
-        "adaptive-linear": {},
-        "adaptive-linear, bf16": {"history_dtype": jnp.bfloat16},
+        "pooled-linear": {},
+        "pooled-linear, bf16": {"history_dtype": jnp.bfloat16},
     }
     variants = {"adam": steps(optax.adam(1e-4), params, inputs)}
     for label, options in nowcasters.items():
@@ -114,7 +114,7 @@ def compare(name: str, model: tuple[int, int, int], num_cycles: int, *, whole: b
 
 def main() -> None:
     """Prints the table."""
-    print(", ".join(f"{name} {value}" for name, value in environment().items()))
+    print(", ".join(f"{name} {value}" for name, value in made_by().items()))
     batches = ", ".join(f"{name}: {model[-1]}" for name, model in _MODELS.items())
     print(f"MLPs, rows in a batch: {batches}; snapshots every {_SNAPSHOT_EVERY} steps; medians, variants in turns.\n")
     print(f"{'':>9}  {'':>5}  {'':>21}  {'adam':>8}  {'ordinary':>8}  {'snapshot':>8}  {'jump':>9}  {'all':>8}")

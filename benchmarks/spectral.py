@@ -21,7 +21,7 @@ import wnn_jax
 from benchmarks.overhead import make_params, steps
 from wnn_jax import _orthogonal
 from wnn_jax._orthogonal import orthogonalize, polar
-from wnn_jax.lab.training.keys import environment
+from wnn_jax.lab.training.keys import made_by
 from wnn_jax.nowcasters.drift import Drift
 
 _ROUNDS = 11
@@ -197,7 +197,7 @@ def print_formula(
 
 def main() -> None:
     """Prints the tables."""
-    print(", ".join(f"{name} {value}" for name, value in environment().items()) + "\n")
+    print(", ".join(f"{name} {value}" for name, value in made_by().items()) + "\n")
     print_accuracy()
     print_times()
     print_formula()

@@ -217,7 +217,7 @@ def orthogonalize(matrix: np.ndarray, coefficients: Sequence[Sequence[float]]) -
     return left * (mapped * np.linalg.norm(values) / np.linalg.norm(mapped)) @ right
 
 
-def pooled(history: Sequence[np.ndarray], networks: Network, role: int, horizon: int) -> np.ndarray:
+def pooled_linear(history: Sequence[np.ndarray], networks: Network, role: int, horizon: int) -> np.ndarray:
     """Forecasts every weight of one leaf from the pooled histories of its row, its column and its tensor.
 
     Args:

@@ -14,9 +14,9 @@ import pytest
 import wnn_jax
 from tests.helpers import last_plus_one, network_params
 from wnn_jax import _checks, averaging, late_phase
-from wnn_jax.nowcasters import WNN, AdaptiveLinear, CurveFit, Drift, WNNPlus
+from wnn_jax.nowcasters import WNN, CurveFit, Drift, WNNPlus
 
-NETWORK = AdaptiveLinear.init(jax.random.key(0), width=4, num_hidden=1)
+NETWORK = WNNPlus.init(jax.random.key(0), width=4, num_hidden=1)
 SPLIT = late_phase.split_members(
     network_params(), {"Conv_0": {"kernel": False, "bias": True}}, jax.random.key(0), num_members=3
 )
@@ -66,8 +66,8 @@ INTS = [
     Argument(lambda **kwargs: wnn_jax.decaying_horizon(4, **kwargs), "last", 3, 0),
     Argument(lambda **kwargs: CurveFit("linear", **kwargs), "chunk_size", 3, 0),
     Argument(lambda **kwargs: WNN(WNN.init(jax.random.key(0), ["bias"]).params, **kwargs), "chunk_size", 3, 0),
-    Argument(lambda **kwargs: AdaptiveLinear(NETWORK.params, **kwargs), "chunk_size", 3, 0),
-    Argument(lambda **kwargs: AdaptiveLinear(NETWORK.params, **kwargs), "default_horizon", 3, 41),
+    Argument(lambda **kwargs: WNNPlus(NETWORK.params, **kwargs), "chunk_size", 3, 0),
+    Argument(lambda **kwargs: WNNPlus(NETWORK.params, **kwargs), "default_horizon", 3, 41),
     Argument(forecast(NETWORK), "horizon", 3, 41),
     Argument(forecast(CurveFit("linear")), "horizon", 3, 0),
     Argument(Drift, "snapshot_every", 3, 0),
@@ -191,8 +191,7 @@ def test_numbers_become_those_of_python():
     """NumPy's are no JSON, and would widen weights where 64 bits are enabled."""
     for nowcaster in (
         CurveFit("linear", chunk_size=np.int64(3)),  # pyright: ignore[reportArgumentType]
-        AdaptiveLinear(NETWORK.params, np.int32(3), np.int64(3)),  # pyright: ignore[reportArgumentType]
-        WNNPlus.init(jax.random.key(0), width=4),
+        WNNPlus(NETWORK.params, np.int32(3), np.int64(3)),  # pyright: ignore[reportArgumentType]
         Drift(gain=np.float32(0.5), snapshot_every=np.int64(3)),  # pyright: ignore[reportArgumentType]
     ):
         settings = {name: value for name, value in vars(nowcaster).items() if name != "params"}

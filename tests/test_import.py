@@ -38,8 +38,7 @@ PUBLIC = (
     "nowcasters",
     "nowcasters.WNN",
     "nowcasters.WNNPlus",
-    "nowcasters.AdaptiveLinear",
-    "nowcasters.Pooled",
+    "nowcasters.PooledLinear",
     "nowcasters.NiNo",
     "nowcasters.neural_graph",
     "nowcasters.CurveFit",
@@ -107,7 +106,7 @@ def test_public_names_are_documented(name: str):
     assert not documented.startswith(f"{name.split('.')[-1]}("), "made by dataclass or NamedTuple"
 
 
-@pytest.mark.parametrize("cls", ["WNN", "WNNPlus", "AdaptiveLinear", "Pooled", "NiNo"])
+@pytest.mark.parametrize("cls", ["WNN", "WNNPlus", "PooledLinear", "NiNo"])
 @pytest.mark.parametrize("method", ["init", "__call__"])
 def test_public_methods_are_documented(cls: str, method: str):
     assert inspect.getdoc(getattr(public(f"nowcasters.{cls}"), method))

@@ -21,7 +21,7 @@ from tests.helpers import assert_trees_equal
 from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
 from wnn_jax._store import DEFAULT_NOWCASTER, _write, fingerprint
-from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, NiNo, Pooled, WNNPlus
+from wnn_jax.nowcasters import CURVES, RULES, WNN, CurveFit, Drift, NiNo, PooledLinear, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 
 
@@ -81,11 +81,11 @@ def test_bfloat16_networks_are_saved_without_loss(small_wnn: WNN, path: Path):
 
 
 @pytest.mark.slow_but(1)
-@pytest.mark.parametrize("cls", [WNNPlus, AdaptiveLinear, Pooled])
+@pytest.mark.parametrize("cls", [WNNPlus, PooledLinear])
 def test_multi_horizon_networks_come_back_as_they_were(cls: type[MultiHorizonNowcaster], path: Path):
     params = cls.init(jax.random.key(0), width=8, num_hidden=2).params
     horizon: Any = np.int64(7)
-    settings = {"default_horizon": 7} | ({} if cls is Pooled else {"chunk_size": 77})
+    settings = {"default_horizon": 7} | ({} if cls is PooledLinear else {"chunk_size": 77})
     saved = cls(params, **(settings | {"default_horizon": horizon}), record={"steps": 20_000})
     wnn_jax.save(saved, path)
     loaded = wnn_jax.load(path)
@@ -96,7 +96,7 @@ def test_multi_horizon_networks_come_back_as_they_were(cls: type[MultiHorizonNow
     history = [jnp.arange(3.0) * t**2 for t in range(5)]
     np.testing.assert_array_equal(loaded(history, "norm", 40), saved(history, "norm", 40))
     metadata, arrays = read(path)
-    assert ("params/column/" if cls is Pooled else "params/") + "hidden_1/kernel" in arrays
+    assert ("params/column/" if cls is PooledLinear else "params/") + "hidden_1/kernel" in arrays
     assert (metadata["class"], metadata["context"], metadata["roles"]) == (cls.__name__, 5, list(ROLES))
 
 
@@ -165,7 +165,7 @@ BUNDLED = Path(__file__).parents[1] / "params"
 def test_the_record_of_a_bundled_network_says_what_was_held_out_and_what_it_scored(path: Path):
     record = json.loads(path.with_suffix(".json").read_text())
     nowcaster = wnn_jax.load(path.stem)
-    assert isinstance(nowcaster, (WNN, WNNPlus, AdaptiveLinear, NiNo, Pooled))
+    assert isinstance(nowcaster, (WNN, WNNPlus, NiNo, PooledLinear))
     assert record == nowcaster.record
     assert record["name"] == path.stem
     data = record["data"]
@@ -327,7 +327,7 @@ def test_a_file_that_makes_no_nowcaster(small_wnn: WNN, path: Path, changes: dic
     "changes",
     [
         {"class": "WNN"},
-        {"class": "AdaptiveLinear"},
+        {"class": "PooledLinear"},
         {"settings": {"default_horizon": 41}},
         {"settings": {"default_horizon": "far"}},
         {"params/output/kernel": None},

@@ -1,4 +1,4 @@
-"""WNN+ against its equations and against the published code; what it shares with others is in test_multi_horizon."""
+"""WNN+ against its equations and against the published code; `test_networks` has what it shares with others."""
 
 import functools
 from typing import Any
@@ -106,7 +106,4 @@ def test_init_has_the_published_size(width: int, num_published: int):
     params = WNNPlus.init(jax.random.key(0), width=width).params
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert num_params == num_published - (15 - len(ROLES)) * width
-
-
-def test_the_published_size_is_the_default():
     assert WNNPlus.init(jax.random.key(0)).network.width == PUBLISHED_SIZES["wnn_plus"][0]

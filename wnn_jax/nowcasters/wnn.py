@@ -13,14 +13,9 @@ from wnn_jax._checks import check_bool
 from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import wide_dtype
-from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, finite_or_last, map_by_role
+from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, check_chunk_size, finite_or_last, map_by_role
+from wnn_jax.nowcasters._multi_horizon import Dense
 
-CONTEXT = 5
-
-# On accelerators the default rounds the factors to fewer bits than the published outputs agree in.
-_HIGHEST = jax.lax.Precision.HIGHEST
-_Dense = functools.partial(nn.Dense, precision=_HIGHEST)
-_matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
 _published_init = nn.initializers.variance_scaling(0.1, "fan_in", "uniform")
 
 
@@ -30,13 +25,13 @@ class Stream(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps `[..., n]` inputs to `[..., 32]` features."""
-        expanded = _Dense(64, kernel_init=_published_init, name="expand")(inputs)
-        bottleneck = nn.relu(_Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
-        offset = _Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
-        gain = _Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
-        exponent = _Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
+        expanded = Dense(64, kernel_init=_published_init, name="expand")(inputs)
+        bottleneck = nn.relu(Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
+        offset = Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
+        gain = Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
+        exponent = Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
         activated = offset + gain * jnp.exp(exponent * expanded)
-        return nn.leaky_relu(_Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
+        return nn.leaky_relu(Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
 
 
 class TwoStreamNetwork(nn.Module):
@@ -51,17 +46,17 @@ class TwoStreamNetwork(nn.Module):
         """Maps `[..., 5]` normalised values, oldest first, to `[...]` changes of the last one, in (-1, 1)."""
         differences = values[..., 1:] - values[..., :-1]
         features = jnp.concatenate([Stream(name="values")(values), Stream(name="differences")(differences)], axis=-1)
-        change = _Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
+        change = Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
         return jnp.tanh(change)[..., 0]
 
 
 class Normalized(NamedTuple):
-    """Histories brought to one range, weight by weight.
+    """Histories brought to one range, weight by weight: `values * span + first` is the history again.
 
     Attributes:
       values: `[context, n]`, within [-0.5, 0.5].
       first: `[n]`, the oldest snapshots.
-      span: `[n]`, what the values were divided by. `values * span + first` is the history again.
+      span: `[n]`, about twice the range of each weight.
     """
 
     values: jax.Array
@@ -70,10 +65,7 @@ class Normalized(NamedTuple):
 
 
 def normalize(history: Sequence[jax.Array]) -> Normalized:
-    """Normalises the history of each weight by its first value and its range.
-
-    Args:
-      history: `context` arrays of shape `[n]`, oldest first.
+    """Normalises the history of each weight, `context` arrays `[n]`, by its first value and its range.
 
     References:
       Jang et al., ICML 2023, with the constants of the published code.
@@ -85,86 +77,19 @@ def normalize(history: Sequence[jax.Array]) -> Normalized:
     return Normalized(shifted / span[None], first, span)
 
 
-class MergedStream(NamedTuple):
-    """The layers of a `Stream`, those that follow one another without anything in between multiplied together.
-
-    Each is a kernel `[outputs, inputs]` and a bias `[outputs, 1]`.
-
-    Attributes:
-      expand: from the inputs, 64 outputs.
-      squeeze: from the inputs, 8: `squeeze` after `expand`.
-      modulate: from these, 128: `gain` and `exponent`.
-      project: from the activated, 32; its bias has those of the layers before it in it.
-      skip: from the squeezed, 32, without a bias: `project` after `offset`.
-    """
-
-    expand: tuple[jax.Array, jax.Array]
-    squeeze: tuple[jax.Array, jax.Array]
-    modulate: tuple[jax.Array, jax.Array]
-    project: tuple[jax.Array, jax.Array]
-    skip: jax.Array
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps `[inputs, n]` to `[32, n]` features."""
-        bottleneck = nn.relu(_dense(self.squeeze, inputs))
-        gain, exponent = jnp.split(_dense(self.modulate, bottleneck), 2)
-        activated = gain * jnp.exp(exponent * _dense(self.expand, inputs))
-        features = _dense(self.project, activated) + _matmul(self.skip, bottleneck)
-        return nn.leaky_relu(features, 0.3)
-
-
-class MergedNetwork(NamedTuple):
-    """A `TwoStreamNetwork` as it is used: the same function, in four fifths of the operations, weights last."""
-
-    values: MergedStream
-    differences: MergedStream
-    output: tuple[jax.Array, jax.Array]
-
-    def __call__(self, values: jax.Array) -> jax.Array:
-        """Maps `[5, n]` normalised values, oldest first, to `[n]` changes of the last one, in (-1, 1)."""
-        features = jnp.concatenate([self.values(values), self.differences(values[1:] - values[:-1])])
-        return jnp.tanh(_dense(self.output, features))[0]
-
-
-def merge_layers(params: Any) -> MergedNetwork:
-    """What the parameters of a `TwoStreamNetwork` make of it."""
-
-    def layer(stream: Any, name: str) -> tuple[jax.Array, jax.Array]:
-        return jnp.asarray(stream[name]["kernel"]).T, jnp.asarray(stream[name]["bias"])[:, None]
-
-    def then(first: Any, second: Any) -> tuple[jax.Array, jax.Array]:
-        return _matmul(second[0], first[0]), _matmul(second[0], first[1]) + second[1]
-
-    def merge(stream: Any) -> MergedStream:
-        expand, squeeze, offset, gain, exponent, project = (
-            layer(stream, name) for name in ("expand", "squeeze", "offset", "gain", "exponent", "project")
-        )
-        skip, bias = then(offset, project)
-        modulate = jnp.concatenate([gain[0], exponent[0]]), jnp.concatenate([gain[1], exponent[1]])
-        return MergedStream(expand, then(expand, squeeze), modulate, (project[0], bias), skip)
-
-    return MergedNetwork(merge(params["values"]), merge(params["differences"]), layer(params, "output"))
-
-
-def _dense(layer: tuple[jax.Array, jax.Array], inputs: jax.Array) -> jax.Array:
-    kernel, bias = layer
-    return _matmul(kernel, inputs) + bias
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class WNN:
     """The weight nowcaster network (WNN).
 
-    Every scalar weight is forecast from its own last 5 snapshots, about 5 snapshots ahead, by the network of its
-    role. Leaves of a role without a network come back unchanged; with the roles of the published networks
-    (`conv`, `dense`, `bias`) these are the scales of norm layers and the embeddings, for which nothing was trained.
-    (The published code passes over the shift of BatchNorm too. Here it is a `bias`; name it `norm` in `roles` to
-    pass over it.)
+    The network of its role forecasts every scalar weight from the weight's own last 5 snapshots, about 5 snapshots
+    ahead. Leaves of a role without a network stay as they are. The published networks are for `conv`, `dense` and
+    `bias`, and leave out the scales of norm layers and embeddings. The published code also leaves out the shift of
+    BatchNorm. Here the shift is a `bias`: name it `norm` in `roles` to leave it out.
 
     Attributes:
       params: role -> parameters of that role's `TwoStreamNetwork`.
-      published_bias: for role `bias`, add the network's output to the *raw* last value, as the published code does
-        where its paper adds it to the normalised one. For comparisons only: it throws the biases far off.
+      published_bias: for role `bias`, add the network's output to the *raw* last value, as the published code does. The
+        paper adds it to the normalised value. For comparisons only: it throws the biases far off.
       chunk_size: how many weights go through a network at a time, which bounds the working memory: about 1 KiB
         for each of them. `None`: 8192 on CPU, 131,072 elsewhere.
       record: how the networks were trained; kept by `wnn_jax.save`.
@@ -205,17 +130,12 @@ class WNN:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that it has networks for; leaves of others come back unchanged."""
+        """The roles that it has networks for."""
         return tuple(sorted(self.params))
 
     @classmethod
     def init(cls, key: jax.Array, roles: Sequence[str] = ("conv", "dense", "bias")) -> "WNN":
-        """Networks with the paper's random initialisation, to be trained.
-
-        Args:
-          key: a `jax.random` key.
-          roles: the roles to make a network for.
-        """
+        """Networks for these roles with the paper's random initialisation, to be trained."""
         keys = jax.random.split(key, len(roles))
         return cls({role: _init_network(role_key) for role, role_key in zip(roles, keys, strict=True)})
 
@@ -225,7 +145,7 @@ class WNN:
         Args:
           history: 5 parameter trees, oldest first.
           roles: a tree like the parameters with a role name at each leaf.
-          horizon: must be `None`: the horizon of these networks is fixed by their training.
+          horizon: must be `None`, because the training of these networks fixes their horizon.
 
         Returns:
           The forecast, a tree like the parameters.
@@ -235,28 +155,25 @@ class WNN:
         """
         if horizon is not None:
             raise ValueError(f"horizon={horizon!r} was given, but WNN takes none: it is fixed by the training.")
-        return map_by_role(history, roles, self._predict_leaves, context=CONTEXT, handled=self.params)
+        return map_by_role(history, roles, self._predict_leaves, handled=self.params)
 
     def _predict_leaves(self, role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
-        fn = _predict_published_bias if role == "bias" and self.published_bias else _predict
-        return LeafMap(fn, self.chunk_size)(leaves, merge_layers(self.params[role]))
+        fn = _forecast_published_bias if role == "bias" and self.published_bias else _forecast
+        return LeafMap(fn, self.chunk_size)(leaves, jax.tree.map(jnp.asarray, self.params[role]))
 
 
-def _predict(history: LeafHistory, statistics: None, network: MergedNetwork) -> jax.Array:
-    return _forecast(history, network, published_bias=False)
-
-
-def _predict_published_bias(history: LeafHistory, statistics: None, network: MergedNetwork) -> jax.Array:
-    return _forecast(history, network, published_bias=True)
-
-
-def _forecast(history: LeafHistory, network: MergedNetwork, *, published_bias: bool) -> jax.Array:
-    # Low-precision leaves are forecast in fp32. The networks are fp32 whatever the leaf is.
+def _forecast(history: LeafHistory, params: Any, *, published_bias: bool = False) -> jax.Array:
+    # Low-precision leaves are forecast in float32. The networks are in float32 whatever the leaf is.
     wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
     values, first, span = normalize(wide)
-    change = network(values.astype(jnp.float32))
+    change = TwoStreamNetwork().apply({"params": params}, values.T.astype(jnp.float32))
+    assert isinstance(change, jax.Array)
     last = wide[-1] if published_bias else values[-1]
     return finite_or_last((last + change) * span + first, history)
+
+
+# A single object, so that equal maps share what is compiled.
+_forecast_published_bias = functools.partial(_forecast, published_bias=True)
 
 
 def _init_network(key: jax.Array) -> Any:

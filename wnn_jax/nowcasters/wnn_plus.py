@@ -1,21 +1,26 @@
 """WNN+: one network for all kinds of operation and for many horizons at once."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from wnn_jax.nowcasters._moments import Moments
-from wnn_jax.nowcasters._multi_horizon import ChunkedNowcaster, HorizonNetwork, Scale, normalize, scale_of
+from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._trees import wide_dtype
+from wnn_jax.nowcasters._leaves import LeafMap, check_chunk_size, finite_or_last
+from wnn_jax.nowcasters._multi_horizon import HorizonNetwork, MultiHorizonNowcaster
+from wnn_jax.nowcasters._scale import Scale, standardize
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class WNNPlus(ChunkedNowcaster):
-    """The multi-horizon nowcaster WNN+, the plain network beside NiNo.
+class WNNPlus(MultiHorizonNowcaster):
+    """The multi-horizon nowcaster WNN+, the simpler of the two networks of the NiNo paper.
 
     One network forecasts every scalar weight from its own last 5 snapshots, any number of snapshots up to 40 ahead.
-    The history of each tensor is first brought to mean 0 and standard deviation 1; the network is told the role.
+    The history of each tensor is first brought to mean 0 and standard deviation 1. The network also knows the role.
 
     Attributes:
       params: the parameters of its network.
@@ -32,18 +37,31 @@ class WNNPlus(ChunkedNowcaster):
       <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
     """
 
+    chunk_size: int | None = None
+
     network_class: ClassVar[type[HorizonNetwork]] = HorizonNetwork
 
-    @staticmethod
-    def summarize(moments: Moments) -> Scale:
-        """Mean and standard deviation of the history of tensors."""
-        return scale_of(moments)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
+
+    def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
+        """See `MultiHorizonNowcaster.forecast_leaves`."""
+        leaf_map = LeafMap(_forecast, self.chunk_size, needs_scale=True)
+        return leaf_map(leaves, jax.tree.map(jnp.asarray, dict(self.params)), role, horizon)
+
+    @classmethod
+    def statistics(cls, history: Sequence[Any]) -> Scale:
+        """See `MultiHorizonNowcaster.statistics`; NumPy scalars."""
+        values = np.stack(history).astype(np.float64)
+        dtype = wide_dtype(history[0])
+        return Scale(values.mean().astype(dtype), values.std(ddof=1).astype(dtype))
 
     def changes(
         self, history: tuple[jax.Array, ...], statistics: Scale, role: jax.Array, horizon: Any = None
     ) -> jax.Array:
         """Forecasts how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
-        values = jnp.stack([normalize(snapshot, statistics) for snapshot in history], axis=-1)
+        values = jnp.stack([standardize(snapshot, statistics) for snapshot in history], axis=-1)
         change = self.network.apply({"params": self.params}, values.astype(jnp.float32), role, horizon)
         assert isinstance(change, jax.Array)
         if horizon is None:
@@ -52,3 +70,9 @@ class WNNPlus(ChunkedNowcaster):
             )
             return (values[:, -1:] + change) * std + mean - history[-1][:, None]
         return (values[:, -1] + change) * statistics.std + statistics.mean - history[-1]
+
+
+def _forecast(history: LeafHistory, scale: Scale, params: Any, role: jax.Array, horizon: jax.Array) -> jax.Array:
+    wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
+    change = WNNPlus(params).changes(wide, scale, role, horizon)
+    return finite_or_last(wide[-1] + change, history)

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from wnn_jax.lab.forecasting.windows import CONTEXT, NUM_HORIZONS, Window, WindowBatch
-from wnn_jax.nowcasters import WNN, WNNPlus
-from wnn_jax.nowcasters import Pooled as PooledLinear
+from wnn_jax.nowcasters import WNN, PooledLinear, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork, normalize
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._trees import wide_dtype
-from wnn_jax.nowcasters._leaves import finite_or_last
-from wnn_jax.nowcasters._multi_horizon import CONTEXT, Scale, normalize, scale_of
+from wnn_jax.nowcasters._chunks import Chunk, Chunks, chunks_of
+from wnn_jax.nowcasters._leaves import CONTEXT, finite_or_last
 from wnn_jax.nowcasters._neural_graph.graph import KINDS, Ends, Graph
 from wnn_jax.nowcasters._neural_graph.messages import Edges, Layer, Messages, dense, for_each_chunk
-from wnn_jax.nowcasters._stream import Chunk, Stream, streams_of
+from wnn_jax.nowcasters._scale import Scale, scales_of, standardize
 
 
 class Weights(NamedTuple):
@@ -56,7 +56,7 @@ class TensorEdges:
     """
 
     def __init__(
-        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Stream, chosen: list[Cut], window: int
+        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Chunks, chosen: list[Cut], window: int
     ) -> None:
         self._graph = graph
         self._leaves = leaves
@@ -105,7 +105,7 @@ class TensorEdges:
         wide = history.astype(wide_dtype(history))
         chosen = of_edges([cut.tensor for cut in self._chosen])
         mean, std = (value.astype(wide.dtype)[chosen][:, None] for value in self._scales)
-        values = normalize(wide, Scale(mean[..., None], std[..., None]))
+        values = standardize(wide, Scale(mean[..., None], std[..., None]))
         features = values.astype(jnp.float32).reshape(number, -1)
         weights = Weights(values, tuple(jnp.unstack(history, axis=-1)), Scale(mean, std))
         return Edges(sources, targets, of_edges([block.kind for block in blocks]), features, chunk.is_new), weights
@@ -124,7 +124,7 @@ def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int
                 flat = tuple(matrix[elements] for matrix in matrices)
                 alike.setdefault((flat[0].shape[0], leaf[0].dtype), []).append((Cut(index, elements), flat))
     for (window, _), group in alike.items():
-        for stream, positions in streams_of([flat for _, flat in group], chunk_size):
+        for stream, positions in chunks_of([flat for _, flat in group], chunk_size):
             yield TensorEdges(graph, leaves, scales, stream, [group[position][0] for position in positions], window)
 
 
@@ -160,8 +160,8 @@ def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
             alike.setdefault(leaf[0].dtype, []).append(index)
     for indices in alike.values():
         flat = [tuple(snapshot.reshape(-1) for snapshot in leaves[index]) for index in indices]
-        for stream, positions in streams_of(flat, chunk_size):
-            scales.append(scale_of(stream.moments(())))
+        for stream, positions in chunks_of(flat, chunk_size):
+            scales.append(scales_of(stream, CONTEXT))
             order += [indices[position] for position in positions]
 
     def of_leaves(of_streams: list[jax.Array]) -> jax.Array:

@@ -1,0 +1,154 @@
+"""Many leaves as one sequence of equal chunks, so that XLA compiles what is done to a chunk only once."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from wnn_jax._nowcaster import LeafHistory
+
+# The forecasts of a sequence of leaves are one array until it is cut into leaves, and this bounds its size.
+_MAX_WEIGHTS = 2**23
+
+
+class Chunk(NamedTuple):
+    """Some weights.
+
+    Attributes:
+      history: snapshots, arrays `[..., n]`.
+      leaf: `[n]`, the number of the leaf that each weight is in.
+      start: the position of the first weight among all weights of the sequence.
+      is_new: `[n]`, `False` for weights that another chunk has as well: all chunks have one size.
+    """
+
+    history: LeafHistory
+    leaf: jax.Array
+    start: jax.Array
+    is_new: jax.Array
+
+
+class Chunks:
+    """Flat leaves of one dtype, cut along their last axis.
+
+    Large leaves are read in place. Leaves of less than a chunk are joined into one array first.
+
+    Args:
+      leaves: sorted by size.
+      chunk_size: the largest number of weights in a chunk.
+    """
+
+    def __init__(self, leaves: Sequence[LeafHistory], chunk_size: int) -> None:
+        self.sizes = [leaf[0].shape[-1] for leaf in leaves]
+        self.dtype = leaves[0][0].dtype
+        self._chunk_size = min(chunk_size, sum(self.sizes))
+        self._num_small = sum(size < chunk_size for size in self.sizes)
+        self._sources = list(leaves[self._num_small :])
+        self._lengths = self.sizes[self._num_small :]
+        if self._num_small:
+            joined = [jnp.concatenate(snapshots, axis=-1) for snapshots in zip(*leaves[: self._num_small], strict=True)]
+            length = joined[0].shape[-1]
+            padding = [(0, 0)] * (joined[0].ndim - 1) + [(0, max(self._chunk_size - length, 0))]
+            self._sources.insert(0, tuple(jnp.pad(snapshot, padding) for snapshot in joined))
+            self._lengths.insert(0, length)
+        self._num_chunks = [-(-length // self._chunk_size) for length in self._lengths]
+        self.num_chunks = sum(self._num_chunks)
+
+    def zeros(self) -> jax.Array:
+        """An array for one number of every weight, of the dtype and mesh of the leaves."""
+        return jnp.broadcast_to(jnp.zeros_like(self._sources[0][0].reshape(-1)[0]), (sum(self.sizes),))
+
+    def counts(self) -> jax.Array:
+        """The number of weights in every leaf, `[leaves]`."""
+        return _array(self.sizes)
+
+    def read(self, index: Any) -> Chunk:
+        """The chunk of this number. Write results in the order of chunks: the padding reaches into the next leaf."""
+        ends = _array(itertools.accumulate(self._num_chunks))
+        source = jnp.sum(index >= ends)
+        length = _array(self._lengths)[source]
+        begin = (index - (ends - _array(self._num_chunks))[source]) * self._chunk_size
+        start = jnp.maximum(jnp.minimum(begin, length - self._chunk_size), 0)
+        history = jax.lax.switch(source, [functools.partial(self._slice, arrays) for arrays in self._sources], start)
+        within = start + jnp.arange(self._chunk_size)
+        before = (_array(itertools.accumulate(self._lengths)) - _array(self._lengths))[source]
+        leaf = jnp.searchsorted(_array(itertools.accumulate(self.sizes)), before + within, side="right")
+        return Chunk(history, leaf, before + start, (within >= begin) & (within < length))
+
+    def firsts(self) -> jax.Array:
+        """The first weight of every leaf, `[leaves]`."""
+        large = self._sources[1:] if self._num_small else self._sources
+        firsts = [arrays[0][:1] for arrays in large]
+        if self._num_small:
+            small = _array(self.sizes[: self._num_small])
+            firsts.insert(0, self._sources[0][0][jnp.cumsum(small) - small])
+        return jnp.concatenate(firsts)
+
+    def fold(self, function: Callable[..., jax.Array], numbers: Sequence[jax.Array], *, largest: bool) -> jax.Array:
+        """Sums a function over the snapshots and weights of every leaf, or finds its maximum: `[leaves]`.
+
+        Args:
+          function: `(snapshot, *numbers) -> array`, elementwise; never negative where its maximum is wanted.
+          numbers: arrays `[leaves]`. The function is given those of its leaf.
+          largest: whether to find the maximum.
+        """
+        combine, reduce = (jnp.maximum, jnp.max) if largest else (jnp.add, jnp.sum)
+
+        def values(history: Sequence[jax.Array], chosen: Any) -> jax.Array:
+            given = [number[chosen][:, None] for number in numbers]
+            return functools.reduce(combine, (function(snapshot, *given) for snapshot in history))
+
+        def add_chunk(index: Any, totals: jax.Array) -> jax.Array:
+            chunk = self.read(index)
+            leaf = chunk.leaf[:1]
+            new = jnp.where(chunk.is_new[None], values([snapshot[None] for snapshot in chunk.history], leaf), 0)
+            return totals.at[leaf].set(combine(totals[leaf], reduce(new, axis=1)))
+
+        totals = [reduce(values(rows, chosen), axis=1) for chosen, rows in self._small_leaves()]
+        start = jnp.concatenate([*totals, jnp.zeros_like(numbers[0][self._num_small :])])
+        if self._num_small == len(self.sizes):
+            return start
+        return jax.lax.fori_loop(self._num_chunks[0] if self._num_small else 0, self.num_chunks, add_chunk, start)
+
+    def _small_leaves(self) -> Iterator[tuple[slice, list[jax.Array]]]:
+        """The small leaves of one size at once: models have many, of few sizes. Snapshots are `[leaves, weights]`."""
+        start = first = 0
+        for size, alike in itertools.groupby(self.sizes[: self._num_small]):
+            number = len(list(alike))
+            stop = start + number * size
+            rows = [snapshot[start:stop].reshape(number, size) for snapshot in self._sources[0]]
+            yield slice(first, first + number), rows
+            start, first = stop, first + number
+
+    def _slice(self, arrays: LeafHistory, start: jax.Array) -> LeafHistory:
+        return tuple(jax.lax.dynamic_slice_in_dim(array, start, self._chunk_size, axis=-1) for array in arrays)
+
+
+def chunks_of(leaves: Sequence[LeafHistory], chunk_size: int) -> Iterator[tuple[Chunks, list[int]]]:
+    """Puts leaves into sequences of chunks.
+
+    Args:
+      leaves: flat and not empty, of one dtype: arrays `[n]`, or `[k, n]` of one `k`.
+      chunk_size: the largest number of weights in a chunk, or of the `k` that belong together.
+
+    Yields:
+      The chunks of some leaves, and the indices of these leaves, in their order.
+    """
+    part: list[int] = []
+    total = 0
+    for index in sorted(range(len(leaves)), key=lambda index: leaves[index][0].shape[-1]):
+        size = leaves[index][0].shape[-1]
+        if part and total + size > _MAX_WEIGHTS:
+            yield Chunks([leaves[index] for index in part], chunk_size), part
+            part, total = [], 0
+        part.append(index)
+        total += size
+    if part:
+        yield Chunks([leaves[index] for index in part], chunk_size), part
+
+
+def _array(numbers: Any) -> jax.Array:
+    """An array of ints. Not a constant one, because `custom_partitioning` does not take constants."""
+    return jnp.stack([jnp.full([], number, jnp.int32) for number in numbers])
