@@ -16,10 +16,10 @@ from flax import nnx
 import wnn_jax
 from wnn_jax.lab.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
 from wnn_jax.nowcasters import neural_graph
-from wnn_jax.nowcasters._neural_graph.building import build_graph
-from wnn_jax.nowcasters._neural_graph.graph import KINDS, Graph, Tensor, layout_of
-from wnn_jax.nowcasters._neural_graph.laplacian import laplacian_eigenvectors
-from wnn_jax.nowcasters.nino import _tensors_of
+from wnn_jax.nowcasters.nino._description import build_graph
+from wnn_jax.nowcasters.nino._graph import KINDS, Graph, Tensor, layout_of
+from wnn_jax.nowcasters.nino._laplacian import laplacian_eigenvectors
+from wnn_jax.nowcasters.nino.nowcaster import _tensors_of
 
 IMAGES = jnp.zeros((1, 16, 16, 3))
 TOKENS = jnp.zeros((1, 8), jnp.int32)

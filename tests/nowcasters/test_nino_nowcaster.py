@@ -25,9 +25,9 @@ from tests.helpers import (
     train,
 )
 from wnn_jax.nowcasters import NiNo, neural_graph
-from wnn_jax.nowcasters._neural_graph.building import build_graph
-from wnn_jax.nowcasters._neural_graph.graph import KINDS
-from wnn_jax.nowcasters.nino import _tensors_of
+from wnn_jax.nowcasters.nino._description import build_graph
+from wnn_jax.nowcasters.nino._graph import KINDS
+from wnn_jax.nowcasters.nino.nowcaster import _tensors_of
 
 WIDTH = 8
 SHAPES = {

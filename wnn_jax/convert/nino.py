@@ -10,7 +10,7 @@ import numpy as np
 
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters._multi_horizon import NUM_HORIZONS
-from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW
+from wnn_jax.nowcasters.nino._graph import MAX_WINDOW
 from wnn_jax.nowcasters.nino import NiNo
 from wnn_jax.nowcasters.wnn_plus import WNNPlus
 

@@ -12,9 +12,9 @@ from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._trees import wide_dtype
 from wnn_jax.nowcasters._leaves import finite_or_last
 from wnn_jax.nowcasters._multi_horizon import CONTEXT, Scale, normalize, scale_of
-from wnn_jax.nowcasters._neural_graph.graph import KINDS, Ends, Graph
-from wnn_jax.nowcasters._neural_graph.messages import Edges, Layer, Messages, dense, for_each_chunk
 from wnn_jax.nowcasters._stream import Chunk, Stream, streams_of
+from wnn_jax.nowcasters.nino._graph import KINDS, Ends, Graph
+from wnn_jax.nowcasters.nino._messages import Edges, Layer, Messages, dense, for_each_chunk
 
 
 class Weights(NamedTuple):

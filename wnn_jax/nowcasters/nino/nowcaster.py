@@ -16,11 +16,11 @@ from wnn_jax._nowcaster import LeafHistory, check_length, summarize_nowcaster
 from wnn_jax._roles import ROLES, default_roles, names_along
 from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size
 from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, check_horizon, known_horizon
-from wnn_jax.nowcasters._neural_graph.building import Description, build_graph, check_description
-from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW, NUM_KINDS, NUM_POSITIONS, Graph, Tensor
-from wnn_jax.nowcasters._neural_graph.messages import Messages, WholeEdges
-from wnn_jax.nowcasters._neural_graph.reading import read_graph
-from wnn_jax.nowcasters._neural_graph.tensor_edges import edges_of_no_tensor, edges_of_tensors, join_cuts
+from wnn_jax.nowcasters.nino._builders import build_description
+from wnn_jax.nowcasters.nino._description import Description, build_graph, check_description
+from wnn_jax.nowcasters.nino._graph import MAX_WINDOW, NUM_KINDS, NUM_POSITIONS, Graph, Tensor
+from wnn_jax.nowcasters.nino._messages import Messages, WholeEdges
+from wnn_jax.nowcasters.nino._tensor_edges import edges_of_no_tensor, edges_of_tensors, join_cuts
 
 
 def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None
     roles = default_roles(params) if roles is None else roles
     if num_heads is not None:
         check_int("num_heads", num_heads, "how many heads attention has", minimum=1)
-    return read_graph(_tensors_of(params, roles), _paths_of(params), num_heads)
+    return build_description(_tensors_of(params, roles), _paths_of(params), num_heads)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -254,7 +254,7 @@ def _paths_of(params: Any) -> tuple[tuple[str, ...], ...]:
 @functools.lru_cache(maxsize=16)
 def read_tensors(tensors: tuple[Tensor, ...], paths: tuple[tuple[str, ...], ...]) -> Graph:
     """The graph of a model, from its tensors and the names along their paths: always the same object."""
-    return build_graph(read_graph(tensors, paths), tensors)
+    return build_graph(build_description(tensors, paths), tensors)
 
 
 @dataclasses.dataclass(frozen=True)

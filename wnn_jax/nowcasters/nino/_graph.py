@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax.nowcasters._neural_graph.laplacian import Link, laplacian_eigenvectors
+from wnn_jax.nowcasters.nino._laplacian import Link, laplacian_eigenvectors
 
 # What an edge is, as rows of the published embedding.
 KINDS: Mapping[str, int] = {
@@ -33,9 +33,13 @@ NUM_POSITIONS = 8
 # How many elements of the window of a convolution an edge has at most. A larger window is cut into several edges.
 MAX_WINDOW = 9
 
-# The names of the parts of an attention module, as linen, nnx and Equinox have them, and of its projection back.
-QUERY, KEY, VALUE = ("query", "query_proj"), ("key", "key_proj"), ("value", "value_proj")
-OUT = ("out", "output_proj")
+# The names of the parts of attention, as linen, nnx and Equinox have them. A layer of one of the fused names has queries,
+# keys and values in one, in this order; its projection back has other names too.
+OUT, FUSED = ("out", "output_proj"), ("c_attn", "qkv")
+PARTS: Mapping[str, Sequence[str]] = {
+    **{name: (name, f"{name}_proj") for name in ("query", "key", "value")},
+    "out": (*OUT, "c_proj", "proj"),
+}
 
 
 class Layout(NamedTuple):

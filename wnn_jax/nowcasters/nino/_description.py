@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from wnn_jax._checks import check_int
-from wnn_jax.nowcasters._neural_graph.graph import (
+from wnn_jax.nowcasters.nino._graph import (
     KINDS,
     NUM_POSITIONS,
     Block,
@@ -17,7 +17,7 @@ from wnn_jax.nowcasters._neural_graph.graph import (
     Tensor,
     layout_of,
 )
-from wnn_jax.nowcasters._neural_graph.laplacian import Link, Span
+from wnn_jax.nowcasters.nino._laplacian import Link, Span
 
 Description = Mapping[str, Any]
 
