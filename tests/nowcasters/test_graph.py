@@ -19,7 +19,7 @@ from wnn_jax.nowcasters import neural_graph
 from wnn_jax.nowcasters.nino._description import build_graph
 from wnn_jax.nowcasters.nino._graph import KINDS, Graph, Tensor, layout_of
 from wnn_jax.nowcasters.nino._laplacian import laplacian_eigenvectors
-from wnn_jax.nowcasters.nino.nowcaster import _tensors_of
+from wnn_jax.nowcasters.nino.nowcaster import tensors_of
 
 IMAGES = jnp.zeros((1, 16, 16, 3))
 TOKENS = jnp.zeros((1, 8), jnp.int32)
@@ -32,7 +32,7 @@ def init(model: nn.Module, *inputs: Any) -> Any:
 
 def graph_of(params: Any, description: Any = None) -> Graph:
     description = neural_graph(params) if description is None else description
-    return build_graph(description, _tensors_of(params, wnn_jax.default_roles(params)))
+    return build_graph(description, tensors_of(params, wnn_jax.default_roles(params))[0])
 
 
 def edges_of(graph: Graph, params: Any) -> list[tuple[int, int, int]]:
@@ -722,5 +722,5 @@ def test_neurons_that_are_connected_among_themselves():
 
 def test_tensors_say_where_they_are():
     params = {"Dense_0": {"kernel": jnp.zeros((2, 3))}}
-    (tensor,) = _tensors_of(params, {"Dense_0": {"kernel": "dense"}})
+    ((tensor,), _) = tensors_of(params, {"Dense_0": {"kernel": "dense"}})
     assert tensor == Tensor("Dense_0/kernel", ("dense_0", "kernel"), (2, 3), "dense")

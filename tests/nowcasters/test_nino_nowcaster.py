@@ -27,7 +27,7 @@ from tests.helpers import (
 from wnn_jax.nowcasters import NiNo, neural_graph
 from wnn_jax.nowcasters.nino._description import build_graph
 from wnn_jax.nowcasters.nino._graph import KINDS
-from wnn_jax.nowcasters.nino.nowcaster import _tensors_of
+from wnn_jax.nowcasters.nino.nowcaster import tensors_of
 
 WIDTH = 8
 SHAPES = {
@@ -68,7 +68,7 @@ def predict(params: Any, history: Any, horizon: Any = 5, chunk_size: int | None 
 def by_reference(params: Any, history: list[Any], horizon: int, description: Any = None) -> Any:
     """The forecast by the paper's equations, edge by edge."""
     roles = wnn_jax.default_roles(history[0])
-    tensors = _tensors_of(history[0], roles)
+    tensors, _ = tensors_of(history[0], roles)
     graph = build_graph(neural_graph(history[0]) if description is None else description, tensors)
     leaves = list(zip(*map(jax.tree.leaves, history), strict=True))
     features, ends, kinds, scales = [], [], [], []
@@ -263,7 +263,7 @@ def test_predictions_of_the_published_code(
 
 def test_the_graph_of_the_published_code(golden: dict[str, np.ndarray], golden_history: list[Any]):
     """It is the same, numbers and all, and so are the eigenvectors of simple eigenvalues, but for signs."""
-    tensors = _tensors_of(golden_history[0], wnn_jax.default_roles(golden_history[0]))
+    tensors, _ = tensors_of(golden_history[0], wnn_jax.default_roles(golden_history[0]))
     graph = build_graph(neural_graph(golden_history[0]), tensors)
     edges = [(graph.sources, graph.targets, graph.kinds)]
     for tensor, block in zip(tensors, graph.blocks, strict=True):
@@ -445,7 +445,7 @@ def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: An
 
 
 def test_a_graph_is_saved_with_it(params: Any, tmp_path: Path):
-    num_nodes = build_graph(neural_graph(walk()[0]), _tensors_of(walk()[0], wnn_jax.default_roles(walk()[0]))).num_nodes
+    num_nodes = build_graph(neural_graph(walk()[0]), tensors_of(walk()[0], wnn_jax.default_roles(walk()[0]))[0]).num_nodes
     given = {**neural_graph(walk()[0]), "positions": np.full([num_nodes, 8], 0.1)}
     nowcaster = NiNo(params, graph=given, default_horizon=7)
     wnn_jax.save(nowcaster, tmp_path / "nino.npz")

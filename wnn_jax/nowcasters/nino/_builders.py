@@ -4,14 +4,13 @@ The names of modules tell such a model, as users of Flax linen, Flax nnx and Equ
 listed here: a model with any other module is refused.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from wnn_jax.nowcasters.nino._description import split_tensors
-from wnn_jax.nowcasters.nino._graph import FUSED, PARTS, Tensor, layout_of
+from wnn_jax.nowcasters.nino._graph import FUSED, PARTS, Tensor
 
 # Names without numbers and underscores. In a chain, layers come in the order of these sets, and then of their numbers.
 _RANKS = {
@@ -25,13 +24,11 @@ _ROLES = {"first": "conv", "conv": "conv", "dense": "dense", "head": "dense"}
 # What holds layers and has no connection around them.
 _CONTAINERS = {"params", "model", "net", "network", "sequential", "mlp"}
 _SHORTCUTS, _SHORTCUT_NORMS = {"convproj", "shortcut", "downsample"}, {"normproj", "shortcutnorm", "downsamplenorm"}
-_NORM = re.compile(r".*norms?|(bn|ln|gn).*|norm(init|f|final|proj)")
-_FIRST_NORMS, _LAST_NORMS = (
-    {"bninit", "norminit"},
-    {"lnf", "normf", "finalnorm", "layernorm", "norm", "norms", "rmsnorm"},
-)
+_NORM = re.compile(r".*norms?|(bn|ln|gn).*|norm(init|f|proj)")
+_FIRST_NORMS = {"bninit", "norminit"}
 _ATTENTION_NORMS = {"attentionnorm", "selfattentionnorm", "inputlayernorm"}
 _HIDDEN_NORMS = {"mlpnorm", "ffnnorm", "feedforwardnorm", "postattentionlayernorm"}
+_LAST_NORMS = {"lnf", "normf", "finalnorm", "layernorm", "norm", "norms", "rmsnorm"}
 _POSITION = re.compile(r"wpe|.*pos.*emb.*")
 # Convolutions with so few outputs may make an image. Then the dense layers come before them.
 _MAX_IMAGE_CHANNELS = 4
@@ -60,14 +57,15 @@ def build_description(
     pieces, split = split_tensors(parts, tensors)
     root = _Module()
     for piece, tensor in zip(pieces, split, strict=True):
-        *modules, leaf = paths[piece.leaf] or ("",)
+        modules = paths[piece.leaf][:-1]
         if piece.axis is not None:  # A part is read as if it had a module of its own.
-            modules = [*modules[:-1], tensor.path.rpartition(":")[2]]
+            modules = (*modules[:-1], tensor.path.rpartition(":")[2])
         # Items of a list are numbered as Flax numbers modules.
-        path = re.sub(r"/(?=\d+(/|$))", "_", "/".join(modules))
-        root.inner(path.split("/") if path else []).tensors.append(tensor)
+        root.inner(re.sub(r"/(?=\d+(/|$))", "_", "/".join(modules)).split("/") if modules else []).tensors.append(
+            tensor
+        )
     builder = _Builder(num_heads)
-    if root.has_attention:
+    if _has_attention(root):
         builder.read_transformer(root)
     else:
         builder.read_chain(root.parts if root.children else [root], None)
@@ -80,17 +78,20 @@ def build_description(
 
 def _has_thirds(tensor: Tensor) -> bool:
     """Whether the outputs can be queries, keys and values: in one axis, or with an axis of three before the heads."""
-    columns = [tensor.shape[axis] for axis in layout_of(tensor.names, tensor.shape, tensor.role).columns]
+    columns = [tensor.shape[axis] for axis in tensor.layout.columns]
     return columns[0] == 3 if len(columns) == 3 else len(columns) == 1 and columns[0] % 3 == 0
 
 
-@dataclasses.dataclass(eq=False)
 class _Module:
     """A module of the model: its own tensors, and the modules in it by name."""
 
-    path: tuple[str, ...] = ()
-    tensors: list[Tensor] = dataclasses.field(default_factory=list[Tensor])
-    children: dict[str, "_Module"] = dataclasses.field(default_factory=dict[str, "_Module"])
+    def __init__(self, path: tuple[str, ...] = ()) -> None:
+        name = path[-1] if path else ""
+        stem = name.rstrip("0123456789")
+        self.kind, self.number = stem.replace("_", ""), int(name[len(stem) :] or 0)
+        self.path, self.label = path, "/".join(path) or "model"
+        self.tensors: list[Tensor] = []
+        self.children: dict[str, _Module] = {}
 
     def inner(self, names: Sequence[str]) -> "_Module":
         """The module that some names lead to."""
@@ -99,48 +100,31 @@ class _Module:
             module = module.children.setdefault(name, _Module((*module.path, name)))
         return module
 
-    @property
-    def label(self) -> str:
-        return "/".join(self.path) or "model"
-
-    @property
-    def kind(self) -> str:
-        """Its name without the number and underscores."""
-        return re.sub(r"_?\d*$", "", self.path[-1]).replace("_", "") if self.path else ""
-
-    @property
-    def number(self) -> int:
-        return int("0" + self.label[len(self.label.rstrip("0123456789")) :])
-
-    @property
-    def everything(self) -> Iterator["_Module"]:
+    def walk(self) -> Iterator["_Module"]:
         """Itself and all modules in it."""
         yield self
         for child in self.children.values():
-            yield from child.everything
+            yield from child.walk()
 
     @property
     def parts(self) -> list["_Module"]:
         """The modules in it, without containers."""
-        inner = self.children.values()
-        is_container = [child.kind in _CONTAINERS and not child.tensors for child in inner]
-        return [
-            part for child, flat in zip(inner, is_container, strict=True) for part in (child.parts if flat else [child])
+        nested = [
+            child.parts if child.kind in _CONTAINERS and not child.tensors else [child]
+            for child in self.children.values()
         ]
+        return [part for parts in nested for part in parts]
 
     @property
     def layers(self) -> list["_Module"]:
         """The modules in it, or itself, that have a matrix of their own."""
-        return [module for module in self.everything if any(not _is_vector(tensor) for tensor in module.tensors)]
+        return [module for module in self.walk() if not all(tensor.is_vector for tensor in module.tensors)]
 
     @property
     def matrix(self) -> Tensor:
-        """Its first matrix, or its first tensor if it has none."""
-        return sorted((tensor for module in self.everything for tensor in module.tensors), key=_is_vector)[0]
-
-    @property
-    def vectors(self) -> list[Tensor]:
-        return [tensor for module in self.everything for tensor in module.tensors if _is_vector(tensor)]
+        """Its first matrix, or its first vector if it has no matrix."""
+        tensors = [tensor for module in self.walk() for tensor in module.tensors]
+        return min(tensors, key=lambda tensor: tensor.is_vector)
 
     @property
     def is_norm(self) -> bool:
@@ -150,13 +134,9 @@ class _Module:
     def is_attention(self) -> bool:
         return all(set(PARTS[part]) & self.children.keys() for part in ("query", "key", "value"))
 
-    @property
-    def has_attention(self) -> bool:
-        return any(module.is_attention for module in self.everything)
-
 
 class _Neurons(NamedTuple):
-    """The output of a layer. An image may be given to a dense layer with all its positions."""
+    """The output of a layer. A dense layer may be given all positions of an image."""
 
     name: str
     size: int
@@ -175,42 +155,41 @@ class _Builder:
 
     def read_chain(self, modules: Sequence[_Module], before: _Neurons | None) -> _Neurons | None:
         """Read layers and residual blocks that follow one another."""
-        norms = [module for module in modules if module.is_norm]
         ranked = [(_rank(module), module) for module in modules if not module.is_norm]
-        groups = {rank: _in_order([module for of, module in ranked if of == rank]) for rank in _RANKS}
-        if groups["conv"] and groups["dense"] and groups["conv"][-1].kind == groups["dense"][0].kind:
-            _check_order([*groups["conv"], *groups["dense"]])
+        groups = {rank: _in_order([module for actual, module in ranked if actual == rank]) for rank in _RANKS}
+        in_list = [module for rank in ("conv", "dense") for module in groups[rank] if module.kind == "layers"]
+        if _in_order(in_list) != in_list:
+            _refuse(in_list[0].matrix, "a dense layer comes before it")
         outputs: list[_Neurons] = []
         for rank, group in groups.items():
             read = self._read_block if rank == "block" else self._read_layer
             for module in _order_dense(group, groups["head"], before) if rank == "dense" else group:
                 before = read(module, before)
                 outputs.append(before)
-        for norm in [norm for norm in norms if norm.kind in _FIRST_NORMS][: len(outputs)]:
-            self._place([norm], outputs[0])
+        norms = [module for module in modules if module.is_norm]
+        for norm in [norm for norm in norms if norm.kind in _FIRST_NORMS and outputs]:
+            self._place(norm, outputs[0])
             norms.remove(norm)
-        for size, alike in itertools.groupby(sorted(norms, key=_outputs), key=_outputs):
+        for size, alike in itertools.groupby(sorted(norms, key=_num_outputs), key=_num_outputs):
             group, places = _in_order(list(alike)), [neurons for neurons in outputs if neurons.size == size]
             if len(places) != len(group):
                 _refuse(group[0].matrix, f"there are {len(places)} layers of its size, and {len(group)} such norms")
             for norm, place in zip(group, places, strict=True):
-                self._place([norm], place)
+                self._place(norm, place)
         return before
 
     def _read_layer(self, module: _Module, before: _Neurons | None) -> _Neurons:
         """Read a module with one matrix, and its vectors."""
         if len(module.layers) != 1:
-            _refuse(
-                module.matrix, f"it is one of {len(module.layers)} in its module, which may be connected in any way"
-            )
+            _refuse(module.matrix, f"its module has {len(module.layers)} layers, which may be connected in any way")
         matrix, is_image = module.matrix, module.matrix.role == "conv"
         if not _fits([module], before):
             _refuse(matrix, "its inputs are not the outputs of the layer before it")
         if before is not None and before.is_image and not is_image and before.size <= _MAX_IMAGE_CHANNELS:
             _refuse(matrix, "it may come before the convolutions, which then make an image of its outputs")
-        neurons = _Neurons(module.layers[0].label, _outputs(module), is_image)
+        neurons = _Neurons(module.layers[0].label, _num_outputs(module), is_image)
         self.edges[matrix.path] = ["input" if before is None else before.name, neurons.name]
-        self._place([module], neurons)
+        self._place(module, neurons)
         return neurons
 
     def _read_block(self, block: _Module, before: _Neurons | None) -> _Neurons:
@@ -219,27 +198,28 @@ class _Builder:
         norms = [module for module in block.parts if module.kind in _SHORTCUT_NORMS]
         after = self.read_chain([module for module in block.parts if module not in (*shortcuts, *norms)], before)
         if before is None or after is None:
-            _refuse(block.matrix, "its residual block has no layer before it, or none in it")
+            _refuse(block.matrix, "its residual block has no layer before it, or no layer")
         if not shortcuts and before.size == after.size:
             self.residual.append([before.name, after.name])
-        elif len(shortcuts) != 1 or _sizes(shortcuts[0].matrix)[1:] != (before.size, after.size):
+        elif len(shortcuts) != 1 or shortcuts[0].matrix.sizes[1:] != (before.size, after.size):
             _refuse(block.matrix, "its residual block has no projection from its input to its output")
         for shortcut in shortcuts:
             self.edges[shortcut.matrix.path] = [before.name, after.name]
-            self._place([shortcut, *norms], after)
+            for module in (shortcut, *norms):
+                self._place(module, after)
         return after
 
-    def _place(self, modules: Sequence[_Module], neurons: _Neurons) -> None:
-        """Put the vectors of modules at some neurons."""
-        for vector in (vector for module in modules for vector in module.vectors):
-            if _sizes(vector)[2] != neurons.size:
-                _refuse(vector, f"it has {_sizes(vector)[2]} elements for {neurons.size} neurons")
+    def _place(self, module: _Module, neurons: _Neurons) -> None:
+        """Put the vectors of a module at some neurons."""
+        for vector in [tensor for inner in module.walk() for tensor in inner.tensors if tensor.is_vector]:
+            if vector.sizes[2] != neurons.size:
+                _refuse(vector, f"it has {vector.sizes[2]} elements for {neurons.size} neurons")
             self.edges[vector.path] = [neurons.name]
 
     def read_transformer(self, root: _Module) -> None:
         """Read a transformer as GPT-2 is, with normalisation before each part and at the end, or without any."""
         tables = [module for module in root.parts if module.matrix.role == "embedding"]
-        blocks = _in_order([module for module in root.parts if module.has_attention])
+        blocks = _in_order([module for module in root.parts if _has_attention(module)])
         norms = [module for module in root.parts if module.is_norm]
         dense = [module for module in root.parts if module not in (*tables, *blocks, *norms)]
         before = self._read_tables(tables, blocks[0])
@@ -250,7 +230,7 @@ class _Builder:
             norms = _in_order([module for module in norms if module not in last])
             pairs = [slice(2 * index, 2 * index + 2) for index in range(len(blocks))]
             groups = [[block, *dense[pair], *norms[pair]] for block, pair in zip(blocks, pairs, strict=True)]
-            rest = [*dense[2 * len(blocks) :], *norms[2 * len(blocks) :], *last]
+            rest = [*dense[pairs[-1].stop :], *norms[pairs[-1].stop :], *last]
             dense, norms = ([module for module in rest if module.is_norm is is_norm] for is_norm in (False, True))
         for group in groups:
             before = self._read_transformer_block(group, before, 2 if norms else 0)
@@ -258,17 +238,18 @@ class _Builder:
         unknown += [module for module in dense if _rank(module) not in ("dense", "head")]
         if unknown:
             _refuse(unknown[0].matrix, "a transformer ends in one normalisation layer and one dense layer")
-        self._place(norms, before)
+        for norm in norms:
+            self._place(norm, before)
         for head in dense:
             self._read_layer(head, before)
 
     def _read_tables(self, tables: Sequence[_Module], first: _Module) -> _Neurons:
         """Read a table of tokens, and a table of positions that is added to it."""
         tokens = [module for module in tables if not _POSITION.fullmatch(module.kind)]
-        if len(tokens) != 1 or len({_outputs(module) for module in tables}) > 1 or len(tables) > 2:
-            reason = "no builder knows a transformer without a table of tokens and at most one of positions before it"
+        if len(tokens) != 1 or len(tables) > 2 or len(set(map(_num_outputs, tables))) > 1:
+            reason = "a transformer begins with a table of tokens and at most one of positions, of as many features"
             _refuse((tables or [first])[0].matrix, reason)
-        neurons = _Neurons(tokens[0].label, _outputs(tokens[0]))
+        neurons = _Neurons(tokens[0].label, _num_outputs(tokens[0]))
         for module in tables:
             self.edges[module.matrix.path] = [f"{module.label} inputs", neurons.name]
             if module is not tokens[0]:
@@ -288,14 +269,12 @@ class _Builder:
                 f"where the transformer that a builder knows has 1, 2 and {num_norms}"
             )
             _refuse([*dense, *norms, *attention][0].matrix, reason)
-        if {norm.kind for norm in norms} <= _ATTENTION_NORMS | _HIDDEN_NORMS:
-            norms = sorted(norms, key=lambda norm: norm.kind in _HIDDEN_NORMS)
-            norms = norms if len({norm.kind in _HIDDEN_NORMS for norm in norms}) == len(norms) else _in_order(norms)
-        else:
+        norms = sorted(norms, key=lambda norm: (norm.kind in _HIDDEN_NORMS, norm.number))
+        if norms and not (norms[0].kind in _ATTENTION_NORMS and norms[1].kind in _HIDDEN_NORMS):
             norms = _in_order(norms)
         middle = self._read_attention(attention[0], before)
         for norm, place in zip(norms, (before, middle), strict=False):
-            self._place([norm], place)
+            self._place(norm, place)
         up, down = sorted(dense, key=lambda layer: not _fits([layer], middle))
         if _fits([down], middle):
             _refuse(up.matrix, f"its module could come before {down.label!r} or after it")
@@ -308,25 +287,19 @@ class _Builder:
     def _read_attention(self, module: _Module, before: _Neurons) -> _Neurons:
         query, value = f"{module.label} queries", f"{module.label} values"
         # Queries and keys are multiplied: they are the same neurons, through which the edges of keys lead back.
-        ends = {
-            "query": (before.name, query),
-            "key": (query, before.name),
-            "value": (before.name, value),
-            "out": (value, module.label),
-        }
+        ends = {"query": (before.name, query), "key": (query, before.name), "value": (before.name, value)}
         sizes: dict[str, int] = {}
-        for name, (source, target) in ends.items():
+        for name, (source, target) in {**ends, "out": (value, module.label)}.items():
             part = next((module.children[known] for known in PARTS[name] if known in module.children), None)
             if part is None or len(part.layers) != 1:
                 _refuse(module.matrix, f"its attention has no {'projection back' if name == 'out' else name}")
-            _, rows, sizes[name] = _sizes(part.matrix)
+            _, rows, sizes[name] = part.matrix.sizes
             expected = sizes["value"] if name == "out" else before.size
             outputs = {"key": sizes["query"], "out": before.size}.get(name, sizes[name])
             if (rows, sizes[name]) != (expected, outputs):
                 _refuse(part.matrix, f"it is {rows} x {sizes[name]} where its attention has {expected} x {outputs}")
             self.edges[part.matrix.path] = [source, target]
-            place = source if name == "key" and outputs != before.size else target
-            self._place([part], _Neurons(place, outputs))
+            self._place(part, _Neurons(source if name == "key" and outputs != before.size else target, outputs))
             if name != "out":
                 self.kinds[part.matrix.path] = name
             if name in ("query", "value"):
@@ -338,9 +311,13 @@ class _Builder:
             return matrix.shape[-2]
         if self._num_heads is None:
             _refuse(matrix, "no shape tells how many heads its attention has", _NUM_HEADS_REMEDY)
-        if (columns := _sizes(matrix)[2]) % self._num_heads:
-            _refuse(matrix, f"its {columns} outputs are not those of num_heads={self._num_heads} heads")
+        if matrix.sizes[2] % self._num_heads:
+            _refuse(matrix, f"its {matrix.sizes[2]} outputs are not those of num_heads={self._num_heads} heads")
         return self._num_heads
+
+
+def _has_attention(module: _Module) -> bool:
+    return any(inner.is_attention for inner in module.walk())
 
 
 def _rank(module: _Module) -> str:
@@ -355,14 +332,10 @@ def _rank(module: _Module) -> str:
 def _in_order(modules: Sequence[_Module]) -> list[_Module]:
     """Modules of one name, in the order of their numbers."""
     ordered = sorted(modules, key=lambda module: module.number)
-    _check_order(ordered)
-    return ordered
-
-
-def _check_order(modules: Sequence[_Module]) -> None:
-    for one, other in itertools.pairwise(modules):
-        if one.kind != other.kind or one.number >= other.number:
+    for one, other in itertools.pairwise(ordered):
+        if one.kind != other.kind or one.number == other.number:
             _refuse(one.matrix, f"its module could come before {other.label!r} or after it")
+    return ordered
 
 
 def _order_dense(dense: list[_Module], heads: list[_Module], before: _Neurons | None) -> list[_Module]:
@@ -381,25 +354,17 @@ def _order_dense(dense: list[_Module], heads: list[_Module], before: _Neurons | 
 def _fits(layers: Sequence[_Module], before: _Neurons | None) -> bool:
     """Whether each layer can be given the outputs of the layer before it. A dense layer may be given all positions."""
     for layer in layers:
-        rows, is_image = _sizes(layer.matrix)[1], layer.matrix.role == "conv"
+        rows, is_image = layer.matrix.sizes[1], layer.matrix.role == "conv"
         if before is not None and rows != before.size and (is_image or not before.is_image or rows % before.size):
             return False
         if before is not None and is_image and not before.is_image:
             return False
-        before = _Neurons(layer.label, _outputs(layer), is_image)
+        before = _Neurons(layer.label, _num_outputs(layer), is_image)
     return True
 
 
-def _outputs(module: _Module) -> int:
-    return _sizes(module.matrix)[2]
-
-
-def _sizes(tensor: Tensor) -> tuple[int, int, int]:
-    return layout_of(tensor.names, tensor.shape, tensor.role).sizes(tensor.shape)
-
-
-def _is_vector(tensor: Tensor) -> bool:
-    return tensor.role in ("bias", "norm")
+def _num_outputs(module: _Module) -> int:
+    return module.matrix.sizes[2]
 
 
 def _refuse(tensor: Tensor, reason: str, remedy: str = _REMEDY) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Messages along the edges of a graph: what NiNo does with edges, wherever they come from."""
+"""The network of NiNo: messages along the edges of a graph."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ class Edges(NamedTuple):
     Attributes:
       sources: `[n]`, the nodes where they begin.
       targets: `[n]`, the nodes where they end.
-      kinds: `[n]`, what they are.
-      features: `[n, up to 45]`, the normalised histories of the elements of a window, one behind the other.
-      is_new: `[n]`, `False` for those that do not count, because another chunk has them too.
+      kinds: `[n]`, what they are, see `KINDS`.
+      features: `[n, up to 45]`, the normalised histories of the elements of a window, one after another.
+      is_new: `[n]`, `False` for edges that another chunk has too, and that do not count.
     """
 
     sources: Any
@@ -37,9 +37,7 @@ class EdgeSource(Protocol):
     @property
     def num_chunks(self) -> int: ...
 
-    def edges(self, index: Any) -> Edges:
-        """The chunk of this number."""
-        ...
+    def edges(self, index: Any) -> Edges: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +50,18 @@ class WholeEdges:
     num_chunks = 1
 
     def edges(self, index: Any) -> Edges:
-        """All of them."""
         del index
         return self.whole
 
 
 class Messages:
-    """The network on one graph: nodes and edges tell each other what they know, a chunk of edges at a time.
+    """The network on one graph: nodes and edges exchange messages, a chunk of edges at a time.
 
-    Nothing is kept of an edge between rounds. It is cheaper to make it again than to store it: what is linear in it is
-    applied to the sums of edges, and linear layers that follow one another are one.
+    Nothing is kept of an edge between rounds: computing it again is cheaper than storing it. Linear layers are applied
+    to the sums of edges, and successive linear layers are merged into one.
 
     Args:
-      params: of a `NiNo`.
+      params: the parameters of a `NiNo`.
       positions: `[nodes, 8]`, the places of nodes.
       degrees: `[nodes]`, how many edges lead to each.
       sources: all edges.
@@ -87,7 +84,7 @@ class Messages:
             self._ends.append((dense(nodes, update["source"]), dense(nodes, update["target"])))
 
     def last_hidden(self, edges: Edges) -> jax.Array:
-        """What the network knows of some edges in the end: `[n, width]`, of which forecasts are linear."""
+        """The last hidden layer of some edges, `[n, width]`."""
         level = len(self._rounds)
         return jax.nn.silu(dense(self._hidden(level, edges), self._after_edge(level, self._params["hidden"])))
 
@@ -95,8 +92,8 @@ class Messages:
         r"""The nodes after a round.
 
         A message along an edge is :math:`s \odot (A v_i + B v_j + b) + t`, with :math:`s` and :math:`t` linear in the
-        edge. Of its mean over the edges to node :math:`i` only :math:`\sum s \odot B v_j` and the sum of the edges need
-        to be made edge by edge.
+        edge. For its mean over the edges to node :math:`i`, only :math:`\sum s \odot B v_j` and the sum of the edges
+        are computed edge by edge.
         """
         width = nodes.shape[1]
         kernel = layers["message"]["kernel"]
@@ -107,7 +104,7 @@ class Messages:
 
         def add(edges: Edges, sums: jax.Array) -> jax.Array:
             hidden = self._hidden(level, edges)
-            # Before any round linear in few features, rather than in what was made of them.
+            # Before any round an edge is linear in few features.
             message = self._linear_in_features(edges, gain) if level == 0 else dense(hidden, gain_of_edge)
             terms = jnp.concatenate([hidden, message * of_sources[edges.sources]], axis=1)
             return sums.at[edges.targets].add(jnp.where(edges.is_new[:, None], terms, 0))
@@ -125,7 +122,7 @@ class Messages:
         return dense(dense(jnp.concatenate([nodes, mean], axis=1), layers["node"]), layers["mix"])
 
     def _hidden(self, level: int, edges: Edges) -> jax.Array:
-        """What an edge is made of after some rounds: the edge itself before them, its hidden layer after them."""
+        """The edges before any round, or their hidden layer after some rounds."""
         if level == 0:
             return self._linear_in_features(edges, None)
         hidden = None
@@ -141,13 +138,13 @@ class Messages:
         return hidden
 
     def _after_edge(self, level: int, layer: Layer) -> Layer:
-        """A linear layer of edges, as one of what they are made of."""
+        """A linear layer of edges, as a layer of what `_hidden` returns."""
         if level == 0:
             return layer
         return _compose(self._rounds[level - 1]["edge"]["output"], layer)
 
     def _linear_in_features(self, edges: Edges, layer: Layer | None) -> jax.Array:
-        """The edges as they are before any round, or a linear layer of these."""
+        """The edges before any round, or a linear layer of these."""
         first = {**self._params["weights"], "kind": self._params["kind"]["embedding"]}
         kernel = first["kernel"][: edges.features.shape[1]]
         by_kind = first["kind"] + first["bias"][None]
@@ -157,12 +154,12 @@ class Messages:
 
 
 def for_each_chunk(num_chunks: int, fn: Callable[[Any, jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    """`fn(index, value)` for one chunk after the other."""
+    """Apply `fn(index, value)` to one chunk after the other."""
     return fn(0, value) if num_chunks == 1 else jax.lax.fori_loop(0, num_chunks, fn, value)
 
 
 def dense(inputs: jax.Array, layer: Layer) -> jax.Array:
-    """A linear layer, on the last axis."""
+    """Apply a linear layer to the last axis."""
     outputs = _dot(inputs, layer["kernel"])
     return outputs + layer["bias"].reshape((1,) * (outputs.ndim - layer["bias"].ndim) + layer["bias"].shape)
 

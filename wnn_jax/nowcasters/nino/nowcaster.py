@@ -1,4 +1,4 @@
-"""NiNo: a network that passes messages along the weights of a model, over its neural graph."""
+"""The nowcaster NiNo, and the description of the graph that it works on."""
 
 import copy
 import dataclasses
@@ -24,44 +24,43 @@ from wnn_jax.nowcasters.nino._tensor_edges import edges_of_no_tensor, edges_of_t
 
 
 def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None) -> dict[str, Any]:
-    """Reads from the names and the shapes of parameters how a model is connected.
+    """Describe how a model is connected, from the names and shapes of its parameters.
 
-    What is read are chains of convolutions and dense layers with their biases and normalisation layers, where order and
-    sizes leave one possibility; attention whose parts are called query, key, value and out, or query_proj and so on, or
-    lie in this order in one layer called c_attn or qkv, in transformers whose blocks have two dense layers after it;
-    and residual blocks that are called so. Names are understood as Flax linen, Flax nnx, Haiku and Equinox give them.
-    All else is refused, and so is what may be connected in another way, such as a projection in a residual block,
-    convolutions after dense layers, or networks side by side. What no name and no size tells is not seen: a residual
-    connection in a chain of layers of one width, or that a layer is used twice. Normalisation layers are taken to come
-    before attention and the dense layers after it, at the end of a transformer unless their name says otherwise, before
-    the layers of blocks that are called preactivated, and else behind the layers of their size; tables of embeddings to
-    be added up.
+    Three kinds of models are known, with the names that users of Flax linen, Flax nnx and Equinox give their modules:
+
+    - a chain of convolutions (`Conv_0`, `conv1`, `ConvNorm_0`) and dense layers (`Dense_0`, `linear1`, `fc`, `layers`,
+      `head`), with or without normalisation layers behind all layers of one size;
+    - a residual network: such a chain, with blocks called `ResNetBlock_0`, `BasicBlock_0` and so on between the
+      convolutions and the dense layers. A projection in a block is called `conv_proj`, `shortcut` or `downsample`;
+    - a transformer like GPT-2: a table of tokens, a table of positions (`wpe`, `pos_embedding`) or none, then blocks of
+      attention and two dense layers, each behind a normalisation layer. Attention has `query`, `key`, `value` and
+      `out`, or `query_proj` and so on, or all three in one `c_attn` or `qkv`.
+
+    Any other model is refused: describe it yourself. No name and no shape tells a residual connection in a chain of
+    layers of one width, or a layer that is used twice.
 
     Args:
       params: the parameters.
       roles: a tree like them with a role name at each leaf. Default: `wnn_jax.default_roles`.
-      num_heads: how many heads attention has. Where its kernels are matrices, as those of Equinox and of GPT-2 are, no
-        shape tells it; elsewhere it is of no effect.
+      num_heads: heads of attention. Needed if its kernels are matrices, as in Equinox and GPT-2; else of no effect.
 
     Returns:
-      A description, of what JSON has, to look at, to change, and to give to `NiNo`:
+      A description, made of what JSON has, to look at, to change, and to give to `NiNo`:
 
-      - `"edges"`: for each leaf, by its path, the names of the neurons that it connects: of a matrix or a convolution
-        where its edges begin and where they end, of a vector where they end.
-      - `"parts"`: of leaves that are several tensors in one, such as queries, keys and values, the names of these. They
-        share its outputs in equal parts, in that order. In `"edges"` and `"kinds"` they stand in for the leaf, as
-        `"attn/c_attn/kernel:query"`.
-      - `"residual"`: pairs of names, from and to, of as many neurons, each of which is connected with the one in the
-        same place.
-      - `"heads"`: how many heads of attention neurons belong to.
-      - `"kinds"`: of leaves whose edges are not of the kind of their role: `"query"`, `"key"` (whose edges lead back
-        from the queries), `"value"` or `"position"`.
-      - `"positions"`, which is never read: 8 numbers for each node that tell its place. Without them these are
-        eigenvectors of the graph's Laplacian. Nodes are numbered as `"edges"` names their neurons; before these come
-        a node for each of their vectors, and one for each head.
+      - `"edges"`: for the path of each leaf, the names of the neurons that it connects: two for a matrix or a
+        convolution, where its edges begin and where they end; one for a vector.
+      - `"parts"`: for a leaf that is several tensors in one, such as queries, keys and values, the names of these. They
+        share its outputs in equal parts. `"edges"` and `"kinds"` then name them, as `"attn/qkv/kernel:query"`.
+      - `"residual"`: pairs of names, from and to. Each neuron is connected with the one in the same place.
+      - `"heads"`: the number of heads of attention that neurons belong to.
+      - `"kinds"`: the kind of a leaf's edges if it is not its role: `"query"`, `"key"` (whose edges lead back from the
+        queries), `"value"` or `"position"`.
+      - `"positions"`: 8 numbers for each node that tell its place, instead of eigenvectors of the graph's Laplacian;
+        never read from parameters. Nodes are numbered as `"edges"` names their neurons. Before the neurons of one name
+        come a node for each of their vectors, and one for each head.
 
     Raises:
-      ValueError: if the model cannot be read, naming a leaf.
+      ValueError: if the model is of no known kind; the message names a leaf and the reason.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -74,42 +73,39 @@ def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None
     References:
       Knyazev et al., ICLR 2025, section 4 and its appendix on neural graphs.
     """
-    roles = default_roles(params) if roles is None else roles
     if num_heads is not None:
         check_int("num_heads", num_heads, "how many heads attention has", minimum=1)
-    return build_description(_tensors_of(params, roles), _paths_of(params), num_heads)
+    tensors, paths = tensors_of(params, default_roles(params) if roles is None else roles)
+    return build_description(tensors, paths, num_heads)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class NiNo:
-    """The neuron interaction and nowcasting network.
+    """The neuron interaction and nowcasting network: a graph network that forecasts all weights of a model together.
 
-    A graph network that forecasts all weights of a model together, from their last 5 snapshots, any number of
-    snapshots up to 40 ahead. A neuron is a node, and a weight (or a window of a convolution) an edge between two. Each
-    edge is told its history, brought to mean 0 and standard deviation 1 by tensor, and each node its place in the
-    graph; then nodes and edges tell each other what they know, twice, and every edge forecasts.
+    It forecasts up to 40 snapshots ahead, from the last 5. A neuron is a node, and a weight (or a window of a
+    convolution) is an edge between two nodes. An edge knows its history, at mean 0 and standard deviation 1 in each
+    tensor. A node knows its place in the graph. Nodes and edges exchange messages twice, then every edge forecasts.
 
-    The graph is read from the names and the shapes of the parameters; see `neural_graph` for what can be read. It is
-    looked for when `nowcast` is initialised: what cannot be read is an error then. Weights are worked on in chunks; at
-    a jump there are, beside the forecast, a few hundred numbers for each neuron and for each edge of one chunk. Where
-    parameters are sharded every device gathers all of them at a jump, for messages go everywhere.
+    Use `wnn_jax.convert.nino` for the published weights. The graph is read from the parameters, see `neural_graph`;
+    a model that cannot be read is an error when `nowcast` is initialised. A jump works on chunks of weights. Beside
+    the forecast it needs a few hundred numbers for each neuron, and for each edge of one chunk. Messages go everywhere,
+    so every device gathers all parameters at a jump if they are sharded.
 
-    The published network has a third round of messages, which reaches no forecast; it is left out. An edge has the
-    histories of up to 9 elements, 3 x 3. A larger window, as of the first layer of a ResNet or the patches of a vision
-    transformer, is cut into edges between the same neurons, of 9 elements each and what remains. That is ours: the
-    published network has not seen such a window, and its code does not take one.
+    The published network has a third round of messages, which reaches no forecast and is left out. An edge holds up to
+    9 elements, 3 x 3. Larger windows are cut into several edges between the same neurons; the published code refuses
+    them.
 
     Attributes:
       params: the parameters of its network.
       graph: how the model is connected, of the form that `neural_graph` returns, or `None` to read it.
-      default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
-      chunk_size: how many edges are worked on at a time; some KiB of working memory for each. `None`: 8192 on CPU,
-        131,072 elsewhere.
+      default_horizon: how many snapshots ahead it forecasts if `horizon` is `None`.
+      chunk_size: edges that are worked on at a time, some KiB of memory each. `None`: 8192 on CPU, 131,072 elsewhere.
       record: how the network was trained; kept by `wnn_jax.save`.
 
     Raises:
-      ValueError: if `params` are of another network, `graph` is no description, or `default_horizon` is not one that it
-        forecasts; when it forecasts, or `nowcast` is initialised, if the graph cannot be read or is of another model.
+      ValueError: if `params` are of another network, `graph` is no description, or `default_horizon` is out of range;
+        when it forecasts, or `nowcast` is initialised, if the graph cannot be read or is of another model.
 
     References:
       Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
@@ -122,32 +118,32 @@ class NiNo:
     chunk_size: int | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
-    # Not annotated, and so no fields.
+    # Without annotations, these are no fields.
     context = CONTEXT
     takes_horizon = True
     roles = ROLES
 
     def __post_init__(self) -> None:
+        shapes, expected, num_rounds = jax.tree.map(jnp.shape, dict(self.params)), None, 0
         try:
-            width, num_rounds = jnp.shape(self.params["position"]["kernel"])[1], len(self.params["rounds"])
-            expected = jax.tree.map(jnp.shape, _init_shapes(width, num_rounds)) if num_rounds else None
+            width, num_rounds = shapes["position"]["kernel"][1], len(shapes["rounds"])
+            expected = jax.tree.map(jnp.shape, jax.eval_shape(lambda: _init(jax.random.key(0), width, num_rounds)))
         except (KeyError, TypeError, IndexError):
-            expected = None
-        if expected is None or jax.tree.map(jnp.shape, dict(self.params)) != expected:
+            pass
+        if expected is None or not num_rounds or shapes != expected:
             raise ValueError(
-                f"params are not the parameters of a NiNo: they have the shapes "
-                f"{jax.tree.map(jnp.shape, dict(self.params))} where {expected or 'others'} are expected."
+                f"params are not the parameters of a NiNo: they have the shapes {shapes} where {expected or 'others'} "
+                "are expected."
             )
         if self.graph is not None:
             check_description(self.graph)
-            # A copy, which nobody changes: the graph that is built of it is kept.
+            # A copy that nobody changes: the graph that is built of it is kept.
             graph = copy.deepcopy(dict(self.graph))
             if "positions" in graph:  # An array could not be saved.
                 graph["positions"] = np.asarray(graph["positions"], np.float32).tolist()
             object.__setattr__(self, "graph", graph)
-        object.__setattr__(
-            self, "default_horizon", check_horizon("default_horizon", self.default_horizon, NUM_HORIZONS)
-        )
+        horizon = check_horizon("default_horizon", self.default_horizon, NUM_HORIZONS)
+        object.__setattr__(self, "default_horizon", horizon)
         object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
 
     def __repr__(self) -> str:
@@ -155,7 +151,7 @@ class NiNo:
 
     @classmethod
     def init(cls, key: jax.Array, *, width: int = 128, num_rounds: int = 2) -> Self:
-        """A randomly initialised network, to be trained.
+        """Make a randomly initialised network, to be trained.
 
         Args:
           key: a `jax.random` key.
@@ -165,17 +161,17 @@ class NiNo:
         return cls(_init(key, width, num_rounds))
 
     def check_params(self, params: Any, roles: Any) -> None:
-        """Raises a `ValueError` if there is no graph of such parameters; otherwise it is kept for the forecasts."""
+        """Raise a `ValueError` if there is no graph of such parameters; else keep the graph for the forecasts."""
         _ = self._graph_of(params, roles).positions
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecasts a tree of parameters.
+        """Forecast a tree of parameters.
 
         Args:
           history: 5 parameter trees, oldest first.
           roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced one is brought
-            into that range.
+          horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced horizon is clipped
+            to this range.
 
         Returns:
           The forecast, a tree like the parameters.
@@ -191,88 +187,56 @@ class NiNo:
             return history[-1]
         structure = jax.tree.structure(roles)
         snapshots = [structure.flatten_up_to(snapshot) for snapshot in history]
-        whole: list[LeafHistory] = [tuple(map(_whole, leaf)) for leaf in zip(*snapshots, strict=True)]
-        # As constants, all that follows from them and from the graph alone would be computed while it is compiled.
+        whole: list[LeafHistory] = [tuple(map(_gather, leaf)) for leaf in zip(*snapshots, strict=True)]
+        # The barrier keeps the compiler from computing all that follows from constant weights and the graph alone.
         params = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, dict(self.params)))
         output = {name: jnp.take(array, chosen, axis=-2) for name, array in params["output"].items()}
-        of_tensors = list(edges_of_tensors(graph, whole, self.chunk_size or default_chunk_size()))
-        others = WholeEdges(edges_of_no_tensor(graph))
+        in_tensors = list(edges_of_tensors(graph, whole, self.chunk_size or default_chunk_size()))
+        sources = [WholeEdges(edges_of_no_tensor(graph)), *in_tensors]
         degrees = jnp.asarray(graph.degrees, jnp.float32)
-        messages = Messages(params, jnp.asarray(graph.positions), degrees, [others, *of_tensors])
-        forecasts = [made for edges in of_tensors for made in edges.forecast(messages, output)]
+        messages = Messages(params, jnp.asarray(graph.positions), degrees, sources)
+        forecasts = [cut for edges in in_tensors for cut in edges.forecast(messages, output)]
         forecast = map(_like, join_cuts(graph, forecasts, [leaf[-1] for leaf in whole]), snapshots[-1])
         return jax.tree.unflatten(structure, forecast)
 
     def _graph_of(self, params: Any, roles: Any) -> Graph:
-        tensors = _tensors_of(params, roles)
-        if self.graph is None:
-            return read_tensors(tensors, _paths_of(params))
-        return _graph_as_given(tensors, _Given(self.graph))
+        return _graph(*tensors_of(params, roles), None if self.graph is None else self)
 
 
-def _whole(leaf: Any) -> jax.Array:
-    """An array that is on every device, where mesh axes are explicit. Over automatic ones the compiler sees to it."""
+@functools.lru_cache(maxsize=16)
+def _graph(tensors: tuple[Tensor, ...], paths: tuple[tuple[str, ...], ...], given: NiNo | None) -> Graph:
+    """The graph of a model, always the same object: as a nowcaster was given it, or as it is read."""
+    description = None if given is None else given.graph
+    return build_graph(build_description(tensors, paths) if description is None else description, tensors)
+
+
+def _gather(leaf: Any) -> jax.Array:
+    """An array on every device, if mesh axes are explicit. Over automatic axes the compiler sees to it."""
     leaf = jnp.asarray(leaf)
-    if any(axis is not None for axis in jax.typeof(leaf).sharding.spec):
-        return jax.sharding.reshard(leaf, PartitionSpec())
-    return leaf
+    is_sharded = any(axis is not None for axis in jax.typeof(leaf).sharding.spec)
+    return jax.sharding.reshard(leaf, PartitionSpec()) if is_sharded else leaf
 
 
 def _like(new: Any, leaf: Any) -> jax.Array:
-    """An array of the sharding and the dtype of another."""
-    new = new.astype(leaf.dtype)
-    spec = jax.typeof(leaf).sharding.spec
+    """An array with the sharding and the dtype of another."""
+    new, spec = new.astype(leaf.dtype), jax.typeof(leaf).sharding.spec
     return jax.sharding.reshard(new, spec) if any(axis is not None for axis in spec) else new
 
 
-def _tensors_of(params: Any, roles: Any) -> tuple[Tensor, ...]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    tensors = tuple(
-        Tensor(
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-            names_along(params, path),
-            tuple(jnp.shape(leaf)),
-            role,
-        )
-        for (path, leaf), role in zip(leaves, jax.tree.leaves(roles), strict=True)
-    )
-    for tensor in tensors:
-        if len(tensor.shape) < 2 and tensor.role not in ("bias", "norm"):
+def tensors_of(params: Any, roles: Any) -> tuple[tuple[Tensor, ...], tuple[tuple[str, ...], ...]]:
+    """The tensors of a model, and the names along their paths, without classes and Haiku's `~`."""
+    tensors: list[Tensor] = []
+    paths: list[tuple[str, ...]] = []
+    for (path, leaf), role in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(roles), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        tensors.append(Tensor(name, names_along(params, path), tuple(jnp.shape(leaf)), role))
+        paths.append(tuple(name for name in names_along(params, path, with_classes=False) if name != "~"))
+        if jnp.ndim(leaf) < 2 and role not in ("bias", "norm"):
             raise ValueError(
-                f"NiNo has no edges for the leaf {tensor.path!r} of shape {tensor.shape} as {tensor.role!r}, which has "
-                "two axes or more: give it the role 'bias' or 'norm'."
+                f"NiNo has no edges for the leaf {name!r} of shape {jnp.shape(leaf)} as {role!r}, which has two axes "
+                "or more: give it the role 'bias' or 'norm'."
             )
-    return tensors
-
-
-def _paths_of(params: Any) -> tuple[tuple[str, ...], ...]:
-    """The names along the paths of all leaves; Haiku's `~` is none."""
-    paths = [names_along(params, path, with_classes=False) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return tuple(tuple(name for name in names if name != "~") for names in paths)
-
-
-@functools.lru_cache(maxsize=16)
-def read_tensors(tensors: tuple[Tensor, ...], paths: tuple[tuple[str, ...], ...]) -> Graph:
-    """The graph of a model, from its tensors and the names along their paths: always the same object."""
-    return build_graph(build_description(tensors, paths), tensors)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """A description by identity, so that it can be a key."""
-
-    description: Description
-
-    def __hash__(self) -> int:
-        return id(self.description)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Given) and other.description is self.description
-
-
-@functools.lru_cache(maxsize=16)
-def _graph_as_given(tensors: tuple[Tensor, ...], given: _Given) -> Graph:
-    return build_graph(given.description, tensors)
+    return tuple(tensors), tuple(paths)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -280,11 +244,8 @@ def _init(key: jax.Array, width: int, num_rounds: int) -> dict[str, Any]:
     def dense(inputs: int, *outputs: int, scale: float = 1.0) -> dict[str, jax.Array]:
         nonlocal key
         key, own = jax.random.split(key)
-        # Not the 0.02 of the published code, with which the first hundreds of steps change next to nothing.
+        # The published code has 0.02 here, with which the first hundreds of steps change next to nothing.
         return {"kernel": scale * inputs**-0.5 * jax.random.normal(own, [inputs, *outputs]), "bias": jnp.zeros(outputs)}
-
-    def embed(number: int) -> dict[str, jax.Array]:
-        return {"embedding": dense(number, width)["kernel"]}
 
     def one_round() -> dict[str, Any]:
         return {
@@ -296,7 +257,7 @@ def _init(key: jax.Array, width: int, num_rounds: int) -> dict[str, Any]:
         }
 
     return {
-        "kind": embed(NUM_KINDS),
+        "kind": {"embedding": dense(NUM_KINDS, width)["kernel"]},
         "position": dense(NUM_POSITIONS, width),
         "weights": dense(MAX_WINDOW * CONTEXT, width),
         "rounds": {str(level): one_round() for level in range(num_rounds)},
@@ -304,7 +265,3 @@ def _init(key: jax.Array, width: int, num_rounds: int) -> dict[str, Any]:
         # So that training starts near the last value.
         "output": dense(width, NUM_HORIZONS, MAX_WINDOW, scale=0.01),
     }
-
-
-def _init_shapes(width: int, num_rounds: int) -> Any:
-    return jax.eval_shape(lambda key: _init(key, width, num_rounds), jax.random.key(0))
