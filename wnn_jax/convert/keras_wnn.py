@@ -1,4 +1,4 @@
-"""Read the weight files that the authors of WNN published (Keras, HDF5)."""
+"""Read the weight files of WNN that its authors published (Keras, HDF5; Jang et al., ICML 2023)."""
 
 import os
 import re
@@ -41,10 +41,6 @@ def keras_wnn(
       ImportError: if h5py, of the `convert` extra, is not installed.
       FileNotFoundError: if a file does not exist.
       ValueError: if a file is not such a weight file.
-
-    References:
-      Jang et al., `Learning to Boost Training by Periodic Nowcasting Near Future Weights
-      <https://proceedings.mlr.press/v202/jang23b.html>`_, ICML 2023
     """
     files = {"conv": conv, "dense": dense, "bias": bias}
     record = {"source": "the published weights of Jang et al., ICML 2023"}

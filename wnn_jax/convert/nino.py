@@ -1,4 +1,4 @@
-"""Read the weight files that the authors of NiNo published (PyTorch): of NiNo itself, and of WNN+."""
+"""Read the weight files of NiNo and WNN+ that their authors published (PyTorch; Knyazev et al., ICLR 2025)."""
 
 import contextlib
 import functools
@@ -15,6 +15,7 @@ from wnn_jax.nowcasters.nino import NiNo
 from wnn_jax.nowcasters.nino._graph import KINDS, MAX_WINDOW
 from wnn_jax.nowcasters.wnn_plus import WNNPlus
 
+_EDGE_LAYERS = {"edge": "lin_e", "source": "lin_s", "target": "lin_t", "output": "lin1"}
 _RECORD = {"source": "the published weights of Knyazev et al., ICLR 2025"}
 
 
@@ -34,10 +35,6 @@ def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
       ImportError: if PyTorch, of the `convert` extra, is not installed.
       FileNotFoundError: if the file does not exist.
       ValueError: if the file is not such a weight file.
-
-    References:
-      Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
-      <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
     """
     state = _read_state(os.fspath(path))
     layers = {f"hidden_{index}": f"edge_mlp.fc.{2 * index}" for index in range(3)}
@@ -65,10 +62,6 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
       ImportError: if PyTorch, of the `convert` extra, is not installed.
       FileNotFoundError: if the file does not exist.
       ValueError: if the file is not such a weight file. Read a file of WNN+ with `nino_mlp`.
-
-    References:
-      Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
-      <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
     """
     name = os.fspath(path)
     state = _read_state(name)
@@ -89,10 +82,7 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
             "message": dense(f"{node}.pre_nns.0.0"),
             "node": dense(f"{node}.post_nns.0.0"),
             "mix": dense(f"{node}.lin"),
-            "edge": {
-                ours: dense(f"{edge}.{theirs}")
-                for ours, theirs in {"edge": "lin_e", "source": "lin_s", "target": "lin_t", "output": "lin1"}.items()
-            },
+            "edge": {ours: dense(f"{edge}.{theirs}") for ours, theirs in _EDGE_LAYERS.items()},
         }
 
     num_rounds = len({key.split(".")[2] for key in state if key.startswith("gnn.edge_update.")})
@@ -129,7 +119,6 @@ def _pop_dense(state: dict[str, np.ndarray], name: str) -> dict[str, Any]:
 
 
 def _check_all_read(rest: Iterable[str]) -> None:
-    """Raise a `ValueError` if a layer is left, which the published networks do not have."""
     if unread := sorted(rest):
         raise ValueError(f"it has {unread[0]!r}, which the published network has not")
 

@@ -42,16 +42,7 @@ _NUM_HEADS_REMEDY = "Give it: NiNo(graph=wnn_jax.nowcasters.neural_graph(params,
 def build_description(
     tensors: Sequence[Tensor], paths: Sequence[tuple[str, ...]], num_heads: int | None = None
 ) -> dict[str, Any]:
-    """Describe how a model is connected; see `wnn_jax.nowcasters.neural_graph`.
-
-    Args:
-      tensors: the leaves of the parameters.
-      paths: the names along the path of each leaf, in lower case, without the classes of modules.
-      num_heads: heads of attention, if no shape tells their number.
-
-    Raises:
-      ValueError: if no builder knows the model, naming a leaf.
-    """
+    """Describe how a model is connected, see `neural_graph`, from its leaves and the names along their paths."""
     fused = [tensor for tensor, path in zip(tensors, paths, strict=True) if path[-2:-1] and path[-2] in FUSED]
     parts = {tensor.path: list(PARTS)[:3] for tensor in fused if _has_thirds(tensor)}
     pieces, split = split_tensors(parts, tensors)
@@ -61,14 +52,13 @@ def build_description(
         if piece.axis is not None:  # A part is read as if it had a module of its own.
             modules = (*modules[:-1], tensor.path.rpartition(":")[2])
         # Items of a list are numbered as Flax numbers modules.
-        root.inner(re.sub(r"/(?=\d+(/|$))", "_", "/".join(modules)).split("/") if modules else []).tensors.append(
-            tensor
-        )
+        path = re.sub(r"/(?=\d+(/|$))", "_", "/".join(modules))
+        root.inner(path.split("/") if modules else []).tensors.append(tensor)
     builder = _Builder(num_heads)
     if _has_attention(root):
         builder.read_transformer(root)
     else:
-        builder.read_chain(root.parts if root.children else [root], None)
+        builder.read_chain(root.parts if root.children or not root.tensors else [root], None)
     for tensor in split:
         if tensor.path not in builder.edges or 0 in tensor.shape:
             _refuse(tensor, "it is empty" if 0 in tensor.shape else "no builder knows what it is for")
