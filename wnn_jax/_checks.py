@@ -1,9 +1,8 @@
 """Argument checks, one function per kind of argument, so that every room accepts the same values.
 
-Each function takes the `name` of the argument, its `value`, and its `meaning`: what it is, without a full stop. These
-make the message of the `ValueError`. Each returns the value as Python's own type: a NumPy scalar would widen other
-numbers under 64-bit JAX, and JSON cannot hold it. With `or_injected`, a scalar array of the right kind passes as it is:
-`optax.inject_hyperparams` keeps such values in its state.
+The name of the argument, its value and its meaning make the message of the `ValueError`. Each function returns Python's
+own type: a NumPy scalar would widen other numbers under 64-bit JAX, and JSON cannot hold it. With `or_injected`, a
+scalar array passes as it is: `optax.inject_hyperparams` keeps such values in its state.
 """
 
 import math
@@ -13,6 +12,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_REAL = (jnp.integer, jnp.floating)
 
 Choice = TypeVar("Choice", bound=str | int)
 
@@ -40,8 +41,7 @@ def check_float(
     or_injected: bool = False,
 ) -> float:
     """Check a finite number of Python or NumPy: at least `minimum`, greater than `above` and less than `below`."""
-    is_real = or_injected and is_injected(value) and jnp.issubdtype(value.dtype, jnp.number)
-    if is_real and not jnp.issubdtype(value.dtype, jnp.complexfloating):
+    if or_injected and is_injected(value) and any(jnp.issubdtype(value.dtype, kind) for kind in _REAL):
         return value
     is_good = (
         (is_int(value) or isinstance(value, (float, np.floating)))

@@ -30,8 +30,7 @@ _Names = tuple[str, ...]
 def default_roles(params: Any) -> Any:
     """Name the role of every parameter, from its path and rank.
 
-    The roles are those of the weight nowcaster network (Jang et al., ICML 2023), which has one network per kind of
-    operation, and two more for what its published code skips:
+    The roles are those of the weight nowcaster network (Jang et al., ICML 2023), and two for what its code skips:
 
     - `"bias"`: anything called a bias, the shift of a norm layer, and any other leaf of rank 1 or 0. A matrix called
       `b` is no bias;
@@ -84,9 +83,8 @@ def _role(names: _Names, rank: int, num_axes: int, in_attention: bool) -> str:
         return "dense" if num_axes == 2 else "bias"
     if "conv" in module:
         return "conv"
-    in_dense = in_attention or _DENSE_MODULE.fullmatch(module)
-    in_dense = in_dense or any(map(_DENSE_ANCESTOR.fullmatch, (*ancestors, module)))
-    return "dense" if in_dense or rank == 2 else "conv"
+    in_dense = _DENSE_MODULE.fullmatch(module) or any(map(_DENSE_ANCESTOR.fullmatch, (*ancestors, module)))
+    return "dense" if in_attention or in_dense or rank == 2 else "conv"
 
 
 def bias_shapes(params: Any) -> list[tuple[int, ...] | None]:
@@ -105,28 +103,17 @@ def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...], bool]]:
     ranks: dict[_Names, int] = {}
     for names, shape in leaves:
         ranks[names[:-1]] = max(len(shape), ranks.get(names[:-1], 0))
-    # A matrix `b`, as of a low-rank adapter, is no bias, unless its module has a kernel with one more axis.
-    return [
-        (
-            names,
-            shape,
-            bool(names and _BIAS.fullmatch(names[-1]))
-            and (names[-1] != "b" or len(shape) <= 1 or len(shape) < ranks[names[:-1]]),
-        )
-        for names, shape in leaves
-    ]
+
+    def is_bias(names: _Names, rank: int) -> bool:
+        # A matrix `b`, as of a low-rank adapter, is no bias, unless its module has a kernel with one more axis.
+        may_be_b = rank <= 1 or rank < ranks[names[:-1]]
+        return bool(names and _BIAS.fullmatch(names[-1]) and (names[-1] != "b" or may_be_b))
+
+    return [(names, shape, is_bias(names, len(shape))) for names, shape in leaves]
 
 
 def resolve_roles(roles: RolesLike, params: Any) -> Any:
-    """Return the tree of roles for `params`, checked.
-
-    Args:
-      roles: a tree of role names like `params`, a function from params to such a tree, or `None` for `default_roles`.
-      params: the parameters.
-
-    Raises:
-      ValueError: if the tree does not match `params`, or has an unknown role.
-    """
+    """Return a tree of roles for `params`, checked: as given, as a function makes it, or that of `default_roles`."""
     structure = jax.tree.structure(params)
     if structure.num_leaves == 0:  # `optax.tree.map_params` calls `init` on an empty stand-in for the params.
         return params

@@ -68,8 +68,8 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster 
 def save(nowcaster: Nowcaster | DriftNowcaster, path: str | os.PathLike[str]) -> None:
     """Save a nowcaster as one `.npz` file, without pickle; an interrupted call leaves the old file as it was.
 
-    The file holds the weights under path-like names. A JSON header holds the nowcaster's class, context, roles and
-    settings, the record of its training, and a checksum.
+    The file holds the weights under path-like names. A JSON header holds the class, the context, the roles, the
+    settings with the record of the training, and a checksum.
 
     Args:
       nowcaster: an instance of a class of `wnn_jax.nowcasters`.

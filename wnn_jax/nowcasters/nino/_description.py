@@ -51,11 +51,7 @@ def _are_names(value: Any) -> bool:
 
 
 def build_graph(description: Description, tensors: Sequence[Tensor]) -> Graph:
-    """Build a graph from its description, see `neural_graph`, and the leaves of the parameters, in order.
-
-    Raises:
-      ValueError: if the description is of other parameters, naming the first leaf that differs.
-    """
+    """Build a graph from its description, see `neural_graph`, and the leaves of the parameters, in order."""
     check_description(description)
     pieces, tensors = split_tensors(description.get("parts", {}), tensors)
     edges: Mapping[str, Sequence[str]] = description["edges"]
@@ -127,9 +123,6 @@ def split_tensors(
 
     Returns:
       Where each tensor is, and the tensors. A part has the path of its leaf, a colon and its name.
-
-    Raises:
-      ValueError: if there is no such leaf, or it cannot be split into as many parts.
     """
     if unknown := parts.keys() - {tensor.path for tensor in tensors}:
         raise ValueError(f"graph['parts'] names {min(unknown)!r}, but the parameters have no such leaf.")
@@ -195,11 +188,7 @@ def _neuron_sizes(
 def _number_nodes(
     edges: Mapping[str, Sequence[str]], heads: Mapping[str, int], sizes: Mapping[str, int]
 ) -> tuple[dict[str, Span], dict[str, int], dict[str, Span]]:
-    """Number the nodes: the neurons of each name, and before them the nodes of their vectors and of their heads.
-
-    Returns:
-      The nodes of neurons by name, those of vectors by path, and those of heads by the name of their neurons.
-    """
+    """Number the nodes of neurons by their names, of vectors by path, and of heads by the names of their neurons."""
     spans: dict[str, Span] = {}
     own: dict[str, int] = {}
     head_spans: dict[str, Span] = {}

@@ -102,7 +102,8 @@ class Messages:
         gain = {name: array[..., :width] for name, array in layers["modulation"].items()}
         gain_of_edge = self._after_edge(level, gain)
 
-        def add(edges: Edges, sums: jax.Array) -> jax.Array:
+        def add_chunk(source: EdgeSource, index: Any, sums: jax.Array) -> jax.Array:
+            edges = source.edges(index)
             hidden = self._hidden(level, edges)
             # Before any round an edge is linear in few features.
             message = self._linear_in_features(edges, gain) if level == 0 else dense(hidden, gain_of_edge)
@@ -111,11 +112,7 @@ class Messages:
 
         sums = jnp.zeros([len(degrees), 2 * width])
         for source in self._sources:
-
-            def add_chunk(index: Any, sums: jax.Array, source: EdgeSource = source) -> jax.Array:
-                return add(source.edges(index), sums)
-
-            sums = for_each_chunk(source.num_chunks, add_chunk, sums)
+            sums = for_each_chunk(source.num_chunks, functools.partial(add_chunk, source), sums)
         hidden, of_sources = sums[:, :width] / degrees, sums[:, width:] / degrees
         modulation = dense(hidden, self._after_edge(level, layers["modulation"]))
         mean = of_targets * modulation[:, :width] + of_sources + modulation[:, width:]
@@ -123,31 +120,24 @@ class Messages:
 
     def _hidden(self, level: int, edges: Edges) -> jax.Array:
         """The edges before any round, or their hidden layer after some rounds."""
-        if level == 0:
-            return self._linear_in_features(edges, None)
-        hidden = None
-        for before in range(level):
-            update = self._rounds[before]["edge"]["edge"]
-            if hidden is None:
-                linear = self._linear_in_features(edges, update)
-            else:
-                linear = dense(hidden, self._after_edge(before, update))
-            of_sources, of_targets = self._ends[before]
-            hidden = jax.nn.silu(linear + of_sources[edges.sources] + of_targets[edges.targets])
-        assert hidden is not None
+        hidden = self._linear_in_features(edges, self._rounds[0]["edge"]["edge"] if level > 0 else None)
+        for before, (of_sources, of_targets) in enumerate(self._ends[:level]):
+            if before > 0:
+                hidden = dense(hidden, self._after_edge(before, self._rounds[before]["edge"]["edge"]))
+            hidden = jax.nn.silu(hidden + of_sources[edges.sources] + of_targets[edges.targets])
         return hidden
 
     def _after_edge(self, level: int, layer: Layer) -> Layer:
         """A linear layer of edges, as a layer of what `_hidden` returns."""
         if level == 0:
             return layer
-        return _compose(self._rounds[level - 1]["edge"]["output"], layer)
+        first = self._rounds[level - 1]["edge"]["output"]
+        return {"kernel": _dot(first["kernel"], layer["kernel"]), "bias": dense(first["bias"], layer)}
 
     def _linear_in_features(self, edges: Edges, layer: Layer | None) -> jax.Array:
         """The edges before any round, or a linear layer of these."""
-        first = {**self._params["weights"], "kind": self._params["kind"]["embedding"]}
-        kernel = first["kernel"][: edges.features.shape[1]]
-        by_kind = first["kind"] + first["bias"][None]
+        kernel = self._params["weights"]["kernel"][: edges.features.shape[1]]
+        by_kind = self._params["kind"]["embedding"] + self._params["weights"]["bias"][None]
         if layer is not None:
             kernel, by_kind = _dot(kernel, layer["kernel"]), dense(by_kind, layer)
         return _dot(edges.features, kernel) + by_kind[edges.kinds]
@@ -162,8 +152,3 @@ def dense(inputs: jax.Array, layer: Layer) -> jax.Array:
     """Apply a linear layer to the last axis."""
     outputs = _dot(inputs, layer["kernel"])
     return outputs + layer["bias"].reshape((1,) * (outputs.ndim - layer["bias"].ndim) + layer["bias"].shape)
-
-
-def _compose(first: Layer, second: Layer) -> Layer:
-    """Two linear layers as one."""
-    return {"kernel": _dot(first["kernel"], second["kernel"]), "bias": dense(first["bias"], second)}

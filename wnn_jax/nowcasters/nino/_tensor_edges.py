@@ -1,6 +1,5 @@
 """The edges of the tensors of a model, a chunk of weights at a time, and what is forecast of them."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -70,11 +69,7 @@ class TensorEdges:
         window = window.stop - window.start
         out = jnp.zeros([window, sum(sizes)], self._dtype)
         out = for_each_chunk(self.num_chunks, write, out)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        return [
-            (cut, out[:, start:stop])
-            for cut, (start, stop) in zip(self._chosen, itertools.pairwise(starts), strict=True)
-        ]
+        return list(zip(self._chosen, jnp.split(out, np.cumsum(sizes)[:-1], axis=1), strict=True))
 
     def _read(self, chunk: Chunk) -> tuple[Edges, Weights]:
         number = chunk.history[0].shape[-1]
@@ -93,9 +88,8 @@ class TensorEdges:
         values = normalize(wide, Scale(mean[..., None], std[..., None]))
         features = values.astype(jnp.float32).reshape(number, -1)
         weights = Weights(values, tuple(jnp.unstack(history, axis=-1)), Scale(mean, std))
-        return Edges(
-            sources, targets, of_edges([block.kind for block in self._blocks]), features, chunk.is_new
-        ), weights
+        kinds = of_edges([block.kind for block in self._blocks])
+        return Edges(sources, targets, kinds, features, chunk.is_new), weights
 
 
 def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int) -> Iterator[TensorEdges]:

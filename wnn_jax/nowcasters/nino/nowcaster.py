@@ -33,11 +33,11 @@ def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None
     - a residual network: such a chain, with blocks called `ResNetBlock_0`, `BasicBlock_0` and so on between the
       convolutions and the dense layers. A projection in a block is called `conv_proj`, `shortcut` or `downsample`;
     - a transformer like GPT-2: a table of tokens, a table of positions (`wpe`, `pos_embedding`) or none, then blocks of
-      attention and two dense layers, each behind a normalisation layer. Attention has `query`, `key`, `value` and
-      `out`, or `query_proj` and so on, or all three in one `c_attn` or `qkv`.
+      attention and two dense layers, each behind a normalisation layer or none. Attention has `query`, `key`, `value`
+      and `out`, or `query_proj` and so on, or the first three in one `c_attn` or `qkv`.
 
-    Any other model is refused: describe it yourself. No name and no shape tells a residual connection in a chain of
-    layers of one width, or a layer that is used twice.
+    Any other model is refused: describe it yourself. Nothing tells a residual connection in a chain of layers of one
+    width, or a layer that is used twice.
 
     Args:
       params: the parameters.
@@ -87,14 +87,13 @@ class NiNo:
     convolution) is an edge between two nodes. An edge knows its history, at mean 0 and standard deviation 1 in each
     tensor. A node knows its place in the graph. Nodes and edges exchange messages twice, then every edge forecasts.
 
-    Use `wnn_jax.convert.nino` for the published weights. The graph is read from the parameters, see `neural_graph`;
-    a model that cannot be read is an error when `nowcast` is initialised. A jump works on chunks of weights. Beside
-    the forecast it needs a few hundred numbers for each neuron, and for each edge of one chunk. Messages go everywhere,
-    so every device gathers all parameters at a jump if they are sharded.
+    `wnn_jax.convert.nino` reads the published weights. The graph is read from the parameters, see `neural_graph`. A
+    model that cannot be read is an error when `nowcast` is initialised. A jump works on chunks of weights: it needs
+    memory for the forecast, and a few hundred numbers for each neuron and for each edge of one chunk. Every device
+    gathers all parameters at a jump if they are sharded.
 
     The published network has a third round of messages, which reaches no forecast and is left out. An edge holds up to
-    9 elements, 3 x 3. Larger windows are cut into several edges between the same neurons; the published code refuses
-    them.
+    9 elements, 3 x 3. A larger window is cut into several edges; the published code refuses it.
 
     Attributes:
       params: the parameters of its network.
@@ -151,13 +150,7 @@ class NiNo:
 
     @classmethod
     def init(cls, key: jax.Array, *, width: int = 128, num_rounds: int = 2) -> Self:
-        """Make a randomly initialised network, to be trained.
-
-        Args:
-          key: a `jax.random` key.
-          width: features of nodes and edges.
-          num_rounds: how often messages are passed.
-        """
+        """Make a random network of a width, the features of nodes and edges, and a number of rounds of messages."""
         return cls(_init(key, width, num_rounds))
 
     def check_params(self, params: Any, roles: Any) -> None:
@@ -165,16 +158,13 @@ class NiNo:
         _ = self._graph_of(params, roles).positions
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecast a tree of parameters.
+        """Forecast a tree like the parameters.
 
         Args:
           history: 5 parameter trees, oldest first.
           roles: a tree like the parameters with a role name at each leaf.
           horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced horizon is clipped
             to this range.
-
-        Returns:
-          The forecast, a tree like the parameters.
 
         Raises:
           ValueError: if `horizon` is out of range or no int, `history` does not have 5 trees, or there is no graph of
