@@ -32,9 +32,10 @@ def small_wnn(wnn: WNN) -> WNN:
 def rewrite(path: Path, **changes: Any) -> None:
     """Write a saved file again with another header, or other arrays (`None` leaves one out), and their checksum."""
     header, arrays = _files.read_arrays(path)
-    arrays |= {name: change for name, change in changes.items() if name not in header}
+    changed: dict[str, Any] = dict(arrays)
+    changed |= {name: change for name, change in changes.items() if name not in header}
     header |= {name: change for name, change in changes.items() if name in header}
-    _files.write_arrays(path, {name: array for name, array in arrays.items() if array is not None}, header)
+    _files.write_arrays(path, {name: array for name, array in changed.items() if array is not None}, header)
 
 
 # Round trips

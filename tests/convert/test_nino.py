@@ -11,8 +11,11 @@ from wnn_jax.convert import nino, nino_mlp
 from wnn_jax.nowcasters import NiNo, WNNPlus
 
 WIDTH = 16
-MLP_LAYERS = {"edge_proj.fc.0": (WIDTH, 5), "edge_mlp.fc.6": (40, WIDTH)}
-MLP_LAYERS |= {f"edge_mlp.fc.{2 * index}": (WIDTH, WIDTH) for index in range(3)}
+MLP_LAYERS = {
+    "edge_proj.fc.0": (WIDTH, 5),
+    **{f"edge_mlp.fc.{2 * index}": (WIDTH, WIDTH) for index in range(3)},
+    "edge_mlp.fc.6": (40, WIDTH),
+}
 ROUND_LAYERS = {
     "edge_encoder": (2 * WIDTH, WIDTH),
     "pre_nns.0.0": (WIDTH, 2 * WIDTH),

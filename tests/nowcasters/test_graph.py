@@ -92,7 +92,7 @@ def block(dense: Any = None, **norms: Any) -> Any:
     """A block of a transformer."""
     parts = {name: {"kernel": jnp.zeros((8, 2, 4)), "bias": jnp.zeros((2, 4))} for name in ("query", "key", "value")}
     hidden = {"c_fc": kernel(8, 32), "c_proj": kernel(32, 8)}
-    return {"attn": {**parts, "out": kernel(2, 4, 8)}, "mlp": hidden if dense is None else dense, **norms}
+    return {"attn": {**parts, "out": kernel(2, 4, 8)}, "ffn": hidden if dense is None else dense, **norms}
 
 
 def transformer(*outside: str, inside: tuple[str, ...] = (), number: int = 2, **changes: Any) -> Any:
@@ -186,7 +186,7 @@ def test_norms_of_a_transformer_are_where_their_names_say(inside: tuple[str, ...
     edges = neural_graph(transformer("final_norm", inside=inside, number=1))["edges"]
     places = [edges[f"TransformerBlock_0/{name}/scale"] for name in inside]
     assert places == [["wte"], ["transformerblock_0/attn"]]
-    assert edges["final_norm/scale"] == ["transformerblock_0/mlp/c_proj"]
+    assert edges["final_norm/scale"] == ["transformerblock_0/ffn/c_proj"]
 
 
 class NnxModel(nnx.Module):
@@ -228,7 +228,7 @@ class EquinoxTransformer(eqx.Module):
 
 
 def of_framework(model: Any) -> Any:
-    if issubclass(model, nnx.Module):
+    if model in (NnxModel, NnxTransformer):
         return nnx.state(nnx.eval_shape(lambda: model(nnx.Rngs(0))), nnx.Param)
     return jax.eval_shape(lambda: eqx.filter(model(jax.random.key(0)), eqx.is_inexact_array))
 
@@ -349,18 +349,28 @@ def without(tree: Any, *path: str) -> Any:
         (lambda: transformer("ln_f"), "TransformerBlock_0/", "and 0 normalisation layers, where .* 1, 2 and 2"),
         (lambda: transformer("embed_ln"), "embed_ln/", "no builder knows the name 'embed_ln'"),
         (lambda: transformer("ln_f", inside=("ln", "norm")), "TransformerBlock_0/", "could come before"),
+        (
+            "stem/",
+            "no builder knows the name 'stem'|ends in one",
+        ),
+        (lambda: without(transformer(conv=kernel(3, 8, 8)), "lm_head"), "conv/", "ends in one normalisation layer"),
+        (
+            lambda: {"Conv_0": kernel(3, 3, 3, 8), "ResBlock_0": {"fc": kernel(8, 8), **RESIDUAL}},
+            "ResBlock_0/",
+            "inputs",
+        ),
         (lambda: transformer(head=kernel(8, 3)), "lm_head/", "ends in one normalisation layer and one dense layer"),
         (lambda: transformer(wpe={"embedding": jnp.zeros((9, 4))}), "wpe/", "begins with a table of tokens"),
         (lambda: {"Block_0": block()}, "Block_0/attn/", "begins with a table of tokens"),
         (lambda: transformer(TransformerBlock_0=block({"a": kernel(8, 32)})), "TransformerBlock_0/", "1 dense and"),
         (
             lambda: transformer(TransformerBlock_0=block({"a": kernel(8, 8), "b": kernel(8, 8)})),
-            "TransformerBlock_0/mlp/a",
-            "could come before 'transformerblock_0/mlp/b'",
+            "TransformerBlock_0/ffn/a",
+            "could come before 'transformerblock_0/ffn/b'",
         ),
         (
             lambda: transformer(TransformerBlock_0=block({"a": kernel(8, 32), "b": kernel(32, 4)})),
-            "TransformerBlock_0/mlp/b",
+            "TransformerBlock_0/ffn/b",
             "it has 4 outputs where the blocks have 8 features",
         ),
         (

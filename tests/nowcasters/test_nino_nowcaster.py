@@ -390,7 +390,7 @@ def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: An
 def test_a_graph_is_saved_with_it(params: Any, tmp_path: Path):
     tensors, _ = tensors_of(walk()[0], wnn_jax.default_roles(walk()[0]))
     num_nodes = build_graph(neural_graph(walk()[0]), tensors).num_nodes
-    given = {**neural_graph(walk()[0]), "positions": np.full([num_nodes, 8], 0.1)}
+    given: Any = {**neural_graph(walk()[0]), "positions": np.full([num_nodes, 8], 0.1)}
     nowcaster = NiNo(params, graph=given, default_horizon=7)
     given["edges"].clear()  # It has a copy.
     nowcaster.check_params(walk()[0], wnn_jax.default_roles(walk()[0]))
