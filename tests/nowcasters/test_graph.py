@@ -349,10 +349,6 @@ def without(tree: Any, *path: str) -> Any:
         (lambda: transformer("ln_f"), "TransformerBlock_0/", "and 0 normalisation layers, where .* 1, 2 and 2"),
         (lambda: transformer("embed_ln"), "embed_ln/", "no builder knows the name 'embed_ln'"),
         (lambda: transformer("ln_f", inside=("ln", "norm")), "TransformerBlock_0/", "could come before"),
-        (
-            "stem/",
-            "no builder knows the name 'stem'|ends in one",
-        ),
         (lambda: without(transformer(conv=kernel(3, 8, 8)), "lm_head"), "conv/", "ends in one normalisation layer"),
         (
             lambda: {"Conv_0": kernel(3, 3, 3, 8), "ResBlock_0": {"fc": kernel(8, 8), **RESIDUAL}},
