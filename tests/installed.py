@@ -33,7 +33,7 @@ def check_nowcasts() -> None:
 
 def check_names() -> None:
     names = wnn_jax.available()
-    assert {"nino", "pooled-linear", "wnn", "wnn-plus", "drift"} <= set(names)
+    assert {"pooled-linear", "wnn", "wnn-plus", "drift"} <= set(names)
     for name in names:
         wnn_jax.load(name)
 

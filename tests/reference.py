@@ -10,15 +10,9 @@ Network = Mapping[str, Any]
 
 
 def wnn(history: Sequence[np.ndarray], network: Network, *, published_bias: bool = False) -> np.ndarray:
-    """Forecasts every weight of one leaf (Jang et al., ICML 2023).
+    """Forecast every weight of a leaf with a `TwoStreamNetwork` (Jang et al., ICML 2023), from five snapshots of it.
 
-    Args:
-      history: five arrays of one shape, oldest first.
-      network: the parameters of a `TwoStreamNetwork`.
-      published_bias: add the network's output to the raw last value, as the published code does for biases.
-
-    Returns:
-      An array of that shape, of the precision of `history`.
+    With `published_bias` the network's output is added to the raw last value, as in the published code for biases.
     """
     forecasts = [
         wnn_weight(np.array([snapshot[index] for snapshot in history]), network, published_bias=published_bias)
@@ -28,7 +22,7 @@ def wnn(history: Sequence[np.ndarray], network: Network, *, published_bias: bool
 
 
 def wnn_weight(h: np.ndarray, network: Network, *, published_bias: bool = False) -> np.floating[Any]:
-    """Forecasts a single weight from its five values."""
+    """Forecast a single weight from its five values."""
     z = h - h[0]
     r = z.max() - z.min() + 1e-8
     x = z / (r + 1e-5) / 2
@@ -37,7 +31,7 @@ def wnn_weight(h: np.ndarray, network: Network, *, published_bias: bool = False)
 
 
 def wnn_network(x: np.ndarray, network: Network) -> np.floating[Any]:
-    """The change that the network expects of normalised values."""
+    """Forecast the change of normalised values."""
     dx = x[1:] - x[:-1]
     features = np.concatenate([_stream(x, network["values"]), _stream(dx, network["differences"])])
     return np.tanh(_dense(features, network["output"]))[0]
@@ -55,16 +49,9 @@ def _stream(inputs: np.ndarray, layers: Mapping[str, Layer]) -> np.ndarray:
 
 
 def wnn_plus(history: Sequence[np.ndarray], network: Network, role: int, horizon: int) -> np.ndarray:
-    """Forecasts every weight of one leaf (WNN+ of Knyazev et al., ICLR 2025).
+    """Forecast every weight of a leaf with a `HorizonNetwork` (WNN+ of Knyazev et al., ICLR 2025).
 
-    Args:
-      history: five arrays of one shape, oldest first.
-      network: the parameters of a `HorizonNetwork`.
-      role: the row of its role's embedding.
-      horizon: how many snapshots ahead.
-
-    Returns:
-      An array of that shape, of the precision of `history`.
+    `role` is the row of its role's embedding; the other arguments are those of `wnn`.
     """
     h = np.stack(history, axis=-1)
     mean, std = h.mean(), h.std(ddof=1)
@@ -76,32 +63,12 @@ def wnn_plus(history: Sequence[np.ndarray], network: Network, role: int, horizon
 
 
 def wnn_plus_outputs(x: np.ndarray, network: Network, role: int) -> np.ndarray:
-    """What the network expects of a single weight's normalised values, at every horizon."""
+    """Forecast a single weight at every horizon, from its normalised values."""
     h = _dense(x, network["expand"]) + np.asarray(network["role"]["embedding"], x.dtype)[role]
     for index in range(sum(name.startswith("hidden_") for name in network)):
         a = _dense(h, network[f"hidden_{index}"])
         h = a / (1 + np.exp(-a))
     return x[4] + _dense(h, network["output"])
-
-
-def introspection(history: Sequence[np.ndarray], network: Network) -> np.ndarray:
-    """Forecasts every weight of one leaf (Sinha et al., ICLR 2017, in units of its range).
-
-    Args:
-      history: four arrays of one shape, oldest first.
-      network: the parameters of an `IntrospectionNetwork`.
-
-    Returns:
-      An array of that shape, of the precision of `history`.
-    """
-
-    def forecast(h: np.ndarray) -> np.floating[Any]:
-        unit = 2 * np.ptp(h)
-        x = (h - h[0]) / unit
-        hidden = np.maximum(_dense(x, network["hidden"]), 0)
-        return (x[3] + _dense(hidden, network["output"])[0]) * unit + h[0]
-
-    return np.apply_along_axis(forecast, -1, np.stack(history, axis=-1))
 
 
 def nino(
@@ -112,18 +79,15 @@ def nino(
     nodes: np.ndarray,
     params: Network,
 ) -> np.ndarray:
-    """How far every edge of a graph expects its weights to move (NiNo of Knyazev et al., ICLR 2025).
+    """Forecast how far the weights of every edge move, `[edges, 40, 9]` (NiNo of Knyazev et al., ICLR 2025).
 
     Args:
-      features: `[edges, 45]`, normalised histories of the elements of a window, one behind the other.
-      kinds: `[edges]`, what they are.
+      features: `[edges, 45]`, normalised histories of the elements of a window, one after another.
+      kinds: `[edges]`, their kinds.
       sources: `[edges]`, the nodes where they begin.
       targets: `[edges]`, the nodes where they end.
       nodes: `[nodes, 8]`, the places of nodes.
       params: the parameters of a `NiNo`.
-
-    Returns:
-      `[edges, 40, 9]`.
     """
     v = _dense(nodes, params["position"])
     e = _dense(features, params["weights"]) + np.asarray(params["kind"]["embedding"], v.dtype)[kinds]
@@ -162,22 +126,19 @@ def drift(
     reach: float,
     directions: Sequence[Callable[[np.ndarray], np.ndarray]],
 ) -> list[list[np.ndarray]]:
-    """Trains leaves by gradient descent, with a drift.
+    """Train leaves by gradient descent with a drift, and return the leaves after every step.
 
     Args:
-      weights: at the start, of any shapes.
-      gradients: of the loss, by the weights.
-      num_steps: of gradient descent.
-      learning_rate: of gradient descent.
+      weights: the leaves at the start, of any shapes.
+      gradients: the gradients of the loss, from the leaves.
+      num_steps: steps of gradient descent.
+      learning_rate: that of gradient descent.
       snapshot_every: steps between two visits.
-      memory: of the running mean, as a share of the steps since the first visit.
-      gain: of the drift, per step of memory.
-      max_gain: no gain is greater.
+      memory: the memory of the running mean, as a share of the steps since the first visit.
+      gain: gain of the drift per step of memory.
+      max_gain: the largest gain.
       reach: how far the jumps of one memory go at most, as a share of the norm of all weights.
-      directions: of each leaf, where to go, by its running mean.
-
-    Returns:
-      The leaves after every step.
+      directions: for each leaf, where to go, from its running mean.
     """
     weights, first, trajectory = list(weights), None, []
     anchors, means = weights, [np.zeros_like(leaf) for leaf in weights]
@@ -208,7 +169,7 @@ def _norm(leaves: Sequence[np.ndarray]) -> float:
 
 
 def orthogonalize(matrix: np.ndarray, coefficients: Sequence[Sequence[float]]) -> np.ndarray:
-    """Makes the singular values of a matrix alike, as far as some steps of a polynomial do, and keeps its norm."""
+    """Apply some steps of a polynomial to the singular values of a matrix, and keep its norm."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     # By a bound of the largest.
     mapped = values / np.sum(values**4) ** (1 / 4)
@@ -218,16 +179,9 @@ def orthogonalize(matrix: np.ndarray, coefficients: Sequence[Sequence[float]]) -
 
 
 def pooled_linear(history: Sequence[np.ndarray], networks: Network, role: int, horizon: int) -> np.ndarray:
-    """Forecasts every weight of one leaf from the pooled histories of its row, its column and its tensor.
+    """Forecast every weight of a leaf from the pooled histories of its row, its column and its tensor.
 
-    Args:
-      history: five arrays of one shape of two or more axes, oldest first.
-      networks: the parameters of a `PooledNetwork`.
-      role: the row of its role's embedding.
-      horizon: how many snapshots ahead.
-
-    Returns:
-      An array of that shape, of the precision of `history`.
+    `networks` are the parameters of a `PooledNetwork`; the other arguments are those of `wnn_plus`.
     """
     h = np.stack(history)
     changes = np.diff(h, axis=0)
@@ -244,7 +198,7 @@ def pooled_linear(history: Sequence[np.ndarray], networks: Network, role: int, h
 
 
 def pool_features(changes: np.ndarray, rms_to_compare: np.floating[Any]) -> np.ndarray:
-    """What is known of a pool of weights, from its changes: four of each weight, in the first axis."""
+    """Describe a pool of weights by its changes: four of each weight, in the first axis."""
     changes = changes.reshape(4, -1)
     rms = np.sqrt(np.mean(changes**2))
     mean = changes.mean(axis=1) / rms

@@ -13,7 +13,8 @@ import pytest
 
 import wnn_jax
 from tests.helpers import last_plus_one, network_params
-from wnn_jax import _checks, averaging, late_phase
+from wnn_jax import averaging, late_phase
+from wnn_jax._checks import check_bool, check_choice, check_float, check_float_dtype, check_int
 from wnn_jax.nowcasters import WNN, CurveFit, Drift, WNNPlus
 
 NETWORK = WNNPlus.init(jax.random.key(0), width=4, num_hidden=1)
@@ -142,32 +143,30 @@ def test_what_is_out_of_range_is_refused(argument: Argument):
 @pytest.mark.parametrize(
     ("check", "message"),
     [
-        (lambda: _checks.check_int("size", 0, "how many", minimum=1), "size=0 must be an int >= 1: how many."),
+        (lambda: check_int("size", 0, "how many", minimum=1), "size=0 must be an int >= 1: how many."),
         (
-            lambda: _checks.check_int("size", 9, "how many", minimum=1, maximum=8),
+            lambda: check_int("size", 9, "how many", minimum=1, maximum=8),
             "size=9 must be an int from 1 to 8: how many.",
         ),
-        (lambda: _checks.check_float("rate", None, "how fast"), "rate=None must be a finite float: how fast."),
+        (lambda: check_float("rate", None, "how fast"), "rate=None must be a finite float: how fast."),
+        (lambda: check_float("rate", 0, "how fast", above=0), "rate=0 must be a finite float > 0: how fast."),
         (
-            lambda: _checks.check_float("rate", 0, "how fast", above=0),
-            "rate=0 must be a finite float > 0: how fast.",
-        ),
-        (
-            lambda: _checks.check_float("rate", 1.0, "how fast", minimum=0, below=1),
+            lambda: check_float("rate", 1.0, "how fast", minimum=0, below=1),
             "rate=1.0 must be a finite float >= 0 and < 1: how fast.",
         ),
+        (lambda: check_choice("kind", "c", ("a", "b"), "which one"), "kind='c' must be 'a' or 'b': which one."),
         (
-            lambda: _checks.check_choice("kind", "c", ("a", "b"), "which one"),
-            "kind='c' must be 'a' or 'b': which one.",
-        ),
-        (
-            lambda: _checks.check_choice("kind", jnp.zeros(2), ("a", "b", "c"), "which one"),
+            lambda: check_choice("kind", jnp.zeros(2), ("a", "b", "c"), "which one"),
             f"kind={jnp.zeros(2)!r} must be one of 'a', 'b', 'c': which one.",
         ),
-        (lambda: _checks.check_choice("kind", 1, ("a",), "which one"), "kind=1 must be 'a': which one."),
-        (
-            lambda: _checks.check_float_dtype("dtype", None, "what in"),
-            "dtype=None must be a floating-point dtype, such as jnp.bfloat16: what in.",
+        (lambda: check_choice("kind", 1, ("a",), "which one"), "kind=1 must be 'a': which one."),
+        (lambda: check_bool("kind", 1, "whether"), "kind=1 must be True or False: whether."),
+        *(
+            (
+                lambda dtype=dtype: check_float_dtype("dtype", dtype, "what in"),
+                f"dtype={dtype!r} must be a floating-point dtype, such as jnp.bfloat16: what in.",
+            )
+            for dtype in (None, "int8", "no dtype", bool, jnp.complex64, 3)
         ),
     ],
 )
@@ -178,13 +177,7 @@ def test_messages(check: Callable[[], Any], message: str):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16", np.float32, jnp.dtype("float64")])
 def test_floating_point_dtypes(dtype: Any):
-    _checks.check_float_dtype("dtype", dtype, "what in")
-
-
-@pytest.mark.parametrize("dtype", ["int8", "no dtype", bool, jnp.complex64, 3])
-def test_other_dtypes(dtype: Any):
-    with pytest.raises(ValueError, match=r"dtype=.* must be a floating-point dtype"):
-        _checks.check_float_dtype("dtype", dtype, "what in")
+    check_float_dtype("dtype", dtype, "what in")
 
 
 def test_numbers_become_those_of_python():
@@ -197,8 +190,8 @@ def test_numbers_become_those_of_python():
         settings = {name: value for name, value in vars(nowcaster).items() if name != "params"}
         assert json.loads(json.dumps(settings)) == settings
     choice: Any = np.int64(4)
-    assert type(_checks.check_choice("bits", choice, (2, 4), "how many")) is int
-    assert type(_checks.check_float("rate", np.float32(0.5), "how fast")) is float
+    assert type(check_choice("bits", choice, (2, 4), "how many")) is int
+    assert type(check_float("rate", np.float32(0.5), "how fast")) is float
     with jax.enable_x64(True):
         tx: Any = averaging.ema(np.float64(0.5))  # pyright: ignore[reportArgumentType]
         params = jnp.ones(3, jnp.float32)
@@ -206,23 +199,17 @@ def test_numbers_become_those_of_python():
         assert state.average.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("value", [jnp.array(3), jnp.array(3, jnp.int16)])
-def test_injected_integers(value: jax.Array):
-    assert _checks.check_int("start", value, "when", minimum=10, or_injected=True) is value
-    with pytest.raises(ValueError, match=r"start=.* must be an int >= 1"):
-        _checks.check_int("start", value, "when", minimum=1)
-
-
-@pytest.mark.parametrize("value", [jnp.array(3.0), jnp.array(True), jnp.array([3]), jnp.array(3j)], ids=repr)
-def test_injected_arrays_that_are_no_integers(value: jax.Array):
-    with pytest.raises(ValueError, match=r"start=.* must be an int >= 1"):
-        _checks.check_int("start", value, "when", minimum=1, or_injected=True)
-
-
-def test_injected_floats():
-    for value in (jnp.array(3.0), jnp.array(3)):
-        assert _checks.check_float("rate", value, "how fast", or_injected=True) is value
+def test_injected_numbers():
+    for value in (jnp.array(3), jnp.array(3, jnp.int16)):
+        assert check_int("start", value, "when", minimum=10, or_injected=True) is value
+        assert check_float("rate", value, "how fast", or_injected=True) is value
+    for value in (jnp.array(3.0), jnp.array(True), jnp.array([3]), jnp.array(3j)):
+        with pytest.raises(ValueError, match=r"start=.* must be an int >= 1"):
+            check_int("start", value, "when", minimum=1, or_injected=True)
+    for value in (jnp.array(3.0), jnp.array(3, jnp.bfloat16)):
+        assert check_float("rate", value, "how fast", or_injected=True) is value
+    for value, or_injected in ((jnp.array(3.0), False), (jnp.array(True), True), (jnp.array(3j), True)):
         with pytest.raises(ValueError, match=r"rate=.* must be a finite float"):
-            _checks.check_float("rate", value, "how fast")
-    with pytest.raises(ValueError, match=r"rate=.* must be a finite float"):
-        _checks.check_float("rate", jnp.array(True), "how fast", or_injected=True)
+            check_float("rate", value, "how fast", or_injected=or_injected)
+    with pytest.raises(ValueError, match=r"start=.* must be an int >= 1"):
+        check_int("start", jnp.array(3), "when", minimum=1)

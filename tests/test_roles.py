@@ -96,23 +96,10 @@ LINEN_ROLES = {
 }
 
 
-@pytest.fixture(scope="module")
-def linen_params() -> Any:
-    return jax.eval_shape(LinenModel().init, jax.random.key(0), jnp.zeros([1, 6], int))["params"]
-
-
-def test_linen_roles(linen_params: Any):
-    assert default_roles(linen_params) == LINEN_ROLES
-
-
-def test_linen_attention_has_the_shapes_that_make_its_roles_hard(linen_params: Any):
-    attention = linen_params["mha"]
-    assert attention["query"]["kernel"].ndim == attention["out"]["kernel"].ndim == 3
-    assert attention["query"]["bias"].ndim == 2
-
-
-def test_frozen_params_have_the_same_roles(linen_params: Any):
-    assert default_roles(flax.core.freeze(linen_params)) == flax.core.freeze(LINEN_ROLES)
+def test_linen_roles():
+    params = jax.eval_shape(LinenModel().init, jax.random.key(0), jnp.zeros([1, 6], int))["params"]
+    assert default_roles(params) == LINEN_ROLES
+    assert default_roles(flax.core.freeze(params)) == flax.core.freeze(LINEN_ROLES)
 
 
 # Flax nnx
@@ -152,34 +139,21 @@ NNX_ROLES = {
 }
 
 
-@pytest.fixture(scope="module")
-def nnx_model() -> NnxModel:
-    return nnx.eval_shape(lambda: NnxModel(nnx.Rngs(0)))
-
-
-def test_nnx_roles_of_a_state(nnx_model: NnxModel):
-    params = nnx.state(nnx_model, nnx.Param)
+def test_nnx_roles():
+    model = nnx.eval_shape(lambda: NnxModel(nnx.Rngs(0)))
+    params = nnx.state(model, nnx.Param)
     del params["adapted"]["lora"]
     roles = default_roles(params)
     assert isinstance(roles, nnx.State)
-    assert nnx.to_pure_dict(roles) == NNX_ROLES
-
-
-def test_nnx_roles_of_a_pure_dict(nnx_model: NnxModel):
-    params = nnx.to_pure_dict(nnx.state(nnx_model, nnx.Param))
-    del params["adapted"]["lora"]
-    assert default_roles(params) == NNX_ROLES
+    assert nnx.to_pure_dict(roles) == default_roles(nnx.to_pure_dict(params)) == NNX_ROLES
+    adapters = default_roles(nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam)))
+    assert adapters == {"adapted": {"lora": {"lora_a": "dense", "lora_b": "dense"}}}
 
 
 def test_nnx_roles_of_a_module_that_is_the_tree_itself():
     model = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
     assert set(roles_by_path(nnx.state(model, nnx.Param)).values()) == {"dense", "bias"}
     assert roles_by_path(nnx.LayerNorm(8, rngs=nnx.Rngs(0))) == {"scale/value": "norm", "bias/value": "bias"}
-
-
-def test_low_rank_adapters_are_dense(nnx_model: NnxModel):
-    roles = default_roles(nnx.to_pure_dict(nnx.state(nnx_model, nnx.LoRAParam)))
-    assert roles == {"adapted": {"lora": {"lora_a": "dense", "lora_b": "dense"}}}
 
 
 # Haiku
@@ -257,46 +231,26 @@ class EquinoxModel(eqx.Module):
         self.activation = jax.nn.relu
 
 
-@pytest.fixture(scope="module")
-def equinox_params() -> Any:
+def test_equinox_roles():
     model, _ = eqx.filter_eval_shape(eqx.nn.make_with_state(EquinoxModel), jax.random.key(0))
     model = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, model)
-    return eqx.filter(model, eqx.is_inexact_array)
-
-
-def test_equinox_roles(equinox_params: Any):
-    assert equinox_params.encode.bias.ndim == equinox_params.layer_norm.weight.ndim == 3
-    assert roles_by_path(equinox_params) == {
-        "encode/weight": "conv",
-        "encode/bias": "bias",
-        "layer_norm/weight": "norm",
-        "layer_norm/bias": "bias",
-        "rms_norm/weight": "norm",
-        "norms/0/weight": "norm",
-        "norms/0/bias": "bias",
-        "norms/1/weight": "norm",
-        "norms/1/bias": "bias",
-        "tokens/weight": "embedding",
-        "pos_embed": "embedding",
-        **{f"mix/{name}_proj/weight": "dense" for name in ("query", "key", "value", "output")},
-        "mix/output_proj/bias": "bias",
-        "cell/weight_ih": "dense",
-        "cell/weight_hh": "dense",
-        "cell/bias": "bias",
-        "cell/bias_n": "bias",
-        "value/weight": "embedding",
-        "stacked/weight": "dense",
-        "stacked/bias": "bias",
-        "mlp/layers/0/weight": "dense",
-        "mlp/layers/0/bias": "bias",
-        "mlp/layers/1/weight": "dense",
-        "mlp/layers/1/bias": "bias",
+    params = eqx.filter(model, eqx.is_inexact_array)
+    assert params.encode.bias.ndim == params.layer_norm.weight.ndim == 3
+    layer = {"weight": "dense", "bias": "bias"}
+    norm = {"weight": "norm", "bias": "bias"}
+    modules = {
+        "encode": {"weight": "conv", "bias": "bias"},
+        **dict.fromkeys(("layer_norm", "norms/0", "norms/1"), norm),
+        "rms_norm": {"weight": "norm"},
+        **{name: {"weight": "embedding"} for name in ("tokens", "value")},
+        **{f"mix/{name}_proj": {"weight": "dense"} for name in ("query", "key", "value")},
+        **dict.fromkeys(("mix/output_proj", "stacked", "mlp/layers/0", "mlp/layers/1"), layer),
+        "cell": {"weight_ih": "dense", "weight_hh": "dense", "bias": "bias", "bias_n": "bias"},
     }
-
-
-def test_an_equinox_layer_can_be_the_whole_tree():
-    norm = eqx.nn.LayerNorm((4, 2, 3))
-    assert roles_by_path(eqx.filter(norm, eqx.is_inexact_array)) == {"weight": "norm", "bias": "bias"}
+    expected = {f"{module}/{name}": role for module, roles in modules.items() for name, role in roles.items()}
+    assert roles_by_path(params) == {**expected, "pos_embed": "embedding"}
+    one = eqx.filter(eqx.nn.LayerNorm((4, 2, 3)), eqx.is_inexact_array)
+    assert roles_by_path(one) == norm
 
 
 # Trees of other makes
@@ -325,13 +279,6 @@ def test_names_of_other_codebases(path: str, shape: tuple[int, ...], role: str):
     for name in reversed(path.split("/")):
         tree = {name: tree}
     assert jax.tree.leaves(default_roles(tree)) == [role]
-
-
-@pytest.mark.parametrize(
-    ("shape", "role"), [((), "bias"), ((1, 1), "dense"), ((8,), "bias"), ((8, 8), "dense"), ((3, 8, 8), "conv")]
-)
-def test_a_lone_array_has_the_role_of_its_rank(shape: tuple[int, ...], role: str):
-    assert default_roles(np.zeros(shape)) == role
 
 
 shapes = st.lists(st.integers(0, 3), max_size=5).map(tuple)
@@ -379,6 +326,9 @@ def test_roles_may_be_a_tree_or_a_function_or_left_out():
         "b": {"c": "embedding"},
     }
     assert resolve_roles(None, PARAMS) == default_roles(PARAMS)
+    assert resolve_roles("conv", np.zeros(3)) == "conv"
+    assert resolve_roles(lambda _: "norm", np.zeros(3)) == "norm"
+    assert resolve_roles({"a": "dense"}, {}) == {}
 
 
 def test_roles_may_be_a_callable_model():
@@ -386,11 +336,6 @@ def test_roles_may_be_a_callable_model():
     roles = default_roles(model)
     assert callable(roles)
     assert resolve_roles(roles, model) is roles
-
-
-def test_a_role_for_a_lone_array():
-    assert resolve_roles("conv", np.zeros(3)) == "conv"
-    assert resolve_roles(lambda _: "norm", np.zeros(3)) == "norm"
 
 
 @pytest.mark.parametrize(
@@ -414,10 +359,6 @@ def test_roles_of_another_structure_are_refused(roles: Any):
 def test_unknown_roles_are_refused(role: Any):
     with pytest.raises(ValueError, match=r"roles has the unknown role .* at \['b'\]\['c'\]; choose from conv, dense"):
         resolve_roles({"a": "dense", "b": {"c": role}}, PARAMS)
-
-
-def test_an_empty_tree_needs_no_roles():
-    assert resolve_roles({"a": "dense"}, {}) == {}
 
 
 @pytest.mark.parametrize("names", [("A", "B"), ("a", "b"), ("lora_a", "b")])

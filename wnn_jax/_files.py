@@ -1,31 +1,47 @@
-"""Writing files so that nothing is lost."""
+"""Write files whole or not at all, and arrays with a checksum of their content."""
 
 import contextlib
+import hashlib
+import io
+import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Generator
+import zipfile
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
-# Nobody writes a file for so long, whatever the clocks of the machines that share a folder say.
+import numpy as np
+
+# A write never takes this long, even between machines whose clocks differ.
 _SECONDS_UNTIL_STALE = 2 * 24 * 60 * 60
+# The member that holds the header. No array may have this name.
+_HEADER = "metadata"
+# The header's own keys: the checksum, and the dtypes that NumPy's format has no name for.
+_CHECKSUM, _DTYPES = "sha256", "dtypes"
+_DTYPE = re.compile(r"<f[248]|<[iu][248]|\|[iub]1")
+# The start of a `.npy` file, as NumPy writes it. NumPy's own reader trusts the header: a damaged one makes it warn,
+# allocate whatever size it reads, and raise errors that are no `ValueError`.
+_ARRAY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\0..{'descr': '(?P<dtype>" + _DTYPE.pattern.encode() + rb"|<U\d{1,9})', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[\d, ]{,99})\), } *\n",
+    re.DOTALL,
+)
+_REMEDY = "Copy it again from an intact copy, or make it again."
 
 
 @contextlib.contextmanager
 def replace_on_success(path: Path) -> Generator[Path]:
-    """Yields a new, empty file beside `path`, and moves it to `path` when it is written.
+    """Yield a new, empty file in the folder of `path`, and move it to `path` once it is written.
 
-    Its name is its own: any number of threads, processes and machines may write to one path at a time, and a reader
-    finds the whole of what one of them wrote. An interruption, an error or a full disk leaves the file that was at
-    `path` as it was, and so does a crash of the machine. What is left of writers that were killed is removed by the
-    first who writes to the same path two days later.
-
-    Args:
-      path: where the file is to be.
+    The new file has a unique name: threads, processes and machines may write to one path at a time, and a reader always
+    gets one complete file. After an interruption, an error, a full disk or a crash, the old file is still there. A
+    killed writer leaves its file behind; the first write to the same path two days later removes it.
 
     Raises:
-      OSError: if no file can be made in the folder of `path`, which it names; or what writing raises.
+      OSError: if the folder of `path` takes no file; the message names the folder. Also whatever writing raises.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -51,3 +67,127 @@ def _remove_stale(path: Path) -> None:
             # Another process may have removed it in the meantime.
             if name.fullmatch(entry.name) and entry.stat().st_mtime < time.time() - _SECONDS_UNTIL_STALE:
                 Path(entry).unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+    """Write arrays and a header to one `.npz` file with a checksum, whole or not at all, without pickle.
+
+    Args:
+      path: the file to write.
+      arrays: arrays by name: booleans, integers, floats of up to 64 bits, bfloat16. For a random key, give its
+        `jax.random.key_data`.
+      header: what else the file says, made of what JSON has. Give it a `"format"` and a `"version"`, so that
+        `read_arrays` can tell the file from others. The keys `"sha256"` and `"dtypes"` are taken.
+
+    Raises:
+      ValueError: if the file cannot hold an array, or the header has a number that is not finite.
+      TypeError: if the header is not made of what JSON has.
+    """
+    stored: dict[str, np.ndarray] = {}
+    dtypes: dict[str, str] = {}
+    for name, array in arrays.items():
+        dtype: Any = array.dtype
+        if dtype.name == "bfloat16":
+            dtypes[name], array = dtype.name, array.view(np.uint16)
+        elif not (isinstance(dtype, np.dtype) and _DTYPE.fullmatch(dtype.newbyteorder("<").str) and name != _HEADER):
+            raise ValueError(
+                f"{path.name} cannot hold the array {name!r} of dtype {dtype}: give booleans, integers, floats of up "
+                f"to 64 bits or bfloat16 (jax.random.key_data for a random key), and no name {_HEADER!r}."
+            )
+        stored[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+    # As JSON reads it back: with lists for tuples.
+    content = json.loads(json.dumps({**header, **({_DTYPES: dtypes} if dtypes else {})}, allow_nan=False))
+    text = np.array(json.dumps({**content, _CHECKSUM: checksum(content, stored)}))
+    with replace_on_success(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in {_HEADER: text, **stored}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def read_arrays(
+    path: Path, *, format_name: str | None = None, version: int | None = None, remedy: str = _REMEDY
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read what `write_arrays` wrote, and compare it with its checksum.
+
+    Args:
+      path: the file to read.
+      format_name: the `"format"` that the header must have, or `None` for any format and version.
+      version: the `"version"` that the header must have.
+      remedy: a sentence that says what to do about a damaged file, for the message.
+
+    Returns:
+      The header and the arrays by name. The arrays are read-only.
+
+    Raises:
+      ValueError: if the file is damaged, or of another format or version; the message says it in one line.
+      OSError: if there is no such file, or it cannot be opened.
+    """
+    content = path.read_bytes()
+    with damage_named(path, remedy):
+        members = _members(content)
+        header: dict[str, Any] = json.loads(str(_array(members.pop(_HEADER))))
+        actual = header.get("format"), header.get("version")
+    # As text: in Python True is 1, and 2.0 is 2.
+    if format_name is not None and repr(actual) != repr((format_name, version)):
+        raise ValueError(
+            f"{path} has the format {actual[0]!r}, version {actual[1]!r}; this wnn_jax reads {format_name!r}, version "
+            f"{version}, here. Use the wnn_jax that wrote the file, or make it again."
+        )
+    with damage_named(path, remedy):
+        arrays = {name: _array(member) for name, member in members.items()}
+        if header.pop(_CHECKSUM) != checksum(header, arrays):
+            raise ValueError("its content is not that of its checksum")
+        return header, arrays | {name: arrays[name].view(dtype) for name, dtype in header.pop(_DTYPES, {}).items()}
+
+
+@contextlib.contextmanager
+def damage_named(path: Path, remedy: str = _REMEDY) -> Generator[None]:
+    """Turn every error into one `ValueError` that calls the file damaged: arbitrary bytes raise errors of any kind."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, or this wnn_jax did not write it ({reason}). {remedy}"
+        ) from error
+
+
+def _members(content: bytes) -> dict[str, bytes]:
+    """The members of an archive by name. Compression is refused, so they take no more memory than the archive."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed")
+        if sum(member.file_size for member in members) > len(content):
+            raise ValueError("it is shorter than what it holds")
+        if any(member.header_offset > 0 for member in members[:1]):
+            raise ValueError("something else comes before it")
+        names = [member.filename.removesuffix(".npy") for member in members]
+        if len(set(names)) < len(names):
+            raise ValueError("it holds two arrays of one name")
+        # `zipfile` compares a member with its own checksum only if it is read as a whole.
+        return {name: archive.read(member) for name, member in zip(names, members, strict=True)}
+
+
+def _array(member: bytes) -> np.ndarray:
+    header = _ARRAY_HEADER.match(member)
+    if header is None:
+        raise ValueError("it holds an array of a dtype or a layout that wnn_jax does not write")
+    shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
+    return np.frombuffer(member, header["dtype"].decode(), offset=header.end()).reshape(shape)
+
+
+def checksum(header: Any, arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a SHA-256, in hexadecimal digits, of a JSON value and of arrays by name, in whatever order they are."""
+    digest = hashlib.sha256()
+
+    def add(part: bytes) -> None:
+        # With its length, so that no part can be taken for the end of another.
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+
+    add(json.dumps(header, sort_keys=True, allow_nan=False).encode())
+    for name, array in sorted(arrays.items()):
+        add(json.dumps([name, array.shape, array.dtype.name]).encode())
+        add(array.tobytes())
+    return digest.hexdigest()

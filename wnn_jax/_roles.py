@@ -1,7 +1,7 @@
 """Which kind of operation a parameter belongs to, read from its name and rank."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,36 +17,34 @@ _NORM_SCALE = re.compile(r"scale|gamma")
 _EMBEDDING = re.compile(r".*emb(ed(ding)?)?s?|wte|wpe")
 # A module's name (`LayerNorm_0`, `bn1`, `ln_f`) or, for Equinox, its class.
 _NORM_MODULE = re.compile(r".*norm(_?\d+)?|(bn|ln)\d*(_\w+)?")
-# Modules whose parameters of rank 3 and more are matrices with split or stacked axes, not windows: those that own
-# the parameter, and those that may have it further down.
+# Modules whose parameters of rank 3 and more are matrices with split or stacked axes, not windows: the modules that
+# own such a parameter, and those that may have it further down.
 _DENSE_MODULE = re.compile(r".*(dense|linear|einsum).*|query|key|value|qkv")
 _DENSE_ANCESTOR = re.compile(r".*(att(entio)?n|expert).*")
-# The children by which an attention module is known, whatever its own name.
+# The children that tell an attention module, whatever its own name is.
 _ATTENTION_CHILDREN = frozenset({"query", "key", "value"})
 
 _Names = tuple[str, ...]
 
 
 def default_roles(params: Any) -> Any:
-    """Names the role of every parameter, from its path and rank.
+    """Name the role of every parameter, from its path and rank.
 
-    The roles are those of the weight nowcaster network (Jang et al., ICML 2023: one network per kind of
-    operation), with two more for what its published code skips:
+    The roles are those of the weight nowcaster network (Jang et al., ICML 2023), and two for what its code skips:
 
-    - `"bias"`: anything called a bias (also the shift of a norm layer; a matrix called `b` is none), and any other
-      leaf of rank <= 1;
+    - `"bias"`: anything called a bias, the shift of a norm layer, and any other leaf of rank 1 or 0. A matrix called
+      `b` is no bias;
     - `"norm"`: the scale of a norm layer;
     - `"embedding"`: a table of token or position embeddings;
-    - `"dense"`: a leaf of rank 2, and one of higher rank that is a matrix with split or stacked axes: one in an
-      attention or dense module (Flax's attention kernels are `[d_model, heads, head_dim]`), or whose bias has
-      split or stacked axes too (a scanned layer's kernel is `[layers, in, out]`, its bias `[layers, out]`);
-    - `"conv"`: any other leaf of rank >= 3.
+    - `"dense"`: a leaf of rank 2, and a matrix with split or stacked axes. A leaf of higher rank is such a matrix if it
+      belongs to an attention or dense module (Flax's attention kernels are `[d_model, heads, head_dim]`), or if its
+      bias has such axes too (a scanned layer's kernel is `[layers, in, out]`, its bias `[layers, out]`);
+    - `"conv"`: any other leaf of rank 3 or more.
 
-    Names are understood as Flax linen, Flax nnx, Haiku and Equinox give them. In trees of other makes the
-    rank decides.
+    Names are understood as Flax linen, Flax nnx, Haiku and Equinox give them. In other trees the rank decides.
 
     Args:
-      params: a tree of arrays (or of anything with `shape`).
+      params: a tree of arrays, or of anything with a `shape`.
 
     Returns:
       A tree of the same structure with a role name at each leaf.
@@ -59,67 +57,69 @@ def default_roles(params: Any) -> Any:
     """
     leaves = _named_shapes(params)
     children: dict[_Names, set[str]] = {}
-    for names, _ in leaves:
+    for names, _, _ in leaves:
         for depth, name in enumerate(names):
             children.setdefault(names[:depth], set()).add(name)
 
-    roles: list[str] = []
-    is_bias = _are_biases(leaves)
-    for (names, shape), bias, is_leaf_bias in zip(leaves, bias_shapes(params), is_bias, strict=True):
-        if is_leaf_bias:
-            roles.append("bias")
-            continue
-        # A bias has one axis of its own; any others are stacked layers or split features, as in its kernel.
-        bias_axes = sum(size > 1 for size in bias or ())
-        in_attention = children.get(names[:-2], set()) >= _ATTENTION_CHILDREN
-        roles.append(_role(names, len(shape), num_split=max(bias_axes - 1, 0), in_attention=in_attention))
+    def role_of(names: _Names, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> str:
+        # A bias has one axis of its own. More axes are stacked layers or split features, and its kernel has them too.
+        num_split = max(sum(size > 1 for size in bias or ()) - 1, 0)
+        return _role(names, len(shape) - num_split, len(shape), children.get(names[:-2], set()) >= _ATTENTION_CHILDREN)
+
+    roles = [
+        "bias" if is_bias else role_of(names, shape, bias)
+        for (names, shape, is_bias), bias in zip(leaves, bias_shapes(params), strict=True)
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), roles)
 
 
+def _role(names: _Names, rank: int, num_axes: int, in_attention: bool) -> str:
+    *ancestors, module, leaf = ("", "", *names)
+    if _NORM_SCALE.fullmatch(leaf) or (leaf == "weight" and _NORM_MODULE.fullmatch(module)):
+        return "norm"
+    if _EMBEDDING.fullmatch(leaf) or (leaf == "weight" and _EMBEDDING.fullmatch(module)):
+        return "embedding"
+    if num_axes <= 2:
+        return "dense" if num_axes == 2 else "bias"
+    if "conv" in module:
+        return "conv"
+    in_dense = _DENSE_MODULE.fullmatch(module) or any(map(_DENSE_ANCESTOR.fullmatch, (*ancestors, module)))
+    return "dense" if in_attention or in_dense or rank == 2 else "conv"
+
+
 def bias_shapes(params: Any) -> list[tuple[int, ...] | None]:
-    """For each leaf, the shape of the bias in the same module, or `None` where there is none."""
+    """Return for each leaf the shape of the bias in the same module, or `None` if there is no bias."""
     leaves = _named_shapes(params)
-    named = zip(leaves, _are_biases(leaves), strict=True)
-    biases = {names[:-1]: shape for (names, shape), is_bias in named if is_bias and names[-1] in ("bias", "b")}
-    return [biases.get(names[:-1]) for names, _ in leaves]
+    biases = {names[:-1]: shape for names, shape, is_bias in leaves if is_bias and names[-1] in ("bias", "b")}
+    return [biases.get(names[:-1]) for names, _, _ in leaves]
 
 
-def _are_biases(leaves: Sequence[tuple[_Names, tuple[int, ...]]]) -> list[bool]:
-    """Which leaves are biases, by their names.
-
-    A matrix `b`, as of a low-rank adapter, is none. That of stacked layers, or with split features, has a kernel with
-    an axis more beside it.
-    """
+def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...], bool]]:
+    """The names along the path of each leaf, its shape, and whether it is called a bias."""
+    leaves = [
+        (names_along(params, path), tuple[int, ...](getattr(leaf, "shape", ())))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
     ranks: dict[_Names, int] = {}
     for names, shape in leaves:
         ranks[names[:-1]] = max(len(shape), ranks.get(names[:-1], 0))
-    return [
-        bool(names and _BIAS.fullmatch(names[-1]))
-        and (names[-1] != "b" or len(shape) <= 1 or len(shape) < ranks[names[:-1]])
-        for names, shape in leaves
-    ]
+
+    def is_bias(names: _Names, rank: int) -> bool:
+        # A matrix `b`, as of a low-rank adapter, is no bias, unless its module has a kernel with one more axis.
+        may_be_b = rank <= 1 or rank < ranks[names[:-1]]
+        return bool(names and _BIAS.fullmatch(names[-1]) and (names[-1] != "b" or may_be_b))
+
+    return [(names, shape, is_bias(names, len(shape))) for names, shape in leaves]
 
 
 def resolve_roles(roles: RolesLike, params: Any) -> Any:
-    """The tree of roles for `params`, checked.
-
-    Args:
-      roles: a tree of role names like `params`, a function from params to such a tree, or `None` for
-        `default_roles`.
-      params: the parameters.
-
-    Raises:
-      ValueError: if the tree does not match `params`, or has an unknown role in it.
-    """
+    """Return a tree of roles for `params`, checked: as given, as a function makes it, or that of `default_roles`."""
     structure = jax.tree.structure(params)
     if structure.num_leaves == 0:  # `optax.tree.map_params` calls `init` on an empty stand-in for the params.
         return params
-    if roles is None:
-        tree = default_roles(params)
-    else:
-        # A tree can be callable too (an Equinox model's is), but only a function is a leaf.
-        is_function = callable(roles) and jax.tree_util.all_leaves([roles])
-        tree = roles(params) if is_function else roles
+    # A tree can be callable too (an Equinox model's is), but only a function is a leaf.
+    is_function = callable(roles) and jax.tree_util.all_leaves([roles])
+    tree = default_roles(params) if roles is None else roles(params) if is_function else roles
     if jax.tree.structure(tree) != structure:
         raise ValueError(
             f"roles does not match params: it has the structure {jax.tree.structure(tree)} but the params have "
@@ -134,24 +134,17 @@ def resolve_roles(roles: RolesLike, params: Any) -> Any:
     return tree
 
 
-def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...]]]:
-    return [
-        (names_along(params, path), tuple[int, ...](getattr(leaf, "shape", ())))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
-
-
 def names_along(root: Any, path: tuple[Any, ...], *, with_classes: bool = True) -> _Names:
-    """The names along a path, outermost first, in lower case.
+    """Return the names along a path, outermost first, in lower case.
 
-    Equinox keeps its modules in the parameter tree and names every operation `weight`: the class of each
-    module passed is therefore one more name, put before the leaf's own, unless `with_classes` is `False`.
+    Equinox names every operation `weight`, and keeps its modules in the parameter tree. So the class of each module on
+    the path is one more name, before the name of the attribute, unless `with_classes` is `False`.
     """
     names: list[str] = []
     node: Any = root
     for key in path:
         if isinstance(key, jax.tree_util.GetAttrKey):
-            if hasattr(node, "get_raw_value"):  # An `nnx.Variable` puts what it holds one key deeper, under no name.
+            if hasattr(node, "get_raw_value"):  # An `nnx.Variable` holds its value one key deeper, under no name.
                 node = node.get_raw_value()
             else:
                 names += [type(node).__name__, key.name] if with_classes else [key.name]
@@ -164,21 +157,3 @@ def names_along(root: Any, path: tuple[Any, ...], *, with_classes: bool = True) 
             names += str(name).split("/")  # Haiku joins module names with slashes.
             node = node[name] if isinstance(node, Mapping) and name in node else None
     return tuple(name.lower() for name in names)
-
-
-def _role(names: _Names, rank: int, *, num_split: int, in_attention: bool) -> str:
-    *ancestors, module, leaf = ("", "", *names)
-    if _NORM_SCALE.fullmatch(leaf) or (leaf == "weight" and _NORM_MODULE.fullmatch(module)):
-        return "norm"
-    if _EMBEDDING.fullmatch(leaf) or (leaf == "weight" and _EMBEDDING.fullmatch(module)):
-        return "embedding"
-    if rank <= 1:
-        return "bias"
-    if rank == 2:
-        return "dense"
-    if "conv" in module:
-        return "conv"
-    in_dense = (
-        in_attention or _DENSE_MODULE.fullmatch(module) or any(map(_DENSE_ANCESTOR.fullmatch, (*ancestors, module)))
-    )
-    return "dense" if in_dense or rank - num_split == 2 else "conv"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wnn_jax._store import _sha256
+from wnn_jax._files import checksum as _sha256
 from wnn_jax.lab.training.keys import run_key
 
 # Bytes that an archive of some kilobytes unpacks to.

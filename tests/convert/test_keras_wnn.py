@@ -61,7 +61,7 @@ def paths(tmp_path: Path) -> dict[str, Any]:
 
 
 # Keras counts the layers of a session; read as words, dense_10 comes before dense_9.
-@pytest.mark.parametrize("start", [0, 1, 2, 5, 9, 14, 90, 99, 995])
+@pytest.mark.parametrize("start", [0, 1, 9, 14, 99, 995])
 def test_every_array_lands_in_its_place(tmp_path: Path, start: int):
     paths = [tmp_path / f"{argument}.h5" for argument in ARGUMENTS]
     networks = [write_published(path, start=start + 13 * seed, seed=seed) for seed, path in enumerate(paths)]
@@ -72,23 +72,14 @@ def test_every_array_lands_in_its_place(tmp_path: Path, start: int):
         jax.tree.map(np.testing.assert_array_equal, converted.params[argument], network)
 
 
-def test_arrays_are_read_before_the_file_is_closed(paths: dict[str, Any]):
-    converted = keras_wnn(**paths)
-    for path in paths.values():
-        path.unlink()
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dict(converted.params)))
-
-
-def test_paths_may_be_strings(paths: dict[str, Any]):
-    strings: dict[str, Any] = {argument: str(path) for argument, path in paths.items()}
-    assert set(keras_wnn(**strings).params) == set(ARGUMENTS)
-
-
 def test_settings(paths: dict[str, Any]):
     assert not keras_wnn(**paths).published_bias
-    converted = keras_wnn(**paths, published_bias=True)
+    converted = keras_wnn(*map(str, paths.values()), published_bias=True)
+    for path in paths.values():
+        path.unlink()
     assert converted.published_bias
     assert "Jang" in converted.record["source"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dict(converted.params)))
 
 
 # Every error names the argument and the file.
@@ -101,58 +92,50 @@ def test_a_missing_file(paths: dict[str, Any], argument: str):
         keras_wnn(**paths)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no HDF5"])
-def test_a_file_of_another_format(paths: dict[str, Any], content: bytes):
-    paths["dense"].write_bytes(content)
-    with pytest.raises(ValueError, match=f"dense='{paths['dense']}' is not an HDF5 file"):
-        keras_wnn(**paths)
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_truncated_file(paths: dict[str, Any]):
-    whole = paths["dense"].read_bytes()
-    paths["dense"].write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=f"dense='{paths['dense']}' is not an HDF5 file, or a damaged one"):
-        keras_wnn(**paths)
+def change(path: Path, how: Any) -> None:
+    with h5py.File(path, "a") as file:
+        how(file)
 
 
-def test_too_few_layers(paths: dict[str, Any]):
-    with h5py.File(paths["bias"], "a") as file:
-        del file["dense_20"]
-    with pytest.raises(ValueError, match=f"bias='{paths['bias']}' has 12 dense layers .* has 13"):
-        keras_wnn(**paths)
+def swap_first_and_last(file: h5py.File) -> None:
+    file.move("dense_14", "first")
+    file.move("dense_26", "dense_14")
+    file.move("dense_14/dense_26", "dense_14/dense_14")
+    file.move("first", "dense_26")
+    file.move("dense_26/dense_14", "dense_26/dense_26")
 
 
-def test_too_many_layers(paths: dict[str, Any]):
-    with h5py.File(paths["bias"], "a") as file:
-        write_layer(file, "dense_27", np.zeros((1, 1)), np.zeros(1))
-    with pytest.raises(ValueError, match=f"bias='{paths['bias']}' has 14 dense layers .* has 13"):
-        keras_wnn(**paths)
+def narrow(file: h5py.File) -> None:
+    del file["dense_19"]
+    write_layer(file, "dense_19", np.zeros((64, 16)), np.zeros(16))
 
 
-def test_a_layer_of_another_shape(paths: dict[str, Any]):
-    with h5py.File(paths["conv"], "a") as file:
-        del file["dense_19"]
-        write_layer(file, "dense_19", np.zeros((64, 16)), np.zeros(16))
-    with pytest.raises(ValueError, match=f"conv='{paths['conv']}' is not a weight file of the published WNN: .*16"):
-        keras_wnn(**paths)
-
-
-def test_layers_in_another_order(paths: dict[str, Any]):
-    with h5py.File(paths["conv"], "a") as file:
-        file.move("dense_14", "first")
-        file.move("dense_26", "dense_14")
-        file.move("dense_14/dense_26", "dense_14/dense_14")
-        file.move("first", "dense_26")
-        file.move("dense_26/dense_14", "dense_26/dense_26")
-    with pytest.raises(ValueError, match=f"conv='{paths['conv']}' is not a weight file of the published WNN"):
-        keras_wnn(**paths)
-
-
-@pytest.mark.parametrize("array", ["kernel", "bias"])
-def test_a_layer_without_one_of_its_arrays(paths: dict[str, Any], array: str):
-    with h5py.File(paths["conv"], "a") as file:
-        del file[f"dense_14/dense_14/{array}:0"]
-    with pytest.raises(ValueError, match=f"conv='{paths['conv']}' has no {array} in its layer dense_14"):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(b""), "is not an HDF5 file"),
+        (lambda path: path.write_bytes(b"PK no HDF5"), "is not an HDF5 file"),
+        (cut_in_half, "is not an HDF5 file, or a damaged one"),
+        (lambda path: change(path, lambda file: file.pop("dense_20")), "has 12 dense layers .* has 13"),
+        (
+            lambda path: change(path, lambda file: write_layer(file, "dense_27", np.zeros((1, 1)), np.zeros(1))),
+            "has 14 dense layers .* has 13",
+        ),
+        (lambda path: change(path, narrow), "is not a weight file of the published WNN: .*16"),
+        (lambda path: change(path, swap_first_and_last), "is not a weight file of the published WNN"),
+        *(
+            (lambda path, x=x: change(path, lambda file: file.pop(f"dense_14/dense_14/{x}:0")), f"has no {x} in")
+            for x in ("kernel", "bias")
+        ),
+    ],
+)
+def test_a_file_of_something_else(paths: dict[str, Any], damage: Any, reason: str):
+    damage(paths["dense"])
+    with pytest.raises(ValueError, match=f"dense='{paths['dense']}' {reason}"):
         keras_wnn(**paths)
 
 

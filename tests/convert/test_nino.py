@@ -11,22 +11,36 @@ from wnn_jax.convert import nino, nino_mlp
 from wnn_jax.nowcasters import NiNo, WNNPlus
 
 WIDTH = 16
-SHAPES = {
-    "layer_embed.weight": (15, WIDTH),
-    "edge_proj.fc.0.weight": (WIDTH, 5),
-    "edge_proj.fc.0.bias": (WIDTH,),
-    "edge_mlp.fc.0.weight": (WIDTH, WIDTH),
-    "edge_mlp.fc.0.bias": (WIDTH,),
-    "edge_mlp.fc.2.weight": (WIDTH, WIDTH),
-    "edge_mlp.fc.2.bias": (WIDTH,),
-    "edge_mlp.fc.4.weight": (WIDTH, WIDTH),
-    "edge_mlp.fc.4.bias": (WIDTH,),
-    "edge_mlp.fc.6.weight": (40, WIDTH),
-    "edge_mlp.fc.6.bias": (40,),
+MLP_LAYERS = {
+    "edge_proj.fc.0": (WIDTH, 5),
+    **{f"edge_mlp.fc.{2 * index}": (WIDTH, WIDTH) for index in range(3)},
+    "edge_mlp.fc.6": (40, WIDTH),
 }
-LAYERS = {"expand": "edge_proj.fc.0", "output": "edge_mlp.fc.6"} | {
-    f"hidden_{index}": f"edge_mlp.fc.{2 * index}" for index in range(3)
+ROUND_LAYERS = {
+    "edge_encoder": (2 * WIDTH, WIDTH),
+    "pre_nns.0.0": (WIDTH, 2 * WIDTH),
+    "post_nns.0.0": (WIDTH, 2 * WIDTH),
+    "lin": (WIDTH, WIDTH),
 }
+EDGE_LAYERS = ("lin_e", "lin_s", "lin_t", "lin1")
+
+
+def nino_layers(num_rounds: int) -> dict[str, tuple[int, int]]:
+    layers = {"node_proj.fc.0": (WIDTH, 8), "edge_proj.fc.0": (WIDTH, 45)}
+    layers |= {"edge_out.fc.0": (WIDTH, WIDTH), "edge_out.fc.2": (360, WIDTH)}
+    for level in range(num_rounds + 1):
+        layers |= {f"gnn.convs.{level}.{name}": shape for name, shape in ROUND_LAYERS.items()}
+    for level in range(num_rounds):
+        layers |= {f"gnn.edge_update.{level}.{name}": (WIDTH, WIDTH) for name in EDGE_LAYERS}
+    return layers
+
+
+def random_state(layers: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {"layer_embed.weight": (15, WIDTH)}
+    for name, shape in layers.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +49,16 @@ def torch() -> Any:
 
 
 @pytest.fixture
-def state() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "nino_mlp.pt"
+    return tmp_path / "published.pt"
+
+
+@pytest.fixture(params=["WNN+", "NiNo"])
+def network(request: pytest.FixtureRequest) -> tuple[str, Any, dict[str, np.ndarray]]:
+    """Its name, its reader, and what a file of it holds."""
+    if request.param == "NiNo":
+        return "NiNo", nino, random_state(nino_layers(2))
+    return r"WNN\+", nino_mlp, random_state(MLP_LAYERS)
 
 
 def write(torch: Any, path: Path, state: dict[str, np.ndarray]) -> None:
@@ -51,56 +67,59 @@ def write(torch: Any, path: Path, state: dict[str, np.ndarray]) -> None:
     torch.save({"state_dict": tensors, "model_args": {"gnn": False, "hid": WIDTH}}, path)
 
 
-@pytest.mark.parametrize("as_argument", [str, Path], ids=["str", "Path"])
-def test_every_array_lands_in_its_place(torch: Any, state: dict[str, np.ndarray], path: Path, as_argument: Any):
+def assert_layer(layer: Any, state: dict[str, np.ndarray], theirs: str) -> None:
+    np.testing.assert_array_equal(layer["kernel"], state[f"{theirs}.weight"].T)
+    np.testing.assert_array_equal(layer["bias"], state[f"{theirs}.bias"])
+
+
+def test_every_array_of_wnn_plus_lands_in_its_place(torch: Any, path: Path):
+    state = random_state(MLP_LAYERS)
     write(torch, path, state)
-    converted = nino_mlp(as_argument(path))
+    converted = nino_mlp(str(path))
     path.unlink()
     assert isinstance(converted, WNNPlus)
-    assert set(converted.params) == {*LAYERS, "role"}
-    for ours, theirs in LAYERS.items():
-        np.testing.assert_array_equal(converted.params[ours]["kernel"], state[f"{theirs}.weight"].T)
-        np.testing.assert_array_equal(converted.params[ours]["bias"], state[f"{theirs}.bias"])
+    layers = {"expand": "edge_proj.fc.0", "output": "edge_mlp.fc.6"}
+    layers |= {f"hidden_{index}": f"edge_mlp.fc.{2 * index}" for index in range(3)}
+    assert set(converted.params) == {*layers, "role"}
+    for ours, theirs in layers.items():
+        assert_layer(converted.params[ours], state, theirs)
+    published = {"dense": 1, "bias": 2, "conv": 3, "norm": 4, "embedding": 5}
+    rows = [published[role] for role in ROLES]
+    np.testing.assert_array_equal(converted.params["role"]["embedding"], state["layer_embed.weight"][rows])
     assert "Knyazev" in converted.record["source"]
 
 
-def test_published_kinds_of_layer_become_roles(torch: Any, state: dict[str, np.ndarray], path: Path):
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_every_array_of_nino_lands_in_its_place(torch: Any, path: Path, num_rounds: int):
+    state = random_state(nino_layers(num_rounds))
     write(torch, path, state)
-    embedding = nino_mlp(path).params["role"]["embedding"]
-    published = {"dense": 1, "bias": 2, "conv": 3, "norm": 4, "embedding": 5}
-    for row, role in zip(embedding, ROLES, strict=True):
-        np.testing.assert_array_equal(row, state["layer_embed.weight"][published[role]])
+    converted = nino(path)
+    assert isinstance(converted, NiNo)
+    assert "Knyazev" in converted.record["source"]
+    params: Any = converted.params
+    np.testing.assert_array_equal(params["kind"]["embedding"], state["layer_embed.weight"])
+    for layer, theirs in {"position": "node_proj.fc.0", "weights": "edge_proj.fc.0", "hidden": "edge_out.fc.0"}.items():
+        assert_layer(params[layer], state, theirs)
+    assert sorted(params["rounds"]) == [str(level) for level in range(num_rounds)]
+    for level, one_round in params["rounds"].items():
+        for layer, theirs in zip(("modulation", "message", "node", "mix"), ROUND_LAYERS, strict=True):
+            assert_layer(one_round[layer], state, f"gnn.convs.{level}.{theirs}")
+        for layer, theirs in zip(("edge", "source", "target", "output"), EDGE_LAYERS, strict=True):
+            assert_layer(one_round["edge"][layer], state, f"gnn.edge_update.{level}.{theirs}")
+    # Element 3 of a window, 7 snapshots ahead.
+    np.testing.assert_array_equal(params["output"]["kernel"][:, 6, 3], state["edge_out.fc.2.weight"][3 * 40 + 6])
+    assert params["output"]["bias"][6, 3] == state["edge_out.fc.2.bias"][3 * 40 + 6]
+
+
+def test_numbers_of_lower_precision(torch: Any, path: Path):
+    state = random_state(MLP_LAYERS)
+    torch.save({"state_dict": {name: torch.from_numpy(array).bfloat16() for name, array in state.items()}}, path)
+    kernel: Any = nino_mlp(path).params["hidden_0"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel, state["edge_mlp.fc.0.weight"].T, rtol=2**-8)
 
 
 # Every error names the file.
-
-
-def test_a_missing_file(torch: Any, path: Path):
-    with pytest.raises(FileNotFoundError, match=f"path='{path}' does not exist"):
-        nino_mlp(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x02garbage", b"text", bytes(1000)])
-def test_a_file_of_another_format(torch: Any, path: Path, content: bytes):
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"path='{path}' cannot be read as a PyTorch file"):
-        nino_mlp(path)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_truncated_file(torch: Any, state: dict[str, np.ndarray], path: Path, share: float):
-    write(torch, path, state)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=f"path='{path}' cannot be read as a PyTorch file"):
-        nino_mlp(path)
-
-
-@pytest.mark.parametrize("content", [{}, [1, 2], {"state_dict": None}, {"state_dict": {"step": 3}}], ids=str)
-def test_a_file_without_a_state_dict_of_tensors(torch: Any, path: Path, content: Any):
-    torch.save(content, path)
-    with pytest.raises(ValueError, match=f"path='{path}' cannot be read as a PyTorch file with a `state_dict`"):
-        nino_mlp(path)
 
 
 class Exploding:
@@ -110,179 +129,70 @@ class Exploding:
         return pytest.fail, ("a pickle was loaded",)
 
 
-def test_pickled_objects_are_never_loaded(torch: Any, path: Path):
-    torch.save({"state_dict": Exploding()}, path)
+@pytest.mark.parametrize("content", [{}, [1, 2], {"state_dict": None}, {"state_dict": {"step": 3}}, Exploding()])
+def test_a_file_without_a_state_dict_of_tensors(torch: Any, path: Path, content: Any):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f"path='{path}' cannot be read as a PyTorch file with a `state_dict`"):
+        nino_mlp(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x02garbage", b"text", 0.1, 0.5, 0.99])
+def test_a_file_of_another_format_or_a_part_of_one(torch: Any, network: Any, path: Path, content: bytes | float):
+    _, read, state = network
+    with pytest.raises(FileNotFoundError, match=f"path='{path}' does not exist"):
+        read(path)
+    write(torch, path, state)
+    whole = path.read_bytes()
+    path.write_bytes(content if isinstance(content, bytes) else whole[: int(content * len(whole))])
     with pytest.raises(ValueError, match=f"path='{path}' cannot be read as a PyTorch file"):
-        nino_mlp(path)
+        read(path)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_missing_tensor(torch: Any, state: dict[str, np.ndarray], path: Path, name: str):
-    del state[name]
+@pytest.mark.parametrize("shape", [None, (), (3,), (3, 7), (2, 3, 4)], ids=str)
+def test_a_tensor_that_is_missing_or_of_another_shape(torch: Any, network: Any, path: Path, shape: Any):
+    name, read, state = network
+    for tensor in state:
+        if tensor.startswith("gnn.convs.2"):  # The last round of nodes, which is not read.
+            continue
+        changed = {other: array for other, array in state.items() if other != tensor}
+        write(torch, path, changed if shape is None else changed | {tensor: np.ones(shape, np.float32)})
+        with pytest.raises(ValueError, match=f"path='{path}' is not a weight file of the published {name}"):
+            read(path)
+
+
+def test_a_network_of_more_layers(torch: Any, network: Any, path: Path):
+    name, read, state = network
+    for more in ("edge_mlp.fc.8", "edge_proj.fc.2", "gnn.norms.0"):
+        if name == "NiNo" and more.startswith("edge_mlp"):
+            continue
+        write(torch, path, state | {f"{more}.weight": np.ones([WIDTH, WIDTH], np.float32)})
+        expected = f"not a weight file of the published {name}.*it has '{re.escape(more)}.weight'"
+        with pytest.raises(ValueError, match=expected):
+            read(path)
+
+
+def test_numbers_that_are_not_finite(torch: Any, network: Any, path: Path):
+    _, read, state = network
+    state["layer_embed.weight"][3] = np.nan
     write(torch, path, state)
-    with pytest.raises(ValueError, match=f"path='{path}' is not a weight file of the published WNN.*{name}"):
-        nino_mlp(path)
+    with pytest.raises(ValueError, match=f"path='{path}' has numbers that are not finite in 'layer_embed.weight'"):
+        read(path)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("shape", [(), (3,), (3, 7), (2, 3, 4)], ids=str)
-def test_a_tensor_of_another_shape(
-    torch: Any, state: dict[str, np.ndarray], path: Path, name: str, shape: tuple[int, ...]
-):
-    write(torch, path, state | {name: np.ones(shape, np.float32)})
-    with pytest.raises(ValueError, match=f"path='{path}' is not a weight file of the published WNN"):
-        nino_mlp(path)
-
-
-def test_a_network_of_more_layers(torch: Any, state: dict[str, np.ndarray], path: Path):
-    write(torch, path, state | {"edge_mlp.fc.8.weight": np.ones([40, 40], np.float32)})
-    with pytest.raises(ValueError, match=r"not a weight file of the published WNN.*it has 'edge_mlp\.fc\.8\.weight'"):
-        nino_mlp(path)
-
-
-def test_numbers_that_are_not_finite(torch: Any, state: dict[str, np.ndarray], path: Path):
-    state["edge_mlp.fc.2.bias"][3] = np.nan
-    write(torch, path, state)
-    with pytest.raises(ValueError, match=f"path='{path}' has numbers that are not finite in 'edge_mlp.fc.2.bias'"):
-        nino_mlp(path)
-
-
-def test_numbers_of_lower_precision(torch: Any, state: dict[str, np.ndarray], path: Path):
-    torch.save({"state_dict": {name: torch.from_numpy(array).bfloat16() for name, array in state.items()}}, path)
-    kernel: Any = nino_mlp(path).params["hidden_0"]["kernel"]
-    assert kernel.dtype == np.float32
-    np.testing.assert_allclose(kernel, state["edge_mlp.fc.0.weight"].T, rtol=2**-8)
-
-
-def test_without_torch_the_error_says_how_to_install_it(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        ImportError, match=r"nino and nino_mlp need PyTorch; install it with: pip install 'wnn-jax\[convert\]'"
-    ):
-        nino_mlp(path)
-
-
-# NiNo
-
-NUM_ROUNDS = 2
-DENSE = {
-    "node_proj.fc.0": (WIDTH, 8),
-    "edge_proj.fc.0": (WIDTH, 45),
-    "edge_out.fc.0": (WIDTH, WIDTH),
-    "edge_out.fc.2": (360, WIDTH),
-    **{
-        f"gnn.convs.{level}.{name}": shape
-        for level in range(NUM_ROUNDS + 1)
-        for name, shape in {
-            "edge_encoder": (2 * WIDTH, WIDTH),
-            "pre_nns.0.0": (WIDTH, 2 * WIDTH),
-            "post_nns.0.0": (WIDTH, 2 * WIDTH),
-            "lin": (WIDTH, WIDTH),
-        }.items()
-    },
-    **{
-        f"gnn.edge_update.{level}.{name}": (WIDTH, WIDTH)
-        for level in range(NUM_ROUNDS)
-        for name in ("lin_e", "lin_s", "lin_t", "lin1")
-    },
-}
-
-
-@pytest.fixture
-def nino_state() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    shapes = {"layer_embed.weight": (15, WIDTH)}
-    for name, shape in DENSE.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def test_every_array_of_nino_lands_in_its_place(torch: Any, nino_state: dict[str, np.ndarray], path: Path):
-    write(torch, path, nino_state)
-    converted = nino(path)
-    assert isinstance(converted, NiNo)
-    assert "Knyazev" in converted.record["source"]
-    params: Any = converted.params
-    np.testing.assert_array_equal(params["kind"]["embedding"], nino_state["layer_embed.weight"])
-    one_round = params["rounds"]["1"]
-    for layer, theirs in (
-        (params["position"], "node_proj.fc.0"),
-        (params["weights"], "edge_proj.fc.0"),
-        (params["hidden"], "edge_out.fc.0"),
-        (one_round["modulation"], "gnn.convs.1.edge_encoder"),
-        (one_round["message"], "gnn.convs.1.pre_nns.0.0"),
-        (one_round["node"], "gnn.convs.1.post_nns.0.0"),
-        (one_round["mix"], "gnn.convs.1.lin"),
-        (one_round["edge"]["edge"], "gnn.edge_update.1.lin_e"),
-        (one_round["edge"]["source"], "gnn.edge_update.1.lin_s"),
-        (one_round["edge"]["target"], "gnn.edge_update.1.lin_t"),
-        (one_round["edge"]["output"], "gnn.edge_update.1.lin1"),
-    ):
-        np.testing.assert_array_equal(layer["kernel"], nino_state[f"{theirs}.weight"].T)
-        np.testing.assert_array_equal(layer["bias"], nino_state[f"{theirs}.bias"])
-    # Element 3 of a window, 7 snapshots ahead.
-    np.testing.assert_array_equal(params["output"]["kernel"][:, 6, 3], nino_state["edge_out.fc.2.weight"][3 * 40 + 6])
-    assert params["output"]["bias"][6, 3] == nino_state["edge_out.fc.2.bias"][3 * 40 + 6]
-
-
-@pytest.mark.parametrize("number", [1, 3])
-def test_any_number_of_rounds(torch: Any, nino_state: dict[str, np.ndarray], path: Path, number: int):
-    others = {
-        name: array for name, array in nino_state.items() if not name.startswith(("gnn.convs.", "gnn.edge_update."))
-    }
-    first = {
-        name: array for name, array in nino_state.items() if name.startswith(("gnn.convs.0.", "gnn.edge_update.0."))
-    }
-    of_rounds = {
-        re.sub(r"\.0\.", f".{level}.", name, count=1): array for level in range(number) for name, array in first.items()
-    }
-    write(torch, path, {**others, **of_rounds})
-    assert sorted(nino(path).params["rounds"]) == [str(level) for level in range(number)]
-
-
-@pytest.mark.parametrize(
-    "more", ["edge_proj.fc.2", "node_proj.fc.2", "edge_out.fc.4", "gnn.convs.0.pre_nns.0.2", "gnn.norms.0"]
-)
-def test_a_nino_of_more_layers(torch: Any, nino_state: dict[str, np.ndarray], path: Path, more: str):
-    write(torch, path, nino_state | {f"{more}.weight": np.ones([WIDTH, WIDTH], np.float32)})
-    with pytest.raises(ValueError, match=f"not a weight file of the published NiNo.*it has '{more}.weight'"):
+def test_a_file_of_another_network(torch: Any, path: Path):
+    write(torch, path, random_state(MLP_LAYERS))
+    with pytest.raises(ValueError, match=rf"path='{path}' is a weight file of the published WNN\+.*with nino_mlp"):
         nino(path)
-
-
-def test_a_file_of_the_other_network(
-    torch: Any, state: dict[str, np.ndarray], nino_state: dict[str, np.ndarray], path: Path
-):
+    state = random_state(nino_layers(2))
     write(torch, path, state)
-    with pytest.raises(
-        ValueError, match=rf"path='{path}' is a weight file of the published WNN\+.*read it with nino_mlp"
-    ):
-        nino(path)
-    write(torch, path, nino_state)
     with pytest.raises(ValueError, match=rf"path='{path}' is not a weight file of the published WNN\+"):
         nino_mlp(path)
-
-
-def test_a_nino_that_knows_the_tokens(torch: Any, nino_state: dict[str, np.ndarray], path: Path):
-    write(torch, path, {**nino_state, "wte_pos_enc_layer.weight": np.zeros([9, WIDTH], np.float32)})
+    write(torch, path, {**state, "wte_pos_enc_layer.weight": np.zeros([9, WIDTH], np.float32)})
     with pytest.raises(ValueError, match=f"path='{path}' is of a NiNo with an embedding for every token.*nino_no_posw"):
         nino(path)
 
 
-@pytest.mark.parametrize("name", ["layer_embed.weight", *(f"{name}.weight" for name in DENSE if ".2" not in name)])
-@pytest.mark.parametrize("shape", [None, (3,), (3, 7)], ids=str)
-def test_a_tensor_of_nino_that_is_missing_or_of_another_shape(
-    torch: Any, nino_state: dict[str, np.ndarray], path: Path, name: str, shape: tuple[int, ...] | None
-):
-    del nino_state[name]
-    if shape is not None:
-        nino_state[name] = np.ones(shape, np.float32)
-    write(torch, path, nino_state)
-    with pytest.raises(ValueError, match=f"path='{path}' is not a weight file of the published NiNo"):
-        nino(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"text"])
-def test_no_nino_in_a_file_of_another_format(torch: Any, path: Path, content: bytes):
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"path='{path}' cannot be read as a PyTorch file"):
-        nino(path)
+def test_without_torch_the_error_says_how_to_install_it(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"nino and nino_mlp need PyTorch; .* pip install 'wnn-jax\[convert\]'"):
+        nino_mlp(path)

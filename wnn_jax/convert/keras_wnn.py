@@ -1,4 +1,4 @@
-"""The weight files that the authors of WNN published (Keras, HDF5)."""
+"""Read the weight files of WNN that its authors published (Keras, HDF5; Jang et al., ICML 2023)."""
 
 import os
 import re
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 # The published code creates its layers in this order, stream after stream, and Keras numbers them so.
 _STREAM_LAYERS = ("expand", "squeeze", "offset", "gain", "exponent", "project")
-_LAYERS = (
-    *(("values", layer) for layer in _STREAM_LAYERS),
-    *(("differences", layer) for layer in _STREAM_LAYERS),
-    ("output",),
-)
+_LAYERS = (*((stream, layer) for stream in ("values", "differences") for layer in _STREAM_LAYERS), ("output",))
 _GROUP = re.compile(r"dense(?:_(\d+))?")  # Keras leaves the number out of a session's first layer.
 
 
@@ -30,12 +26,12 @@ def keras_wnn(
     *,
     published_bias: bool = False,
 ) -> WNN:
-    """Reads the three weight files of the published WNN.
+    """Read the three weight files of the published WNN.
 
     Args:
       conv: path of the `.h5` file of the network for convolution kernels (published as `NWNN_Conv_13.h5`).
-      dense: path of the one for dense kernels (`NWNN_FC_13.h5`).
-      bias: path of the one for biases (`NWNN_Bias_13.h5`).
+      dense: path of the `.h5` file for dense kernels (`NWNN_FC_13.h5`).
+      bias: path of the `.h5` file for biases (`NWNN_Bias_13.h5`).
       published_bias: see `WNN.published_bias`.
 
     Returns:
@@ -45,10 +41,6 @@ def keras_wnn(
       ImportError: if h5py, of the `convert` extra, is not installed.
       FileNotFoundError: if a file does not exist.
       ValueError: if a file is not such a weight file.
-
-    References:
-      Jang et al., `Learning to Boost Training by Periodic Nowcasting Near Future Weights
-      <https://proceedings.mlr.press/v202/jang23b.html>`_, ICML 2023
     """
     files = {"conv": conv, "dense": dense, "bias": bias}
     record = {"source": "the published weights of Jang et al., ICML 2023"}
@@ -62,26 +54,23 @@ def _read_network(argument: str, path: str | os.PathLike[str]) -> dict[str, Any]
     except ImportError as error:
         raise ImportError("keras_wnn needs h5py; install it with: pip install 'wnn-jax[convert]'") from error
 
-    name = os.fspath(path)
+    described = f"{argument}={os.fspath(path)!r}"
     try:
-        file = h5py.File(name, "r")
+        with h5py.File(path, "r") as file:
+            network = _layers(file, described)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{argument}={name!r} does not exist; give the path of a published .h5 file."
-        ) from error
+        raise FileNotFoundError(f"{described} does not exist; give the path of a published .h5 file.") from error
     except OSError as error:
-        raise ValueError(f"{argument}={name!r} is not an HDF5 file, or a damaged one ({error}).") from error
-    with file:
-        network = _layers(file, f"{argument}={name!r}")
+        raise ValueError(f"{described} is not an HDF5 file, or a damaged one ({error}).") from error
     try:
         WNN({argument: network})
     except ValueError as error:
-        raise ValueError(f"{argument}={name!r} is not a weight file of the published WNN: {error}") from error
+        raise ValueError(f"{described} is not a weight file of the published WNN: {error}") from error
     return network
 
 
 def _layers(file: "h5py.File", described: str) -> dict[str, Any]:
-    """The dense layers of a file, each stored as `dense_N/dense_N/{kernel,bias}:0`, in the order of N."""
+    """Read the dense layers of a file, stored as `dense_N/dense_N/{kernel,bias}:0`, in the order of N."""
     numbers = {int(match[1] or 0): match[0] for match in map(_GROUP.fullmatch, file) if match}
     if len(numbers) != len(_LAYERS):
         raise ValueError(

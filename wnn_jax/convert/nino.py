@@ -1,8 +1,9 @@
-"""The weight files that the authors of NiNo published (PyTorch): of NiNo itself, and of WNN+."""
+"""Read the weight files of NiNo and WNN+ that their authors published (PyTorch; Knyazev et al., ICLR 2025)."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,26 +11,19 @@ import numpy as np
 
 from wnn_jax._roles import ROLES
 from wnn_jax.nowcasters._multi_horizon import NUM_HORIZONS
-from wnn_jax.nowcasters._neural_graph.graph import MAX_WINDOW
 from wnn_jax.nowcasters.nino import NiNo
+from wnn_jax.nowcasters.nino._graph import KINDS, MAX_WINDOW
 from wnn_jax.nowcasters.wnn_plus import WNNPlus
 
-# The rows of the published embedding that are our roles.
-_TYPES = {"dense": 1, "bias": 2, "conv": 3, "norm": 4, "embedding": 5}
-_LAYERS = {
-    "expand": "edge_proj.fc.0",
-    "hidden_0": "edge_mlp.fc.0",
-    "hidden_1": "edge_mlp.fc.2",
-    "hidden_2": "edge_mlp.fc.4",
-    "output": "edge_mlp.fc.6",
-}
+_EDGE_LAYERS = {"edge": "lin_e", "source": "lin_s", "target": "lin_t", "output": "lin1"}
+_RECORD = {"source": "the published weights of Knyazev et al., ICLR 2025"}
 
 
 def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
-    """Reads a weight file of the published WNN+.
+    """Read a weight file of the published WNN+.
 
-    Of the published kinds of layer it keeps those that are roles here; position embeddings become
-    `embedding`, and the Q, K and V of attention `dense`.
+    It keeps the published kinds of layers that are roles here. Position embeddings become `embedding`, and the queries,
+    keys and values of attention `dense`.
 
     Args:
       path: path of the `.pt` file (published as `nino_mlp.pt` and `nino_mlp_h32.pt`).
@@ -41,41 +35,33 @@ def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
       ImportError: if PyTorch, of the `convert` extra, is not installed.
       FileNotFoundError: if the file does not exist.
       ValueError: if the file is not such a weight file.
-
-    References:
-      Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
-      <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
     """
     state = _read_state(os.fspath(path))
-    try:
-        params: dict[str, Any] = {ours: _pop_dense(state, theirs) for ours, theirs in _LAYERS.items()}
-        types = state.pop("layer_embed.weight")[[_TYPES[role] for role in ROLES]]
+    layers = {f"hidden_{index}": f"edge_mlp.fc.{2 * index}" for index in range(3)}
+    layers |= {"expand": "edge_proj.fc.0", "output": "edge_mlp.fc.6"}
+    with _misfit_named(path, "WNN+"):
+        params: dict[str, Any] = {ours: _pop_dense(state, theirs) for ours, theirs in layers.items()}
+        types = state.pop("layer_embed.weight")[[KINDS[role] for role in ROLES]]
         params["role"] = {"embedding": jnp.asarray(types)}
         _check_all_read(state)
-        return WNNPlus(params, record={"source": "the published weights of Knyazev et al., ICLR 2025"})
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"path={os.fspath(path)!r} is not a weight file of the published WNN+: {error!r}.") from error
+        return WNNPlus(params, record=_RECORD)
 
 
 def nino(path: str | os.PathLike[str]) -> NiNo:
-    """Reads a weight file of the published NiNo.
+    """Read a weight file of the published NiNo.
 
     Args:
       path: path of the `.pt` file (published as `nino_no_posw.pt`), with any number of layers and features.
 
     Returns:
-      A `NiNo` that predicts what the published PyTorch code does, to 1e-5 relative in fp32, given its graph. The signs
-      of the eigenvectors by which the published code tells nodes apart are random there and fixed here; and of the
-      manifold eigenvalue that most graphs have it takes whatever eigenvectors the solver finds.
+      A `NiNo` that predicts what the published PyTorch code does, to 1e-5 relative in fp32, if both have the same graph
+      and the same eigenvectors of it. The published code draws the signs of eigenvectors at random, and an eigenvalue
+      may have several eigenvectors.
 
     Raises:
       ImportError: if PyTorch, of the `convert` extra, is not installed.
       FileNotFoundError: if the file does not exist.
-      ValueError: if the file is not such a weight file; that of a WNN+ is one for `nino_mlp`.
-
-    References:
-      Knyazev et al., `Accelerating Training with Neuron Interaction and Nowcasting Networks
-      <https://arxiv.org/abs/2409.04434>`_, ICLR 2025
+      ValueError: if the file is not such a weight file. Read a file of WNN+ with `nino_mlp`.
     """
     name = os.fspath(path)
     state = _read_state(name)
@@ -96,42 +82,43 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
             "message": dense(f"{node}.pre_nns.0.0"),
             "node": dense(f"{node}.post_nns.0.0"),
             "mix": dense(f"{node}.lin"),
-            "edge": {
-                ours: dense(f"{edge}.{theirs}")
-                for ours, theirs in {"edge": "lin_e", "source": "lin_s", "target": "lin_t", "output": "lin1"}.items()
-            },
+            "edge": {ours: dense(f"{edge}.{theirs}") for ours, theirs in _EDGE_LAYERS.items()},
         }
 
     num_rounds = len({key.split(".")[2] for key in state if key.startswith("gnn.edge_update.")})
-    try:
-        output = dense("edge_out.fc.2")
-        # There, horizons come after the elements of a window.
-        output = {
-            ours: jnp.moveaxis(array.reshape(*array.shape[:-1], MAX_WINDOW, NUM_HORIZONS), -1, -2)
-            for ours, array in output.items()
-        }
+    with _misfit_named(path, "NiNo"):
         params = {
             "kind": {"embedding": jnp.asarray(state.pop("layer_embed.weight"))},
             "position": dense("node_proj.fc.0"),
             "weights": dense("edge_proj.fc.0"),
             "rounds": {str(level): one_round(level) for level in range(num_rounds)},
             "hidden": dense("edge_out.fc.0"),
-            "output": output,
+            # In the file, horizons come after the elements of a window.
+            "output": {
+                ours: jnp.moveaxis(array.reshape(*array.shape[:-1], MAX_WINDOW, NUM_HORIZONS), -1, -2)
+                for ours, array in dense("edge_out.fc.2").items()
+            },
         }
         # The last round of nodes reaches no forecast.
         _check_all_read(key for key in state if not key.startswith(f"gnn.convs.{num_rounds}."))
-        return NiNo(params, record={"source": "the published weights of Knyazev et al., ICLR 2025"})
+        return NiNo(params, record=_RECORD)
+
+
+@contextlib.contextmanager
+def _misfit_named(path: str | os.PathLike[str], network: str) -> Generator[None]:
+    try:
+        yield
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise ValueError(f"path={name!r} is not a weight file of the published NiNo: {error!r}.") from error
+        message = f"path={os.fspath(path)!r} is not a weight file of the published {network}: {error!r}."
+        raise ValueError(message) from error
 
 
 def _pop_dense(state: dict[str, np.ndarray], name: str) -> dict[str, Any]:
-    """A linear layer, which is taken out of the state."""
+    """Take a linear layer out of the state."""
     return {"kernel": jnp.asarray(state.pop(f"{name}.weight").T), "bias": jnp.asarray(state.pop(f"{name}.bias"))}
 
 
 def _check_all_read(rest: Iterable[str]) -> None:
-    """Raises a `ValueError` if anything is left, such as a layer that the published networks do not have."""
     if unread := sorted(rest):
         raise ValueError(f"it has {unread[0]!r}, which the published network has not")
 
@@ -148,9 +135,9 @@ def _read_state(path: str) -> dict[str, np.ndarray]:
         state = {name: tensor.float().numpy() for name, tensor in content["state_dict"].items()}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"path={path!r} does not exist; give the path of a published .pt file.") from error
-    # What reading a file of another kind raises differs with the kind and with PyTorch's version.
+    # The kind of error depends on the kind of file and on PyTorch's version.
     except Exception as error:
         raise ValueError(f"path={path!r} cannot be read as a PyTorch file with a `state_dict` ({error!r}).") from error
     if unknown := [name for name, array in state.items() if not np.isfinite(array).all()]:
-        raise ValueError(f"path={path!r} has numbers that are not finite in {unknown[0]!r}; get the file anew.")
+        raise ValueError(f"path={path!r} has numbers that are not finite in {unknown[0]!r}; get the file again.")
     return state

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.lab.conftest import tiny_family
+from wnn_jax._files import read_arrays, write_arrays
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting import trajectories as module
-from wnn_jax.lab.forecasting._arrays import read_arrays, write_arrays
 from wnn_jax.lab.forecasting.trajectories import (
     check_family,
     finished_runs,

@@ -80,7 +80,7 @@ def test_a_damaged_one_leaves_the_one_before(
     assert log == [9]
     assert contents(tmp_path / "stage-0") == before, "nothing is removed"
     (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path}/stage-0/10 is damaged: its checksum is not that of its content.")
+    assert message.startswith(f"{tmp_path}/stage-0/10 cannot be read: it is damaged")
     assert message.endswith("The run goes on from the checkpoint before, of step 9.")
 
 
@@ -88,7 +88,9 @@ def test_damaged_ones_alone_are_an_error_that_names_the_folder(saved: Checkpoint
     for name in ("9", "10"):
         flip_a_bit(tmp_path / "stage-0" / name)
     before = contents(tmp_path / "stage-0")
-    with pytest.raises(UsageError, match=rf"stage-0/10 is damaged: .*\. Remove {tmp_path}/stage-0: ") as refused:
+    with pytest.raises(
+        UsageError, match=rf"stage-0/10 cannot be read: it is damaged.*\. Remove {tmp_path}/stage-0: "
+    ) as refused:
         saved.restore(state(0), None)
     assert "\n" not in str(refused.value)
     assert contents(tmp_path / "stage-0") == before

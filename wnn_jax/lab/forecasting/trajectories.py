@@ -24,9 +24,9 @@ import jax
 import msgspec
 import numpy as np
 
+from wnn_jax._files import read_arrays, write_arrays
 from wnn_jax._roles import ROLES, default_roles
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.forecasting._arrays import read_arrays, write_arrays
 from wnn_jax.lab.tasks.families import RunSettings, SplitName, TaskFamily
 
 _FORMAT = "wnn_jax.trajectory.4"

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization, traverse_util
+from flax import traverse_util
 
 from wnn_jax import default_roles
-from wnn_jax._files import replace_on_success
+from wnn_jax._files import read_arrays, write_arrays
 from wnn_jax._orthogonal import matrix_axes
 from wnn_jax._roles import bias_shapes
 from wnn_jax.lab.errors import UsageError
@@ -23,7 +23,8 @@ from wnn_jax.lab.tasks.reparameterized import Reparameterized
 from wnn_jax.lab.tasks.task import ModelState, Params
 
 # The network of `shakespeare-transformer`, trained on the first half of the text by `experiments/pretraining.py`.
-PRETRAINED = Path(__file__).parent / "pretrained" / "shakespeare-first-half.msgpack"
+PRETRAINED = Path(__file__).parent / "pretrained" / "shakespeare-first-half.npz"
+_FORMAT = "wnn_jax.params"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,10 +151,11 @@ def shakespeare_half(half: Literal["first", "second"], text: TextDataset) -> Lan
 def save_params(params: Params, file: Path) -> None:
     """Write parameters, as nested dicts, to a file that `load_params` reads."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replace_on_success(file) as temporary:
-        temporary.write_bytes(serialization.msgpack_serialize(jax.device_get(params)))
+    arrays = jax.device_get(traverse_util.flatten_dict(params, sep="/"))
+    write_arrays(file, arrays, {"format": _FORMAT, "version": 1})
 
 
 def load_params(file: Path) -> Params:
-    """Read what `save_params` wrote."""
-    return serialization.msgpack_restore(file.read_bytes())
+    """Read what `save_params` wrote. A damaged or other file is a `ValueError`."""
+    _, arrays = read_arrays(file, format_name=_FORMAT, version=1)
+    return traverse_util.unflatten_dict(arrays, sep="/")

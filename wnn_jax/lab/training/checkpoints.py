@@ -1,7 +1,5 @@
 """Checkpoints of a run, from which it goes on bit for bit."""
 
-import hashlib
-import json
 import logging
 import time
 from pathlib import Path
@@ -10,22 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
 
-from wnn_jax._files import replace_on_success
+from wnn_jax._files import read_arrays, write_arrays
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
 _NUM_KEPT = 2
-_DIGEST_SIZE = hashlib.sha256().digest_size
+_FORMAT = {"format": "wnn_jax.checkpoint", "version": 1}
 
 
 class Checkpoints:
-    """The last two checkpoints of a run, each a file of a folder: where one is damaged there is the one before.
+    """The last two checkpoints of a run, one file each: a damaged one leaves the one before.
 
     Args:
-      folder: where they are, made with the first one; `None` to keep none.
+      folder: where they are; the first checkpoint makes it. `None` keeps no checkpoints.
       seconds_between: the shortest time between two of them.
     """
 
@@ -35,11 +32,11 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def restore(self, state: TrainState, log: Any) -> tuple[TrainState, Any]:
-        """The latest checkpoint that is not damaged, or what was given where there is none.
+        """Return the latest checkpoint that is not damaged, or the arguments where there is none.
 
         Args:
-          state: of the same structure as that of the checkpoint.
-          log: what is known of the run, of what JSON has.
+          state: a state with the structure of the checkpoint's.
+          log: what is known of the run, in types that JSON has.
 
         Raises:
           UsageError: if all of them are damaged.
@@ -59,7 +56,7 @@ class Checkpoints:
         return state, log
 
     def save(self, step: int, state: TrainState, log: Any, *, now: bool = False) -> None:
-        """Saves a checkpoint, if the last one is long enough ago, or `now`.
+        """Save a checkpoint, if the last one is long enough ago, or `now`.
 
         Raises:
           OSError: if it cannot be written; those before are kept.
@@ -73,7 +70,7 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def _files(self) -> list[Path]:
-        """The latest first. Their names are the steps."""
+        """Return the files, the latest first. Their names are the steps."""
         if self._folder is None or not self._folder.is_dir():
             return []
         files = [file for file in self._folder.iterdir() if file.name.isdigit()]
@@ -81,25 +78,23 @@ class Checkpoints:
 
 
 def save_state(file: Path, state: Any, log: Any) -> None:
-    """Writes a tree of arrays and a log, whole or not at all, behind a checksum of all this.
+    """Write a tree of arrays and a log, whole or not at all.
 
     Args:
-      file: where to.
+      file: where to write.
       state: the tree.
-      log: of what JSON has.
+      log: in types that JSON has.
     """
-    leaves = {str(index): np.asarray(_data(leaf)) for index, leaf in enumerate(jax.tree.leaves(state))}
-    content = serialization.msgpack_serialize({"leaves": leaves, "log": json.dumps(log)})
-    with replace_on_success(file) as temporary:
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+    leaves = {str(index): np.asarray(_numbers(leaf)) for index, leaf in enumerate(jax.tree.leaves(state))}
+    write_arrays(file, leaves, {**_FORMAT, "log": log})
 
 
 def load_state(file: Path, state: Any) -> tuple[Any, Any]:
-    """Reads what `save_state` wrote.
+    """Read what `save_state` wrote.
 
     Args:
-      file: where from.
-      state: a tree of the same structure, whose arrays are where those that are read are to be.
+      file: where to read.
+      state: a tree of the same structure. Its arrays say where the arrays of the result are to be.
 
     Returns:
       The tree, and the log.
@@ -108,29 +103,26 @@ def load_state(file: Path, state: Any) -> tuple[Any, Any]:
       UsageError: if the file is damaged, or holds another tree.
     """
     try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from error
-    digest, content = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
-    if hashlib.sha256(content).digest() != digest:
-        raise UsageError(f"{file} is damaged: its checksum is not that of its content.")
-    restored: Any = serialization.msgpack_restore(content)
+        header, arrays = read_arrays(file, format_name=_FORMAT["format"], version=_FORMAT["version"], remedy="")
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error).strip()) from error
     leaves, treedef = jax.tree.flatten(state)
-    arrays = [restored["leaves"][str(index)] for index in range(len(restored["leaves"]))]
-    if [_type(array) for array in arrays] != [_type(_data(leaf)) for leaf in leaves]:
+    expected = {str(index): _type(_numbers(leaf)) for index, leaf in enumerate(leaves)}
+    if {name: _type(array) for name, array in arrays.items()} != expected:
         raise UsageError(f"{file} is damaged: it holds arrays of other shapes or types than this run has.")
-    return jax.tree.unflatten(treedef, map(_like, arrays, leaves)), json.loads(restored["log"])
+    restored = [_like(arrays[str(index)], leaf) for index, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, restored), header["log"]
 
 
-def _data(leaf: Any) -> Any:
-    """The numbers of a leaf, which may be a key."""
+def _numbers(leaf: Any) -> Any:
+    """Return the numbers of a leaf, which may be a random key."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _like(array: Any, leaf: Any) -> Any:
-    """The numbers as what the leaf is, and where it is."""
+    """Make the numbers what the leaf is, where the leaf is."""
     if _is_key(leaf):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
 
 

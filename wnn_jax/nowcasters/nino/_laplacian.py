@@ -24,18 +24,13 @@ class Link(NamedTuple):
 
 
 def laplacian_eigenvectors(links: Sequence[Link], num_nodes: int, number: int) -> np.ndarray:
-    """Eigenvectors of the normalised Laplacian of the undirected graph: of the smallest eigenvalues but the first.
+    """Return eigenvectors of the undirected graph's normalised Laplacian, of the smallest eigenvalues but the first.
 
-    Neurons of a layer are alike but for their residual connections. So an eigenvector is either the same for all
-    neurons of a layer, and is one of a small matrix with a row for each layer, or it adds up to zero in every layer,
-    and is one of the residual connections alone. Nothing of the size of the edges is made. Eigenvalues of the second
-    kind are manifold: of their eigenvectors some at random are taken, always the same. The sign of an eigenvector is
-    such that its largest element is positive.
-
-    Args:
-      links: which nodes are connected.
-      num_nodes: how many nodes there are.
-      number: of eigenvectors.
+    The neurons of a layer differ only in their residual connections. So there are two kinds of eigenvectors. One is the
+    same for all neurons of a layer, and belongs to a small matrix with a row for each layer. The other adds up to zero
+    in every layer, and belongs to the residual connections alone. No array is as large as the edges. An eigenvalue of
+    the second kind has many eigenvectors, and a fixed random choice of them is taken. The largest element of an
+    eigenvector is positive.
 
     Returns:
       `[num_nodes, number]` in float32; columns beyond the number of nodes are 0.
@@ -47,8 +42,7 @@ def laplacian_eigenvectors(links: Sequence[Link], num_nodes: int, number: int) -
     inverse = np.where(degrees > 0, 1 / np.sqrt(np.maximum(degrees, 1)), 0)
     alike = inverse[:, None] * (full * np.sqrt(np.outer(sizes, sizes)) + diagonal) * inverse[None]
     apart = inverse[:, None] * diagonal * inverse[None]
-    # Eigenvalues of the Laplacian, and for each the values of its eigenvector by atom, and whether these are the same
-    # in all of an atom.
+    # Eigenvalues of the Laplacian, each with its eigenvector by atom, and whether it is the same in all of an atom.
     values, vectors = np.linalg.eigh(alike)
     spectrum = [(1 - value, vector, True) for value, vector in zip(values, vectors.T, strict=True)]
     for component in _components(diagonal):
@@ -78,33 +72,26 @@ def _eigenvectors(
         while last < len(spectrum) and spectrum[last][0] - spectrum[first][0] < 1e-9:
             last += 1
         space = spectrum[first:last]
-        dimension = sum(1 if same else _multiplicity(vector, atoms) for _, vector, same in space)
+        dimension = sum(1 if same else atoms[int(np.argmax(vector != 0))].size - 1 for _, vector, same in space)
         wanted = min(dimension, number - len(columns))
         drawn = np.zeros([num_nodes, wanted])
         for _, vector, same in space:
-            involved = [atom for atom, value in enumerate(vector) if value != 0]
+            involved = [(span, value) for span, value in zip(atoms, vector, strict=True) if value != 0]
             if same:
                 noise = np.ones([1, wanted]) if dimension == 1 else rng.normal(size=[1, wanted])
-                for atom in involved:
-                    span = atoms[atom]
-                    drawn[span.start : span.start + span.size] += vector[atom] / math.sqrt(span.size) * noise
             else:
-                noise = rng.normal(size=[atoms[involved[0]].size, wanted])
+                noise = rng.normal(size=[involved[0][0].size, wanted])
                 noise -= noise.mean(axis=0)
-                for atom in involved:
-                    span = atoms[atom]
-                    drawn[span.start : span.start + span.size] += vector[atom] * noise
+            for span, value in involved:
+                unit = math.sqrt(span.size) if same else 1
+                drawn[span.start : span.start + span.size] += value / unit * noise
         columns += list(np.linalg.qr(drawn)[0].T)
         first = last
     return np.stack(columns, axis=1)
 
 
-def _multiplicity(vector: np.ndarray, atoms: Sequence[Span]) -> int:
-    return atoms[int(np.argmax(vector != 0))].size - 1
-
-
 def _atoms(links: Sequence[Link], num_nodes: int) -> list[Span]:
-    """The nodes in the largest spans of which no link begins or ends within one."""
+    """The nodes in the largest spans such that no link begins or ends within a span."""
     cuts = {0, num_nodes}
     for link in links:
         for span in (link.source, link.target):

@@ -1,6 +1,5 @@
 """The edges of the tensors of a model, a chunk of weights at a time, and what is forecast of them."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,19 +11,13 @@ from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._trees import wide_dtype
 from wnn_jax.nowcasters._chunks import Chunk, Chunks, chunks_of
 from wnn_jax.nowcasters._leaves import CONTEXT, finite_or_last
-from wnn_jax.nowcasters._neural_graph.graph import KINDS, Ends, Graph
-from wnn_jax.nowcasters._neural_graph.messages import Edges, Layer, Messages, dense, for_each_chunk
 from wnn_jax.nowcasters._scale import Scale, scales_of, standardize
+from wnn_jax.nowcasters.nino._graph import KINDS, Ends, Graph
+from wnn_jax.nowcasters.nino._messages import Edges, Layer, Messages, dense, for_each_chunk
 
 
 class Weights(NamedTuple):
-    """The weights of a chunk of edges.
-
-    Attributes:
-      values: `[n, window, 5]`, in units of their tensors' standard deviations from the means.
-      history: 5 arrays `[n, window]`, oldest first, as they are.
-      scale: of their tensors, `[n, 1]` each.
-    """
+    """The weights of a chunk of edges: normalised `[n, window, 5]`, as 5 arrays `[n, window]`, and their scale."""
 
     values: jax.Array
     history: LeafHistory
@@ -32,38 +25,29 @@ class Weights(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What one edge has of the window between two neurons, for all of a tensor.
-
-    Attributes:
-      tensor: the number of the tensor.
-      elements: of its windows.
-    """
+    """The number of a tensor, and the elements of its windows that one edge holds."""
 
     tensor: int
     elements: slice
 
 
 class TensorEdges:
-    """The edges of tensors, cut to windows of one size, of one dtype, in chunks.
+    """The edges of tensors of one dtype, with windows cut to one size, in chunks.
 
     Args:
-      graph: of the model.
-      leaves: all its tensors, 5 snapshots of each.
-      scales: of all of them, that of its leaf for a part of one.
-      stream: the chunks of those that are meant.
-      chosen: their cuts, in the order of the stream.
-      window: how many elements these have.
+      graph: the graph of the model.
+      scales: the scales of all its tensors.
+      stream: the chunks.
+      chosen: the cuts that the stream holds, in its order.
+      dtype: the dtype of these tensors.
     """
 
-    def __init__(
-        self, graph: Graph, leaves: Sequence[LeafHistory], scales: Scale, stream: Chunks, chosen: list[Cut], window: int
-    ) -> None:
-        self._graph = graph
-        self._leaves = leaves
+    def __init__(self, graph: Graph, scales: Scale, stream: Chunks, chosen: list[Cut], dtype: Any) -> None:
+        self._blocks = [graph.blocks[cut.tensor] for cut in chosen]
         self._scales = scales
         self._stream = stream
         self._chosen = chosen
-        self._window = window
+        self._dtype = dtype
         self.num_chunks = stream.num_chunks
 
     def edges(self, index: Any) -> Edges:
@@ -71,35 +55,31 @@ class TensorEdges:
         return self._read(self._stream.read(index))[0]
 
     def forecast(self, messages: Messages, output: Layer) -> list[tuple[Cut, jax.Array]]:
-        """The forecasts of the cuts, `[window, rows * columns]` each, from a linear layer of one horizon."""
+        """Forecast each cut, `[window, rows * columns]`, with the output layer of one horizon."""
 
         def write(index: Any, out: jax.Array) -> jax.Array:
             chunk = self._stream.read(index)
             edges, weights = self._read(chunk)
-            change = dense(messages.last_hidden(edges), output)[:, : self._window]
+            change = dense(messages.last_hidden(edges), output)[:, :window]
             values = weights.values[..., -1] + change.astype(weights.values.dtype)
             forecast = finite_or_last(values * weights.scale.std + weights.scale.mean, weights.history)
             return jax.lax.dynamic_update_slice_in_dim(out, forecast.T, chunk.start, axis=1)
 
-        sizes = self._stream.sizes
-        out = jnp.zeros([self._window, sum(sizes)], self._leaves[self._chosen[0].tensor][0].dtype)
+        window, sizes = self._chosen[0].elements, self._stream.sizes
+        window = window.stop - window.start
+        out = jnp.zeros([window, sum(sizes)], self._dtype)
         out = for_each_chunk(self.num_chunks, write, out)
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        return [
-            (cut, out[:, start:stop])
-            for cut, (start, stop) in zip(self._chosen, itertools.pairwise(starts), strict=True)
-        ]
+        return list(zip(self._chosen, jnp.split(out, np.cumsum(sizes)[:-1], axis=1), strict=True))
 
     def _read(self, chunk: Chunk) -> tuple[Edges, Weights]:
         number = chunk.history[0].shape[-1]
         before = np.concatenate([[0], np.cumsum(self._stream.sizes)[:-1]]).astype(np.int32)
-        blocks = [self._graph.blocks[cut.tensor] for cut in self._chosen]
         leaf = jnp.broadcast_to(chunk.leaf, (number,))
 
         def of_edges(of_leaves: Any) -> jax.Array:
             return jnp.asarray(np.array(of_leaves))[leaf]
 
-        ends = Ends(*map(of_edges, zip(*(block.ends for block in blocks), strict=True)))
+        ends = Ends(*map(of_edges, zip(*(block.ends for block in self._blocks), strict=True)))
         sources, targets = ends.at(chunk.start + jnp.arange(number) - of_edges(before))
         history = jnp.stack([snapshot.T for snapshot in chunk.history], axis=-1)
         wide = history.astype(wide_dtype(history))
@@ -108,11 +88,12 @@ class TensorEdges:
         values = standardize(wide, Scale(mean[..., None], std[..., None]))
         features = values.astype(jnp.float32).reshape(number, -1)
         weights = Weights(values, tuple(jnp.unstack(history, axis=-1)), Scale(mean, std))
-        return Edges(sources, targets, of_edges([block.kind for block in blocks]), features, chunk.is_new), weights
+        kinds = of_edges([block.kind for block in self._blocks])
+        return Edges(sources, targets, kinds, features, chunk.is_new), weights
 
 
 def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int) -> Iterator[TensorEdges]:
-    """The edges of all tensors, from the leaves that these are, or are parts of: 5 snapshots of each."""
+    """Yield the edges of all tensors, from 5 snapshots of each leaf."""
     numbers = np.array([piece.leaf for piece in graph.pieces])
     scales = Scale(*(of_leaves[numbers] for of_leaves in _scales(whole, chunk_size)))
     leaves: list[LeafHistory] = [tuple(map(piece.of, whole[piece.leaf])) for piece in graph.pieces]
@@ -123,13 +104,13 @@ def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int
             for elements in block.layout.cuts(leaf[0].shape):
                 flat = tuple(matrix[elements] for matrix in matrices)
                 alike.setdefault((flat[0].shape[0], leaf[0].dtype), []).append((Cut(index, elements), flat))
-    for (window, _), group in alike.items():
+    for (_, dtype), group in alike.items():
         for stream, positions in chunks_of([flat for _, flat in group], chunk_size):
-            yield TensorEdges(graph, leaves, scales, stream, [group[position][0] for position in positions], window)
+            yield TensorEdges(graph, scales, stream, [group[position][0] for position in positions], dtype)
 
 
 def join_cuts(graph: Graph, forecasts: Sequence[tuple[Cut, jax.Array]], leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    """Puts the forecasts of cuts into the leaves that they are of."""
+    """Put the forecasts of cuts into their leaves."""
     matrices: dict[int, dict[int, jax.Array]] = {}
     for cut, matrix in forecasts:
         matrices.setdefault(cut.tensor, {})[cut.elements.start] = matrix
@@ -143,7 +124,7 @@ def join_cuts(graph: Graph, forecasts: Sequence[tuple[Cut, jax.Array]], leaves: 
 
 
 def edges_of_no_tensor(graph: Graph) -> Edges:
-    """Edges with features of their own: 2 of loops, 1 of residual connections and heads."""
+    """Return the edges without a tensor. Their features are 2 for loops, 1 for residual connections and heads."""
     features = np.where(graph.kinds == KINDS["self"], 2.0, 1.0).astype(np.float32)
     features = np.broadcast_to(features[:, None], (len(graph.kinds), CONTEXT))
     is_new = np.ones(len(graph.kinds), bool)
@@ -151,9 +132,8 @@ def edges_of_no_tensor(graph: Graph) -> Edges:
 
 
 def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
-    """Mean and standard deviation of every tensor's history."""
-    scales: list[Scale] = []
-    order: list[int] = []
+    """Mean and standard deviation of every leaf's history."""
+    means, stds = jnp.zeros([2, len(leaves)])
     alike: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
         if leaf[0].size:
@@ -161,11 +141,8 @@ def _scales(leaves: Sequence[LeafHistory], chunk_size: int) -> Scale:
     for indices in alike.values():
         flat = [tuple(snapshot.reshape(-1) for snapshot in leaves[index]) for index in indices]
         for stream, positions in chunks_of(flat, chunk_size):
-            scales.append(scales_of(stream, CONTEXT))
-            order += [indices[position] for position in positions]
-
-    def of_leaves(of_streams: list[jax.Array]) -> jax.Array:
-        known = jnp.concatenate([jnp.zeros([0]), *of_streams])
-        return jnp.zeros(len(leaves), known.dtype).at[np.array(order, int)].set(known)
-
-    return Scale(of_leaves([scale.mean for scale in scales]), of_leaves([scale.std for scale in scales]))
+            mean, std = scales_of(stream, CONTEXT)
+            order = np.array([indices[position] for position in positions])
+            dtype = jnp.promote_types(means.dtype, mean.dtype)
+            means, stds = means.astype(dtype).at[order].set(mean), stds.astype(dtype).at[order].set(std)
+    return Scale(means, stds)

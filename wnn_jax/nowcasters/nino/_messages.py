@@ -1,4 +1,4 @@
-"""Messages along the edges of a graph: what NiNo does with edges, wherever they come from."""
+"""The network of NiNo: messages along the edges of a graph."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ class Edges(NamedTuple):
     Attributes:
       sources: `[n]`, the nodes where they begin.
       targets: `[n]`, the nodes where they end.
-      kinds: `[n]`, what they are.
-      features: `[n, up to 45]`, the normalised histories of the elements of a window, one behind the other.
-      is_new: `[n]`, `False` for those that do not count, because another chunk has them too.
+      kinds: `[n]`, what they are, see `KINDS`.
+      features: `[n, up to 45]`, the normalised histories of the elements of a window, one after another.
+      is_new: `[n]`, `False` for edges that another chunk has too, and that do not count.
     """
 
     sources: Any
@@ -37,9 +37,7 @@ class EdgeSource(Protocol):
     @property
     def num_chunks(self) -> int: ...
 
-    def edges(self, index: Any) -> Edges:
-        """The chunk of this number."""
-        ...
+    def edges(self, index: Any) -> Edges: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +50,18 @@ class WholeEdges:
     num_chunks = 1
 
     def edges(self, index: Any) -> Edges:
-        """All of them."""
         del index
         return self.whole
 
 
 class Messages:
-    """The network on one graph: nodes and edges tell each other what they know, a chunk of edges at a time.
+    """The network on one graph: nodes and edges exchange messages, a chunk of edges at a time.
 
-    Nothing is kept of an edge between rounds. It is cheaper to make it again than to store it: what is linear in it is
-    applied to the sums of edges, and linear layers that follow one another are one.
+    Nothing is kept of an edge between rounds: computing it again is cheaper than storing it. Linear layers are applied
+    to the sums of edges, and successive linear layers are merged into one.
 
     Args:
-      params: of a `NiNo`.
+      params: the parameters of a `NiNo`.
       positions: `[nodes, 8]`, the places of nodes.
       degrees: `[nodes]`, how many edges lead to each.
       sources: all edges.
@@ -87,7 +84,7 @@ class Messages:
             self._ends.append((dense(nodes, update["source"]), dense(nodes, update["target"])))
 
     def last_hidden(self, edges: Edges) -> jax.Array:
-        """What the network knows of some edges in the end: `[n, width]`, of which forecasts are linear."""
+        """The last hidden layer of some edges, `[n, width]`."""
         level = len(self._rounds)
         return jax.nn.silu(dense(self._hidden(level, edges), self._after_edge(level, self._params["hidden"])))
 
@@ -95,8 +92,8 @@ class Messages:
         r"""The nodes after a round.
 
         A message along an edge is :math:`s \odot (A v_i + B v_j + b) + t`, with :math:`s` and :math:`t` linear in the
-        edge. Of its mean over the edges to node :math:`i` only :math:`\sum s \odot B v_j` and the sum of the edges need
-        to be made edge by edge.
+        edge. For its mean over the edges to node :math:`i`, only :math:`\sum s \odot B v_j` and the sum of the edges
+        are computed edge by edge.
         """
         width = nodes.shape[1]
         kernel = layers["message"]["kernel"]
@@ -105,68 +102,53 @@ class Messages:
         gain = {name: array[..., :width] for name, array in layers["modulation"].items()}
         gain_of_edge = self._after_edge(level, gain)
 
-        def add(edges: Edges, sums: jax.Array) -> jax.Array:
+        def add_chunk(source: EdgeSource, index: Any, sums: jax.Array) -> jax.Array:
+            edges = source.edges(index)
             hidden = self._hidden(level, edges)
-            # Before any round linear in few features, rather than in what was made of them.
+            # Before any round an edge is linear in few features.
             message = self._linear_in_features(edges, gain) if level == 0 else dense(hidden, gain_of_edge)
             terms = jnp.concatenate([hidden, message * of_sources[edges.sources]], axis=1)
             return sums.at[edges.targets].add(jnp.where(edges.is_new[:, None], terms, 0))
 
         sums = jnp.zeros([len(degrees), 2 * width])
         for source in self._sources:
-
-            def add_chunk(index: Any, sums: jax.Array, source: EdgeSource = source) -> jax.Array:
-                return add(source.edges(index), sums)
-
-            sums = for_each_chunk(source.num_chunks, add_chunk, sums)
+            sums = for_each_chunk(source.num_chunks, functools.partial(add_chunk, source), sums)
         hidden, of_sources = sums[:, :width] / degrees, sums[:, width:] / degrees
         modulation = dense(hidden, self._after_edge(level, layers["modulation"]))
         mean = of_targets * modulation[:, :width] + of_sources + modulation[:, width:]
         return dense(dense(jnp.concatenate([nodes, mean], axis=1), layers["node"]), layers["mix"])
 
     def _hidden(self, level: int, edges: Edges) -> jax.Array:
-        """What an edge is made of after some rounds: the edge itself before them, its hidden layer after them."""
-        if level == 0:
-            return self._linear_in_features(edges, None)
-        hidden = None
-        for before in range(level):
-            update = self._rounds[before]["edge"]["edge"]
-            if hidden is None:
-                linear = self._linear_in_features(edges, update)
-            else:
-                linear = dense(hidden, self._after_edge(before, update))
-            of_sources, of_targets = self._ends[before]
-            hidden = jax.nn.silu(linear + of_sources[edges.sources] + of_targets[edges.targets])
-        assert hidden is not None
+        """The edges before any round, or their hidden layer after some rounds."""
+        hidden = self._linear_in_features(edges, self._rounds[0]["edge"]["edge"] if level > 0 else None)
+        for before, (of_sources, of_targets) in enumerate(self._ends[:level]):
+            if before > 0:
+                hidden = dense(hidden, self._after_edge(before, self._rounds[before]["edge"]["edge"]))
+            hidden = jax.nn.silu(hidden + of_sources[edges.sources] + of_targets[edges.targets])
         return hidden
 
     def _after_edge(self, level: int, layer: Layer) -> Layer:
-        """A linear layer of edges, as one of what they are made of."""
+        """A linear layer of edges, as a layer of what `_hidden` returns."""
         if level == 0:
             return layer
-        return _compose(self._rounds[level - 1]["edge"]["output"], layer)
+        first = self._rounds[level - 1]["edge"]["output"]
+        return {"kernel": _dot(first["kernel"], layer["kernel"]), "bias": dense(first["bias"], layer)}
 
     def _linear_in_features(self, edges: Edges, layer: Layer | None) -> jax.Array:
-        """The edges as they are before any round, or a linear layer of these."""
-        first = {**self._params["weights"], "kind": self._params["kind"]["embedding"]}
-        kernel = first["kernel"][: edges.features.shape[1]]
-        by_kind = first["kind"] + first["bias"][None]
+        """The edges before any round, or a linear layer of these."""
+        kernel = self._params["weights"]["kernel"][: edges.features.shape[1]]
+        by_kind = self._params["kind"]["embedding"] + self._params["weights"]["bias"][None]
         if layer is not None:
             kernel, by_kind = _dot(kernel, layer["kernel"]), dense(by_kind, layer)
         return _dot(edges.features, kernel) + by_kind[edges.kinds]
 
 
 def for_each_chunk(num_chunks: int, fn: Callable[[Any, jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    """`fn(index, value)` for one chunk after the other."""
+    """Apply `fn(index, value)` to one chunk after the other."""
     return fn(0, value) if num_chunks == 1 else jax.lax.fori_loop(0, num_chunks, fn, value)
 
 
 def dense(inputs: jax.Array, layer: Layer) -> jax.Array:
-    """A linear layer, on the last axis."""
+    """Apply a linear layer to the last axis."""
     outputs = _dot(inputs, layer["kernel"])
     return outputs + layer["bias"].reshape((1,) * (outputs.ndim - layer["bias"].ndim) + layer["bias"].shape)
-
-
-def _compose(first: Layer, second: Layer) -> Layer:
-    """Two linear layers as one."""
-    return {"kernel": _dot(first["kernel"], second["kernel"]), "bias": dense(first["bias"], second)}

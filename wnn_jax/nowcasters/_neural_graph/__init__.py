@@ -1,1 +1,0 @@
-"""The neural graph of a model: read, built, and passed messages along."""
