@@ -15,7 +15,7 @@ from wnn_jax.lab.training.step import TrainState
 
 _LOGGER = logging.getLogger(__name__)
 _NUM_KEPT = 2
-_FORMAT = {"format": "wnn_jax.checkpoint", "version": 1}
+_FORMAT, _VERSION = "wnn_jax.checkpoint", 1
 
 
 class Checkpoints:
@@ -86,7 +86,7 @@ def save_state(file: Path, state: Any, log: Any) -> None:
       log: in types that JSON has.
     """
     leaves = {str(index): np.asarray(_numbers(leaf)) for index, leaf in enumerate(jax.tree.leaves(state))}
-    write_arrays(file, leaves, {**_FORMAT, "log": log})
+    write_arrays(file, leaves, {"format": _FORMAT, "version": _VERSION, "log": log})
 
 
 def load_state(file: Path, state: Any) -> tuple[Any, Any]:
@@ -103,7 +103,7 @@ def load_state(file: Path, state: Any) -> tuple[Any, Any]:
       UsageError: if the file is damaged, or holds another tree.
     """
     try:
-        header, arrays = read_arrays(file, format_name=_FORMAT["format"], version=_FORMAT["version"], remedy="")
+        header, arrays = read_arrays(file, format_name=_FORMAT, version=_VERSION, remedy="")
     except (OSError, ValueError) as error:
         raise UsageError(str(error).strip()) from error
     leaves, treedef = jax.tree.flatten(state)
