@@ -39,16 +39,9 @@ class RunExperiment(Execution):
 
 
 def compare(options: Compare) -> list[Row]:
-    """Run a comparison, and write its table as text and CSV, and its plot.
+    """Run a comparison, write its table and plot, and return the rows of the table, one per method.
 
-    Args:
-      options: what to compare, and how.
-
-    Returns:
-      The rows of the table, one per method.
-
-    Raises:
-      UsageError: if an option cannot be used.
+    An option that cannot be used is a `UsageError`.
     """
     return run_comparisons({"comparison": options}, options)["comparison"]
 

@@ -67,11 +67,7 @@ class LookaheadView(View):
 def standard_methods(base: BaseOptimizer, weight_decay: float = 0.0) -> dict[str, Method]:
     """Return the methods that every comparison can name, by name.
 
-    AdEMAMix, schedule-free AdamW and Muon are optimizers themselves and do not use `base`.
-
-    Args:
-      base: makes the optimizer of a learning rate or a schedule of it.
-      weight_decay: of the methods that do not use `base`.
+    AdEMAMix, schedule-free AdamW and Muon are optimizers themselves: they use `weight_decay` and not `base`.
     """
     over_base, own = {"optimizer": base.__name__}, {"weight_decay": weight_decay}
 
@@ -205,7 +201,7 @@ def find_methods(
 
     Args:
       names: see `METHOD_HELP`.
-      base: makes the optimizer that they train with.
+      base: see `standard_methods`.
       weight_decay: see `standard_methods`.
       own: an experiment's own methods by name, which go before the standard ones.
       snapshot_every: see `nowcast_method`.

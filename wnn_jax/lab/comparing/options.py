@@ -63,11 +63,7 @@ class Comparison:
         return self.own_rates.get(method, self.learning_rates)
 
     def base_optimizer(self) -> BaseOptimizer:
-        """Return the optimizer of the methods.
-
-        Raises:
-          UsageError: if `optimizer` is not known.
-        """
+        """Return the optimizer of the methods. An unknown name is a `UsageError`."""
         return self.base or base_optimizer(self.optimizer)
 
 
@@ -90,11 +86,7 @@ class Execution:
 
 
 def check_comparison(comparison: Comparison) -> None:
-    """Refuse values that no comparison can have.
-
-    Raises:
-      UsageError: if an option is out of its range.
-    """
+    """Refuse values that no comparison can have by a `UsageError`."""
     check_options(comparison, positive=("num_steps", "evaluate_every", "snapshot_every"))
     for rates in (comparison.learning_rates, *comparison.own_rates.values()):
         if not rates or len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
@@ -114,11 +106,7 @@ def check_comparison(comparison: Comparison) -> None:
 
 
 def check_execution(execution: Execution) -> None:
-    """Refuse values that no execution can have.
-
-    Raises:
-      UsageError: if an option is out of its range.
-    """
+    """Refuse values that no execution can have by a `UsageError`."""
     check_options(execution, positive=("num_processes",))
     if execution.checkpoint_seconds < 0:
         raise UsageError(f"--checkpoint-seconds {execution.checkpoint_seconds} must not be negative.")

@@ -49,12 +49,7 @@ class Plan:
     task: Task | None
 
     def train(self, console: Console, methods: Sequence[str] | None = None) -> None:
-        """Make the results that are missing.
-
-        Args:
-          console: where to name results of other configurations.
-          methods: names of the methods to train. Default: all.
-        """
+        """Make the results that are missing, of all methods or of those named."""
         names = [name for name, method in self.methods.items() if method and (methods is None or name in methods)]
         self._run_missing(self.search(names), console)
         if self.comparison.search_seeds is not None:
@@ -183,16 +178,9 @@ class Plan:
 
 
 def make_plan(name: str, comparison: Comparison, execution: Execution, *, loads_task: bool) -> Plan:
-    """Find what a comparison names, and refuse what cannot be used.
+    """Find what a comparison names, and refuse what cannot be used by a `UsageError`.
 
-    Args:
-      name: of the comparison.
-      comparison: what to compare.
-      execution: how to run.
-      loads_task: whether to load the task, to train it.
-
-    Raises:
-      UsageError: if an option cannot be used.
+    A plan that only shows results does not load the task.
     """
     check_comparison(comparison)
     trainable = [name for name in comparison.methods if name not in comparison.recorded]
@@ -239,11 +227,7 @@ def _errors_of(method: str, comparison: Comparison) -> Generator[None]:
 
 
 def check_evaluation_weights(name: str | None, methods: Sequence[Method]) -> None:
-    """Refuse evaluation weights that some method lacks. Those of later stages are only known when they begin.
-
-    Raises:
-      UsageError: if there is such a method.
-    """
+    """Refuse evaluation weights that some method lacks. Those of later stages are only known when they begin."""
     for method in methods:
         names = all_evaluation_weights(method.evaluation_weights, EMA_DECAYS)
         if name is not None and name not in names and not method.stages:
@@ -251,11 +235,7 @@ def check_evaluation_weights(name: str | None, methods: Sequence[Method]) -> Non
 
 
 def target_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric, ...]:
-    """Return the metrics, with the target first.
-
-    Raises:
-      UsageError: if there is no metric of that name.
-    """
+    """Return the metrics, with the target first. An unknown name is a `UsageError`."""
     if name is None:
         return tuple(metrics)
     target = look_up({metric.name: metric for metric in metrics}, name, "--metric")

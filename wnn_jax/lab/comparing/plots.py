@@ -32,7 +32,7 @@ def plot_comparison(
       rows: of the table.
       metric: what is drawn.
       path: of a PNG file.
-      weights: the evaluation weights, or `None` for the best ones at every evaluation.
+      weights: the evaluation weights, or `None` for the best ones.
     """
     num_panels = 2 if len({result.learning_rate for result in searched}) > 1 else 1
     with new_figure(path, 1, num_panels, figsize=(8 * num_panels, 5.5), squeeze=False) as (figure, axes):
@@ -93,11 +93,6 @@ def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Pa
     """Draw the steps that every method saves: a panel for each task and one for their mean, with intervals.
 
     A hollow dot is an upper bound: some run did not reach the target. A mean over fewer tasks than all says how many.
-
-    Args:
-      table: over all tasks.
-      rows: of each task, by its name.
-      path: of a PNG file.
     """
     panels = {**rows, f"mean of {len(rows)} tasks": table}
     methods = [row["method"] for row in table]

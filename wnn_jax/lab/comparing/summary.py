@@ -17,16 +17,7 @@ _CONFIDENCE = 0.95
 
 
 def best_rates(results: Sequence[Result], metric: Metric, weights: str | None = None) -> dict[str, float]:
-    """Map each method to the learning rate with the best mean final metric on the validation split.
-
-    Args:
-      results: of all methods at all learning rates.
-      metric: decides.
-      weights: the name of the evaluation weights, or `None` for the best ones.
-
-    Raises:
-      UsageError: if a method has no such evaluation weights.
-    """
+    """Map each method to the learning rate with the best mean final metric, at these evaluation weights or the best."""
     rates: dict[str, float] = {}
     for method, runs in by_method(results).items():
         by_rate: dict[float, list[Result]] = {}
@@ -59,7 +50,7 @@ def summarize(
       metrics: of the task, the target first.
       baselines: the names of the methods that may be the reference.
       learning_rates: the grid of every method.
-      weights: the evaluation weights of every method, or `None` for the best ones.
+      weights: the evaluation weights, or `None` for the best ones.
       target: a value to reach instead of the reference's.
 
     Raises:
@@ -80,14 +71,7 @@ def summarize(
 
 
 def steps_to(run: Result, metric: Metric, target: float, weights: str | None = None) -> float:
-    """Return the steps until a run's score reaches the target, or infinity.
-
-    Args:
-      run: the run.
-      metric: the metric that counts.
-      target: its value.
-      weights: the evaluation weights, or `None` for those that get there first.
-    """
+    """Return the steps until a run reaches a target, or infinity, by these evaluation weights or the fastest."""
     return min(_crossing(run, metric, target, name) for name in _names(run, weights))
 
 

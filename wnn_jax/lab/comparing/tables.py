@@ -18,14 +18,7 @@ _CELL_WIDTH = 12
 def print_table(
     rows: Sequence[Row], metrics: Sequence[Metric], console: Console, *, has_own_target: bool = False
 ) -> None:
-    """Print the table of a comparison.
-
-    Args:
-      rows: of the table.
-      metrics: of the task, the target first.
-      console: where to print.
-      has_own_target: whether the target was given and does not come from the reference.
-    """
+    """Print the table of a comparison. The first metric is the target, which may have been given as a value."""
     reference = next(row for row in rows if row["is_reference"])
     target = metrics[0]
     value = format(reference["target"], target.format) if math.isfinite(reference["target"]) else "none"
@@ -58,13 +51,7 @@ def print_table(
 
 
 def print_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], console: Console) -> None:
-    """Print the table over several tasks.
-
-    Args:
-      table: of `summarize_tasks`.
-      rows: of each task, by its name.
-      console: where to print.
-    """
+    """Print the table that `summarize_tasks` made of the rows of each task."""
     shown = Table(
         title="Steps saved %",
         caption="mean over seeds and 95 % bootstrap interval; mean: over these tasks, or over as many as have the "

@@ -102,17 +102,7 @@ class Method:
 
 
 def check_method(method: Method, task: Task, learning_rate: float, num_steps: int) -> None:
-    """Begin a method with shapes alone, so that a misfit is found before anything trains.
-
-    Args:
-      method: how to train.
-      task: what to train.
-      learning_rate: given to the method.
-      num_steps: given to the method.
-
-    Raises:
-      ValueError: if the optimizer does not take the task's parameters, or the second stage cannot begin with them.
-    """
+    """Begin a method with shapes alone: a method that does not fit the task is a `ValueError` before it trains."""
 
     def begin(key: jax.Array) -> None:
         state = init_state(method.task(task), method.optimizer(learning_rate, num_steps), key, method.view)

@@ -36,10 +36,6 @@ def muon(learning_rate: ScalarOrSchedule, *, weight_decay: float = 0.0) -> optax
     nearly square matrix. Optax's own rule leaves convolutions and attention heads to Adam, and gives Muon the
     embeddings, which its author advises against.
 
-    Args:
-      learning_rate: of both optimizers.
-      weight_decay: of both optimizers.
-
     References:
       Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024
     """
@@ -64,11 +60,7 @@ BASE_OPTIMIZERS: Mapping[str, BaseOptimizer] = {"adam": optax.adam, "adamw": ada
 
 
 def base_optimizer(name: str) -> BaseOptimizer:
-    """Return the optimizer of a name.
-
-    Raises:
-      UsageError: if there is none.
-    """
+    """Return the optimizer of a name. An unknown name is a `UsageError`."""
     return look_up(BASE_OPTIMIZERS, name, "--optimizer")
 
 
@@ -78,12 +70,6 @@ def ademamix(
     """Return AdEMAMix whose memory is a tenth of the steps so far, at most 1,000 steps.
 
     The weight of its slow mean rises linearly to `alpha` over the first 30 % of the run.
-
-    Args:
-      learning_rate: constant.
-      num_steps: length of the run.
-      alpha: weight of the slow mean.
-      weight_decay: as in AdamW.
 
     References:
       Pagliardini, Ablin, Grangier, `The AdEMAMix Optimizer: Better, Faster, Older <https://arxiv.org/abs/2409.03137>`_,
@@ -101,11 +87,6 @@ def ademamix(
 
 def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
     """Return schedule-free AdamW, warmed up over a twentieth of the run.
-
-    Args:
-      learning_rate: after the warm-up.
-      num_steps: length of the run.
-      weight_decay: as in AdamW.
 
     References:
       Defazio et al., `The Road Less Scheduled <https://arxiv.org/abs/2405.15682>`_, 2024

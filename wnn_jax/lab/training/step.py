@@ -62,11 +62,6 @@ def make_step(
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array]]:
     """Make the step that trains everything in this package.
 
-    Args:
-      task: what to train.
-      tx: the optimizer.
-      view: which part of the state is the network. Default: all of it.
-
     Returns:
       A pure function from the state, a batch and the key of the run to the next state and the loss. The key of a step
       follows from the key of the run and the number of the step.
