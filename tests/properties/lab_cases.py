@@ -1,10 +1,11 @@
-"""All that the property tests call of `wnn_jax.lab`: what it writes and reads, and programs that can be killed."""
+"""All that the property tests call of `wnn_jax.lab`: files that may be damaged, and programs that may be killed."""
 
 import itertools
 import json
 import os
 import signal
 import sys
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,29 +27,38 @@ from wnn_jax.lab.tasks import families
 from wnn_jax.lab.training.checkpoints import load_state, save_state
 from wnn_jax.lab.training.trainer import Evaluation, Fitted
 
+_STATE = {"w": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), "count": np.int32(7)}
 
-class Subject(NamedTuple):
-    """Files that may be damaged.
 
-    Attributes:
-      write: writes them to a folder.
-      read: returns what they hold, by names; what is compared.
-      error: what reading damaged files raises.
-    """
+class Files(NamedTuple):
+    """Files that may be damaged: how to write them to a folder, how to read what they hold, and what that raises."""
 
     write: Callable[[Path], None]
     read: Callable[[Path], Mapping[str, Any]]
-    error: type[Exception] | tuple[type[Exception], ...]
+    errors: tuple[type[Exception], ...] = (UsageError,)
+
+
+class Program(NamedTuple):
+    """A program that may be killed.
+
+    Attributes:
+      run: works in a folder, the first argument.
+      results: what is in such a folder; while the program is unfinished, a part of what will be.
+      needs: the program whose finished folder is the second argument of `run`.
+    """
+
+    run: Callable[[Path, Path | None], Any]
+    results: Callable[[Path], Mapping[str, Any]]
+    needs: str | None = None
 
 
 def _write_collection(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    family = tiny_family()
+    rng, family = np.random.default_rng(0), tiny_family()
     collection = Collection.create(folder, family)
     for index in range(3):
         snapshots = [{"Dense_0": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}} for _ in range(5)]
-        scores = {"loss": 0.5, "accuracy": 0.75}
-        collection.save(index, family.settings(index), family.split(index), snapshots, rng.random(5).tolist(), scores)
+        about = family.settings(index), family.split(index)
+        collection.save(index, *about, snapshots, rng.random(5).tolist(), {"loss": 0.5, "accuracy": 0.75})
 
 
 def _read_collection(folder: Path) -> dict[str, Any]:
@@ -60,9 +70,8 @@ def _read_collection(folder: Path) -> dict[str, Any]:
 
 def _write_result(folder: Path) -> None:
     scores = {"weights": {"loss": 0.25}}
-    evaluations = [Evaluation(step, 1.0, 0.5, scores, num_nowcasts=0, num_rejected=0) for step in (10, 20)]
-    state: Any = jax.tree_util.Partial(lambda: None)
-    state.params = {"w": np.ones(3)}
+    evaluations = [Evaluation(20, 1.0, 0.5, scores, num_nowcasts=0, num_rejected=0)]
+    state: Any = types.SimpleNamespace(params={"w": np.ones(3)})
     description = {"method": {"name": "sgd"}, "learning_rate": 0.1, "seed": 0, "num_steps": 20}
     save_result(folder / "result.json", description, Fitted(state, evaluations, scores, diverged=False))
 
@@ -70,9 +79,6 @@ def _write_result(folder: Path) -> None:
 def _read_result(folder: Path) -> dict[str, Any]:
     key, result = load_result(folder / "result.json")
     return {key: result.description}
-
-
-_STATE = {"w": np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), "count": np.int32(7)}
 
 
 def _write_checkpoint(folder: Path) -> None:
@@ -84,45 +90,28 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
     return {"state": [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], "log": log}
 
 
-SUBJECTS = {
-    "collection": Subject(_write_collection, _read_collection, UsageError),
-    "result": Subject(_write_result, _read_result, UsageError),
-    "checkpoint": Subject(_write_checkpoint, _read_checkpoint, UsageError),
+FILES = {
+    "collection": Files(_write_collection, _read_collection),
+    "result": Files(_write_result, _read_result),
+    "checkpoint": Files(_write_checkpoint, _read_checkpoint),
 }
-
-
-class Program(NamedTuple):
-    """A program that can be killed at any moment.
-
-    Attributes:
-      run: works in a folder, the first argument.
-      results: what is in such a folder, by names; of an unfinished one a part of this.
-      needs: the name of the program whose finished folder is the second argument of `run`.
-    """
-
-    run: Callable[[Path, Path | None], Any]
-    results: Callable[[Path], Mapping[str, Any]]
-    needs: str | None = None
 
 
 def _collect(folder: Path, _: Path | None) -> None:
     collect(Collect(output=folder, family=TINY, num_runs=NUM_RUNS, num_processes=1))
 
 
-def _collected(folder: Path) -> Mapping[str, Any]:
+def _collected(folder: Path) -> dict[str, Any]:
     return _read_collection(folder) if (folder / "manifest.json").exists() else {}
 
 
 def _train(folder: Path, collection: Path | None) -> None:
     assert collection is not None
-    train_module.train(
-        train_module.Train(
-            collection=(collection,), output=folder, num_steps=24, windows_per_role=2, num_weights=8, validate_every=4
-        )
-    )
+    sizes: Any = {"num_steps": 24, "windows_per_role": 2, "num_weights": 8, "validate_every": 4}
+    train_module.train(train_module.Train(collection=(collection,), output=folder, **sizes))
 
 
-def _trained(folder: Path) -> Mapping[str, Any]:
+def _trained(folder: Path) -> dict[str, Any]:
     file = folder / "nowcaster.npz"
     nowcaster: Any = wnn_jax.load(file) if file.exists() else None
     # The score on the test runs is written last.
@@ -130,27 +119,17 @@ def _trained(folder: Path) -> Mapping[str, Any]:
 
 
 def _compare(folder: Path, _: Path | None) -> None:
-    options = Compare(
-        task="toy",
-        methods=("plain", "linear"),
-        learning_rates=(0.1,),
-        seeds=(0, 1),
-        num_steps=16,
-        evaluate_every=2,
-        num_processes=1,
-        checkpoint_seconds=0.0,
-        output=folder,
-    )
+    sizes: Any = {"num_steps": 16, "evaluate_every": 2, "checkpoint_seconds": 0.0, "num_processes": 1}
+    what: Any = {"methods": ("plain", "linear"), "learning_rates": (0.1,), "seeds": (0, 1)}
+    options = Compare(task="toy", output=folder, **what, **sizes)
     make_plan(options, make_task=lambda _: LinearRegression()).train(make_console())
 
 
-def _compared(folder: Path) -> Mapping[str, Any]:
-    results: dict[str, Any] = {}
-    for path in folder.glob("runs/[!.]*.json"):
-        content = json.loads(path.read_text())
+def _compared(folder: Path) -> dict[str, Any]:
+    results = {path.name: json.loads(path.read_text()) for path in folder.glob("runs/[!.]*.json")}
+    for content in results.values():
         for evaluation in content["evaluations"]:
             del evaluation["seconds"]
-        results[path.name] = content
     return results
 
 
@@ -162,14 +141,9 @@ PROGRAMS = {
 
 
 def run_and_kill(name: str, folder: Path, needed: Path | None, kill_at: int | None, num_events: Any) -> None:
-    """Runs a program in this process, and kills it right before it does something to a file of its folder.
+    """Runs a program, and kills this process before what it does to files in the folder for the `kill_at`-th time.
 
-    Args:
-      name: of the program.
-      folder: where it works.
-      needed: the folder that it needs.
-      kill_at: the number of the event to kill it before, from 0; `None` to let it end.
-      num_events: a shared integer, which becomes the number of events.
+    `num_events` is a shared integer: how often it did something to a file so far.
     """
     jax.config.update("jax_platforms", "cpu")
     families.FAMILIES = {TINY: tiny_family()}
@@ -179,11 +153,10 @@ def run_and_kill(name: str, folder: Path, needed: Path | None, kill_at: int | No
 
     def on_event(event: str, arguments: tuple[Any, ...]) -> None:
         is_of_file = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
-        if not is_of_file or not str(arguments[0]).startswith(f"{folder}{os.sep}"):
-            return
-        num_events.value = number = next(numbers)
-        if number == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if is_of_file and str(arguments[0]).startswith(f"{folder}{os.sep}"):
+            num_events.value = number = next(numbers)
+            if number == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(on_event)
     with one_line_errors():

@@ -8,9 +8,11 @@ that Hypothesis draws. `make test` draws the same few cases each time. To search
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
@@ -119,3 +121,8 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
             ]
         )
     )
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """One tree, with a leading axis for the trees."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
