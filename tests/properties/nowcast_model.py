@@ -49,6 +49,7 @@ def nowcaster_of(name: str) -> Any:
     """A rule by its name in wnn_jax, or `KIND-CONTEXT` of a rule that only tests need, or a drift beyond its bound."""
 
     def ahead(history: Any, role: str, horizon: Any) -> Any:
+        horizon = 5 if horizon is None else horizon
         return history[-1] + 0.4 * horizon * (history[-1] - history[0]) + 0.01
 
     def wild(history: Any, role: str, horizon: Any) -> Any:

@@ -64,8 +64,8 @@ def histories(draw: st.DrawFn, num_trees: int, shapes: dict[str, tuple[int, ...]
     for name, shape in shapes.items():
         size = math.prod(shape)
         kind = _KINDS[draw(st.sampled_from(sorted(_KINDS)))]
-        ordinary, varied = draw(st.booleans()), draw(st.booleans())
-        exponents = rng.uniform(*((-6, 2) if ordinary else (lowest, highest)), size if varied else 1)
+        low, high = draw(st.sampled_from([(-6, 2), (lowest, highest), (highest - 2, highest)]))
+        exponents = rng.uniform(low, min(high, highest), draw(st.sampled_from([1, size])))
         scale = np.broadcast_to(10.0**exponents * rng.choice([-1.0, 1.0]), size)
         with np.errstate(all="ignore"):
             leaf = np.nan_to_num(kind(rng, np.arange(num_trees)[:, None].astype(float), scale, limits), nan=0.0)
@@ -105,10 +105,12 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
     start, other = position(), position()
     stop = min(start + draw(st.integers(1, 2000)), len(whole))
     before, part, after = whole[:start], whole[start:stop], whole[stop:]
+    digit = draw(st.sampled_from([match.start() for match in re.finditer(rb"\d", whole)] or [start]))
     return draw(
         st.sampled_from(
             [
                 before + bytes([whole[start] ^ 1 << draw(st.integers(0, 7))]) + whole[start + 1 :],
+                whole[:digit] + draw(st.sampled_from([b"0", b"1", b"7"])) + whole[digit + 1 :],
                 before,
                 before + after,
                 before + bytes(len(part)) + after,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import wnn_jax
 from tests.properties.lab_cases import FILES, Files
 from tests.properties.strategies import damaged, num_examples
-from wnn_jax.nowcasters import WNN, Drift
+from wnn_jax.nowcasters import Drift
 
 
 def _nowcaster_file(nowcaster: Any) -> Files:
@@ -30,7 +30,7 @@ def _nowcaster_file(nowcaster: Any) -> Files:
 
 _FILES = {
     "rule": _nowcaster_file(lambda: Drift(gain=0.04, max_rows=None)),
-    "network": _nowcaster_file(lambda: WNN.init(jax.random.key(0), ("bias",))),
+    "network": _nowcaster_file(lambda: wnn_jax.load("wnn")),
     **FILES,
 }
 
@@ -45,7 +45,7 @@ def _written(name: str) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", _FILES)
-@hypothesis.settings(max_examples=num_examples(3))
+@hypothesis.settings(max_examples=num_examples(5))
 @hypothesis.given(data=st.data())
 def test_damage_is_noticed_or_harmless(name: str, data: st.DataObject):
     files, expected = _written(name)
