@@ -109,7 +109,7 @@ def test_a_subspace_has_the_mean_and_the_last(form: Any, bits: Any, dtype: str, 
     if form == "deltas":
         _assert_average(mean, trees, [1 / 3] * 3)
     if form == "deltas" and bits is None:
-        _assert_average(last, trees, [0, 0, 1])
+        _assert_average(last, trees, [0, 0, 1], is_between=False)
 
 
 def _assert_refused_rightly(message: str, trees: Sequence[Tree], is_broken: bool) -> None:
@@ -117,7 +117,7 @@ def _assert_refused_rightly(message: str, trees: Sequence[Tree], is_broken: bool
     if is_broken:
         assert "checkpoints[1] has a value that is not finite" in message
     elif "too far" in message:
-        assert _largest(trees) > float(limits.max) / 64
+        assert _largest(trees) > float(limits.max) / 1024
     else:
         assert "all the same" in message or "zero" in message
         origin = _exact(trees[-1]) if "all the same" in message else dict.fromkeys(_SHAPES, 0)
@@ -125,7 +125,7 @@ def _assert_refused_rightly(message: str, trees: Sequence[Tree], is_broken: bool
         assert _largest(moves if "all the same" in message else moves[-1:]) <= float(limits.smallest_normal)
 
 
-def _assert_average(average: Tree, trees: Sequence[Tree], shares: Any) -> None:
+def _assert_average(average: Tree, trees: Sequence[Tree], shares: Any, *, is_between: bool = True) -> None:
     for name, actual in _exact(average).items():
         parts, limits = np.stack([_exact(tree)[name] for tree in trees]), jnp.finfo(average[name].dtype)
         wide = jnp.finfo(jnp.promote_types(limits.dtype, jnp.float32))
@@ -134,8 +134,8 @@ def _assert_average(average: Tree, trees: Sequence[Tree], shares: Any) -> None:
         tiny = 64 * (float(limits.smallest_normal) + float(wide.smallest_normal))
         error = np.abs(actual - np.tensordot(np.asarray(shares, np.longdouble), parts, axes=1))
         assert (error <= rounding + tiny).all(), name
-        assert (actual <= parts.max(axis=0) + tiny).all(), name
-        assert (actual >= parts.min(axis=0) - tiny).all(), name
+        assert not is_between or (actual <= parts.max(axis=0) + tiny).all(), name
+        assert not is_between or (actual >= parts.min(axis=0) - tiny).all(), name
 
 
 def _exact(tree: Any) -> Tree:
