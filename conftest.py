@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import os
 import re
 from typing import Any
 
+import hypothesis
 import jax
 import pytest
 from jax._src import compiler  # There is no public way to give an option to all programs, and to take it back.
@@ -16,6 +18,18 @@ from sybil.parsers.markdown import CodeBlockParser
 _PROMISE = re.compile(r"^ *print\(.*\)  # (.*?)(?:: .*)?$", re.MULTILINE)
 _run = PythonEvaluator()
 _get_compile_options = compiler.get_compile_options
+
+# Always the same few examples, or many new ones: `HYPOTHESIS_PROFILE=campaign`, see `tests/properties/strategies.py`.
+_PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {"max_examples": 20, "derandomize": True},
+    "campaign": {"max_examples": 2000},
+}
+for _name, _settings in _PROFILES.items():
+    too_slow = [hypothesis.HealthCheck.too_slow]  # On a busy machine, drawing is slow.
+    hypothesis.settings.register_profile(
+        _name, deadline=None, print_blob=True, suppress_health_check=too_slow, **_settings
+    )
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def _evaluate(example: Example) -> str | None:

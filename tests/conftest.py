@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
-import hypothesis
 import jax
 import pytest
 
@@ -31,9 +30,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     }.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
-
-hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("reproducible")
 
 
 @pytest.hookimpl(tryfirst=True)
