@@ -41,7 +41,9 @@ def _written(name: str) -> tuple[dict[str, bytes], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _FILES[name].write(folder)
-        return {file.name: file.read_bytes() for file in folder.iterdir()}, dict(_FILES[name].read(folder))
+        # A lock file holds nothing.
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")}
+        return files, dict(_FILES[name].read(folder))
 
 
 @pytest.mark.parametrize("name", _FILES)
