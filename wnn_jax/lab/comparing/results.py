@@ -98,7 +98,10 @@ def load_results(folder: Path) -> list[Result]:
         return []
     try:
         with gzip.open(file, "rt") as lines:
-            return [_from_json(json.loads(line)) for line in lines]
+            results = [_from_json(json.loads(line)) for line in lines]
+        if not results:
+            raise ValueError("it holds no run")
+        return results
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{file} is damaged ({error!r}). Restore it from a copy, or remove it: its runs are then made again."
