@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._checks import is_int
+from wnn_jax._drift import Drift
 from wnn_jax._files import replace_on_success
-from wnn_jax._nowcaster import DriftNowcaster, Nowcaster
+from wnn_jax._window import Nowcaster
 from wnn_jax.nowcasters import CLASSES, RULES
 
 # What `nowcast` uses by default: of the bundled ones, that which saves most training.
@@ -46,7 +47,7 @@ def available() -> tuple[str, ...]:
     return (*sorted(path.stem for path in _bundled_folder().glob("*.npz")), *RULES)
 
 
-def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster | DriftNowcaster:
+def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster | Drift:
     """Loads a nowcaster.
 
     Args:
@@ -81,7 +82,7 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster 
     )
 
 
-def save(nowcaster: Nowcaster | DriftNowcaster, path: str | os.PathLike[str]) -> None:
+def save(nowcaster: Nowcaster | Drift, path: str | os.PathLike[str]) -> None:
     """Saves a nowcaster as one `.npz` file, without pickle.
 
     The file holds the weights under path-like names, and as JSON its format's version, the nowcaster's class,
@@ -127,7 +128,7 @@ def save(nowcaster: Nowcaster | DriftNowcaster, path: str | os.PathLike[str]) ->
     _write(Path(path), metadata, arrays)
 
 
-def fingerprint(nowcaster: Nowcaster | DriftNowcaster) -> str:
+def fingerprint(nowcaster: Nowcaster | Drift) -> str:
     """Tells whether two nowcasters are the same, without having both.
 
     Args:
@@ -180,7 +181,7 @@ def _write(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndar
         np.savez(file, metadata=np.array(text), **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def _read(path: Path) -> Nowcaster | DriftNowcaster:
+def _read(path: Path) -> Nowcaster | Drift:
     content = path.read_bytes()
     with _damage_named(path):
         members = _members(content)

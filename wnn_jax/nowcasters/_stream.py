@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._trees import wide_dtype
+from wnn_jax._window import LeafHistory
 from wnn_jax.nowcasters._moments import Moments, largest_of, moments_from_sums, sum_terms, units_of
 
 # The forecast of the leaves of a stream is one array until it is cut into leaves, and this bounds its size.

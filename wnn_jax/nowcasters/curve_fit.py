@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnn_jax._checks import check_choice, check_int
-from wnn_jax._horizon import clip_horizon
-from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
+from wnn_jax._window import LeafHistory, clip_horizon, summarize_nowcaster
 from wnn_jax.nowcasters._leaves import LeafMap, finite_or_last, map_by_role
 
 Arrays = tuple[jax.Array, ...]

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._trees import following, wide_dtype
+from wnn_jax._window import LeafHistory
 from wnn_jax.nowcasters._leaves import finite_or_last
 from wnn_jax.nowcasters._moments import log_ratio, namespace, ratio, units_of
 from wnn_jax.nowcasters._multi_horizon import CONTEXT, Dense, HorizonNetwork, MultiHorizonNowcaster

@@ -12,7 +12,7 @@ import optax
 
 import wnn_jax
 from wnn_jax import averaging
-from wnn_jax._nowcaster import is_drift, offsets_of
+from wnn_jax._drift import Drift
 from wnn_jax._store import fingerprint
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting.nowcasters import load_nowcaster
@@ -159,7 +159,7 @@ def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float =
 def nowcast_method(
     name: str,
     base: BaseOptimizer,
-    nowcaster: wnn_jax.Nowcaster | wnn_jax.DriftNowcaster,
+    nowcaster: wnn_jax.Nowcaster | Drift,
     *,
     snapshot_every: int | None = None,
     scale: float = 1.0,
@@ -185,7 +185,7 @@ def nowcast_method(
     Raises:
       UsageError: if `average` is given for a drift, which has no snapshots.
     """
-    if average and is_drift(nowcaster):
+    if average and isinstance(nowcaster, Drift):
         raise UsageError("average=True was given, but a drift is an average itself, without snapshots; leave +ema out.")
 
     def of_drift(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -204,7 +204,7 @@ def nowcast_method(
     def of_window(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         assert isinstance(nowcaster, wnn_jax.Nowcaster)
         every = snapshot_every or max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)
-        num_visits = offsets_of(nowcaster)[-1] + 1
+        num_visits = nowcaster.context
         if num_visits * every > num_steps:
             raise UsageError(
                 f"--snapshot-every {every}: the method {name!r} jumps first after {num_visits} snapshots, and "
@@ -226,7 +226,7 @@ def nowcast_method(
         )
         return optax.chain(base(schedule(learning_rate, num_steps)), nowcast)
 
-    optimizer = of_drift if is_drift(nowcaster) else of_window
+    optimizer = of_drift if isinstance(nowcaster, Drift) else of_window
     with contextlib.suppress(ValueError):  # One that is code has no fingerprint.
         return Method(name, optimizer, nowcaster=fingerprint(nowcaster))
     return Method(name, optimizer)
@@ -288,7 +288,7 @@ def _parse_nowcaster(
             schedule=_SCHEDULES[match["schedule"][1:]] if match["schedule"] else constant,
         )
         # What is out of its range is refused now rather than in the middle of a comparison.
-        num_steps = 100 if is_drift(nowcaster) else (offsets_of(nowcaster)[-1] + 1) * (snapshot_every or 100)
+        num_steps = 100 if isinstance(nowcaster, Drift) else nowcaster.context * (snapshot_every or 100)
         method.optimizer(1e-3, num_steps)
     except ValueError as error:
         raise UsageError(f"--methods {specification!r} cannot be used: {error}") from error

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import wnn_jax
-from wnn_jax._nowcaster import is_drift
+from wnn_jax._drift import Drift
 from wnn_jax._store import fingerprint
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting.collection import Trajectory, verified_trajectories
@@ -65,7 +65,7 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
     loaded: list[tuple[str, wnn_jax.Nowcaster, float]] = []
     for specification in options.nowcasters:
         label, nowcaster, scale = load_nowcaster(specification)
-        if is_drift(nowcaster):
+        if isinstance(nowcaster, Drift):
             raise UsageError(
                 f"--nowcasters {specification}: a drift makes no forecast of snapshots; compare trainings with it, by: "
                 "wnn-jax compare"

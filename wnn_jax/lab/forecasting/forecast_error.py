@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 import wnn_jax
-from wnn_jax._nowcaster import DEFAULT_HORIZON, offsets_of
+from wnn_jax._window import DEFAULT_HORIZON
 from wnn_jax.lab.forecasting.collection import Trajectory
 from wnn_jax.lab.forecasting.windows import MIN_HORIZON, read_window
 from wnn_jax.lab.output import add_legend, new_figure
@@ -50,7 +50,7 @@ def forecast_errors(
       For every run, a row per role, stage, spacing and horizon. A nowcaster that takes no horizon has rows for
       its own one only.
     """
-    offsets = offsets_of(nowcaster)
+    offsets = tuple(range(nowcaster.context))
     takes_horizon = getattr(nowcaster, "takes_horizon", True)
     horizons = HORIZONS if takes_horizon else (getattr(nowcaster, "default_horizon", DEFAULT_HORIZON),)
     compiled: dict[Any, Any] = {}

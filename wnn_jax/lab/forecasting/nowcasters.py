@@ -14,7 +14,7 @@ NOWCASTER_HELP = (
 _SPECIFICATION = re.compile(r"(?P<name>.+?)(@(?P<scale>[^@/]+))?")
 
 
-def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster | wnn_jax.DriftNowcaster, float]:
+def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster | wnn_jax.nowcasters.Drift, float]:
     """Loads what a command line names.
 
     Args:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wnn_jax._nowcaster import Nowcaster
+from wnn_jax._window import Nowcaster
 from wnn_jax.lab.forecasting.windows import NUM_HORIZONS, OFFSETS, Window, WindowBatch
 from wnn_jax.nowcasters import WNN, AdaptiveLinear, Pooled, WNNPlus
 from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster

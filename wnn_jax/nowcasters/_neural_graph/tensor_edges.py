@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._trees import wide_dtype
+from wnn_jax._window import LeafHistory
 from wnn_jax.nowcasters._leaves import finite_or_last
 from wnn_jax.nowcasters._multi_horizon import CONTEXT, Scale, normalize, scale_of
 from wnn_jax.nowcasters._neural_graph.graph import KINDS, Ends, Graph
