@@ -13,7 +13,7 @@ import pytest
 
 import wnn_jax
 from tests.helpers import Step, network_params, ones_like, train
-from wnn_jax._landmark import Landmark
+from wnn_jax._guards import Landmark
 
 NOWCASTERS = ("linear", "slow-drift")
 

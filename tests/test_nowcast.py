@@ -11,8 +11,6 @@ import pytest
 import wnn_jax
 from tests.helpers import (
     WINDOWS,
-    HalfMemory,
-    Spaced,
     Step,
     assert_trees_close,
     assert_trees_equal,
@@ -49,23 +47,13 @@ def jumps(steps: Sequence[Step]) -> dict[int, float]:
 # The trajectory, by hand.
 
 
-def test_every_fifth_snapshot_is_followed_by_a_jump():
+def test_the_trajectory_by_hand():
     steps = from_zero(20, snapshot_every=2)
     assert jumps(steps) == {9: JUMP, 19: JUMP}
     assert values([step.params for step in steps]) == [*range(1, 10), *range(11, 21), 22]
     assert [int(step.state.count) for step in steps] == list(range(1, 21))
     assert [int(step.state.num_nowcasts) for step in steps] == [0] * 9 + [1] * 10 + [2]
     assert all(step.state.num_rejected == 0 for step in steps)
-
-
-def test_the_compiled_trajectory_is_the_same():
-    tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=2)
-    compiled_steps = train(tx, {"w": jnp.zeros([])}, 20, gradient=ones_like)
-    assert_trees_equal(compiled_steps, from_zero(20, snapshot_every=2))
-
-
-def test_snapshots_are_of_the_parameters_after_the_step_and_the_window_restarts():
-    steps = from_zero(20, snapshot_every=2)
     by_hand = {
         0: [0, 0, 0, 0],
         1: [2, 0, 0, 0],
@@ -80,7 +68,9 @@ def test_snapshots_are_of_the_parameters_after_the_step_and_the_window_restarts(
         17: [13, 15, 17, 19],
         19: [13, 15, 17, 19],
     }
-    assert {t: values(steps[t].state.history) for t in by_hand} == by_hand
+    assert {t: values(steps[t].state.history.snapshots) for t in by_hand} == by_hand
+    tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=2)
+    assert_trees_equal(train(tx, {"w": jnp.zeros([])}, 20, gradient=ones_like), steps)
 
 
 def test_the_nowcaster_sees_the_window_oldest_first():
@@ -88,7 +78,7 @@ def test_the_nowcaster_sees_the_window_oldest_first():
     steps = from_zero(10, digits, snapshot_every=1, horizon=10**5)  # Far enough for the bound.
     # Snapshots 1 2 3 4 5 and then, from the parameters 54321, the same again.
     assert steps[4].params["w"] == 54321
-    assert values(steps[-1].state.history) == [54322, 54323, 54324, 54325]
+    assert values(steps[-1].state.history.snapshots) == [54322, 54323, 54324, 54325]
 
 
 @pytest.mark.parametrize(
@@ -102,25 +92,7 @@ def test_the_nowcaster_sees_the_window_oldest_first():
 def test_windows_of_another_length(context: int, expected: list[int]):
     steps = from_zero(8, last_plus_one(context), snapshot_every=2)
     assert values([step.params for step in steps]) == expected
-    assert len(steps[-1].state.history) == context - 1
-
-
-def test_snapshots_of_some_visits_only():
-    steps = from_zero(20, Spaced((0, 2, 5)), snapshot_every=2, horizon=10**4)  # Far enough for the bound.
-    first, without, second, *others = steps[11].state.history
-    assert values([first, second, steps[11].params]) == [2, 6, 2 + 60 + 1200]
-    assert [without, *others] == [None] * 3
-    assert [int(step.state.num_snapshots) for step in steps[1::2]] == [1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
-    assert values([steps[19].state.history[0], steps[19].state.history[2]]) == [1264, 1268]
-    assert steps[19].state.num_nowcasts == 1
-
-
-@pytest.mark.parametrize("offsets", [(1, 2, 3), (-1, 0, 2), (0, 2, 2), (0, 2, 1), (0, 1.0, 2), (0, 1), ()])
-def test_visits_that_cannot_be_those_of_a_window_are_refused(offsets: Any):
-    with pytest.raises(
-        ValueError, match=re.escape(f"offsets={offsets} of the nowcaster Spaced must be context=3 incr")
-    ):
-        wnn_jax.nowcast(Spaced(offsets), snapshot_every=1)
+    assert len(steps[-1].state.history.snapshots) == context - 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +115,7 @@ def test_visits_that_cannot_be_those_of_a_window_are_refused(offsets: Any):
 def test_start_and_stop(start: int, stop: int | None, jump_steps: list[int]):
     steps = from_zero(20, last_plus_one(context=2), snapshot_every=3, start=start, stop=stop)
     assert jumps(steps) == dict.fromkeys(jump_steps, JUMP)
-    first_snapshot = next((t for t, step in enumerate(steps) if values(step.state.history) != [0]), None)
+    first_snapshot = next((t for t, step in enumerate(steps) if values(step.state.history.snapshots) != [0]), None)
     assert first_snapshot == (start // 3 + (start % 3 > 2)) * 3 + 2
 
 
@@ -181,29 +153,24 @@ def test_at_scale_0_the_update_is_the_optimizers_own_bit_for_bit(dtype: Any, upd
     assert step.state.num_nowcasts == 1
 
 
-def test_at_scale_0_a_forecast_that_is_not_finite_is_rejected_all_the_same():
-    bad = wnn_jax.leafwise(lambda history, role, horizon: history[-1] * jnp.nan, context=2)
-    steps = from_zero(4, bad, snapshot_every=1, scale=0.0)
-    assert jumps(steps) == {}
-    assert steps[-1].state.num_rejected == 2
-
-
-@pytest.mark.parametrize(("horizon", "expected"), [(3, [4, 4, 4]), (lambda index: 1 + 2 * index, [2, 4, 6])])
+@pytest.mark.parametrize(
+    ("horizon", "expected"),
+    [
+        (None, [5, 5, 5]),
+        (3, [4, 4, 4]),
+        (lambda index: 1 + 2 * index, [2, 4, 6]),
+        (lambda index: jnp.nan, [2, 2, 2]),
+        (lambda index: -3, [2, 2, 2]),
+        (lambda index: jnp.array(jnp.inf), [6, 6, 6]),
+    ],
+)
 def test_horizon_reaches_the_nowcaster(horizon: Any, expected: list[float]):
-    ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + horizon, context=2)
+    def fn(history: Any, role: str, horizon: Any) -> Any:
+        return history[-1] + (4 if horizon is None else jnp.where(horizon == 2**24, 5, horizon))
+
+    ahead = wnn_jax.leafwise(fn, context=2)
     steps = from_zero(12, ahead, snapshot_every=2, horizon=horizon)
     assert [steps[t].updates["w"].item() for t in (3, 7, 11)] == expected
-
-
-def test_without_a_horizon_the_nowcaster_chooses():
-    seen = []
-
-    def fn(history: Any, role: str, horizon: Any) -> jax.Array:
-        seen.append(horizon)
-        return history[-1]
-
-    from_zero(5, wnn_jax.leafwise(fn), snapshot_every=1)
-    assert set(seen) == {None}
 
 
 @pytest.mark.slow_but(1)
@@ -261,7 +228,7 @@ def test_with_other_settings_a_restored_run_begins_a_window_of_its_own(num_befor
     jump_steps = {num_before + t for t in jumps(steps)}
     assert min(jump_steps) == first + 4 * every
     assert steps[-1].state.num_nowcasts == num_saved + len(jump_steps)
-    assert steps[-1].state.num_restarts == (saved.state.num_snapshots > 0)
+    assert steps[-1].state.counters.num_restarts == (saved.state.num_snapshots > 0)
 
 
 def test_with_the_same_settings_a_restored_run_goes_on():
@@ -284,7 +251,7 @@ def test_a_jump_is_bounded_by_the_range_in_the_window(by: float, length: float, 
     steps = from_zero(6, far(by), snapshot_every=1)
     # Snapshots 1, 2, 3: a range of 2, and as many times that as snapshots ahead, of which there are 5.
     assert jumps(steps) == {2: 1 + length, 5: 1 + length}
-    assert [int(step.state.num_cut) for step in steps] == [0, 0, num_cut, num_cut, num_cut, 2 * num_cut]
+    assert [int(step.state.counters.num_cut) for step in steps] == [0, 0, num_cut, num_cut, num_cut, 2 * num_cut]
     assert steps[-1].state.num_rejected == 0
 
 
@@ -340,9 +307,10 @@ def test_weights_that_rounding_keeps_in_place_do_not_jump(nowcaster: str, dtype:
 
 def test_what_is_cut_is_counted_up_to_the_largest_int():
     tx = wnn_jax.nowcast(far(1000), snapshot_every=1)
-    state = tx.init({"w": jnp.zeros(3)})._replace(num_cut=jnp.array(2**31 - 3))  # pyright: ignore[reportAttributeAccessIssue]
+    state: Any = tx.init({"w": jnp.zeros(3)})
+    state = state._replace(counters=state.counters._replace(num_cut=jnp.array(2**31 - 3)))
     steps = train(tx, {"w": jnp.zeros(3)}, 3, gradient=ones_like, state=state)
-    assert steps[-1].state.num_cut == 2**31 - 1
+    assert steps[-1].state.counters.num_cut == 2**31 - 1
 
 
 # Forecasts that are no good.
@@ -375,34 +343,28 @@ def test_a_forecast_with_one_bad_element_is_not_applied_anywhere(value: float):
     assert [int(step.state.num_nowcasts) for step in steps] == [0] * 3 + [1] * 8 + [2]
     assert [int(step.state.num_rejected) for step in steps] == [0] * 7 + [1] * 5
     # The window after the rejected forecast begins with its first snapshot, as after any other: 0 + 10 + 1 jump.
-    assert (steps[9].state.history[0]["a"] == 11).all()
+    assert (steps[9].state.history.snapshots[0]["a"] == 11).all()
 
 
-def test_a_jump_too_long_for_the_dtype_is_not_applied():
-    across = wnn_jax.leafwise(lambda history, role, horizon: -history[-1], context=1)
-    params = {"w": jnp.full(3, 59968.0, jnp.float16)}  # -60000 is finite, and -60000 - 59968 is not
-    tx = wnn_jax.nowcast(across, snapshot_every=1, horizon=10**4)
+@pytest.mark.parametrize(
+    ("start", "forecast", "scale"),
+    [
+        # -60000 is finite, and -60000 - 59968 is not.
+        (59968.0, lambda last: -last, 1.0),
+        # 7532 is finite, and 60000 + 7532 is not.
+        (60000.0, lambda last: last + 5000, 1.5),
+        (1.0, lambda last: last + 1, lambda index: jnp.nan),
+        (1.0, lambda last: last * jnp.nan, 0.0),
+    ],
+    ids=["long", "far", "scale", "scale 0"],
+)
+def test_a_jump_that_is_not_finite_is_not_applied(start: float, forecast: Callable[[Any], Any], scale: Any):
+    nowcaster = wnn_jax.leafwise(lambda history, role, horizon: forecast(history[-1]), context=1)
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=1, horizon=10**4, scale=scale)
+    params = {"w": jnp.full(3, start, jnp.float16)}
     (step,) = train(tx, params, 1, gradient=lambda tree: jax.tree.map(lambda leaf: 0 * leaf + 32, tree))
     assert (step.updates["w"] == 32).all()
-    assert step.state.num_rejected == 1
-
-
-def test_a_jump_to_where_the_dtype_ends_is_not_applied():
-    params = {"w": jnp.full(3, 60000.0, jnp.float16)}
-    up = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 5000, context=1)
-    tx = wnn_jax.nowcast(up, snapshot_every=1, horizon=10**4, scale=1.5)
-    (step,) = train(tx, params, 1, gradient=lambda tree: jax.tree.map(lambda leaf: 0 * leaf + 32, tree))
-    assert (step.updates["w"] == 32).all()  # 7532 is finite, and 60000 + 7532 is not
-    assert step.state.num_rejected == 1
-
-
-def test_a_jump_by_a_scale_that_is_not_finite_is_not_applied():
-    def scale(index: Any) -> jax.Array:
-        return jnp.where(index == 0, jnp.nan, 1.0)
-
-    steps = from_zero(4, last_plus_one(context=2), snapshot_every=1, scale=scale)
-    assert jumps(steps) == {3: JUMP}
-    assert steps[-1].state.num_rejected == 1
+    assert (step.state.num_nowcasts, step.state.num_rejected) == (0, 1)
 
 
 # Weights and their dtypes.
@@ -469,16 +431,6 @@ def test_parameters_arrive_at_the_forecast(dtype: Any, update_dtype: str):
         assert miss.max() == 0
 
 
-def test_updates_may_be_wider_than_the_parameters():
-    tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=1)
-    steps = train(
-        tx, {"w": jnp.zeros(3, jnp.bfloat16)}, 5, gradient=lambda tree: {"w": jnp.ones_like(tree["w"], jnp.float32)}
-    )
-    assert steps[-1].updates["w"].dtype == jnp.float32
-    assert steps[-1].params["w"].dtype == steps[-1].state.history[0]["w"].dtype == jnp.bfloat16
-    assert steps[-1].state.num_nowcasts == 1
-
-
 # Roles.
 
 
@@ -516,19 +468,47 @@ def test_roles_that_do_not_fit_are_refused(roles: Any, message: str):
 # Bad arguments.
 
 
-@pytest.mark.parametrize("value", [0, -3, True, 2.0, "10"])
-def test_snapshot_every_must_be_a_positive_int(value: Any):
-    with pytest.raises(ValueError, match=rf"snapshot_every={re.escape(repr(value))} must be an int >= 1: .*steps"):
-        wnn_jax.nowcast(snapshot_every=value)
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("snapshot_every", [0, -3, True, 2.0, "10"], "must be an int >= 1: .*steps"),
+        ("horizon", [0, -1, 2.5, True, "far"], "must be an int >= 1: .*schedule"),
+        ("scale", [float("nan"), float("inf"), "1.0", True, None], "must be a finite float: .* or a schedule"),
+        ("start", [-1, 1.0, False, None], "must be an int >= 0: the first step"),
+        ("stop", [0, -1, 1.0, True], "must be an int >= 1: .*None for never"),
+        ("stop", [2, 3], "must be greater than start=3; pass stop=None"),
+        ("num_steps", [0, -1, 1.0, True, "long"], "must be an int >= 1: the length"),
+        ("history_memory_kind", ["device", "disk", 1], "must be 'pinned_host': .* or None"),
+        ("history_dtype", [jnp.int8, bool, "four", jnp.complex64, 16], "must be a floating-point dtype, such as jnp"),
+        ("average", [1.0, -0.1, float("nan"), True, "0.9"], "must be a finite float >= 0 and < 1"),
+    ],
+)
+def test_arguments_out_of_their_range_are_refused(name: str, values: Sequence[Any], message: str):
+    for value in values:
+        arguments = {"snapshot_every": 1, "start": 3 if "start=3" in message else 0, name: value}
+        with pytest.raises(ValueError, match=rf"{name}={re.escape(repr(value))} {message}"):
+            wnn_jax.nowcast("linear", **arguments)
 
 
-def test_a_window_has_no_spacing_of_its_own():
-    message = r"snapshot_every=None: CurveFit forecasts from a window .* no spacing of its own.*num_steps // 30"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nowcaster": "linear"}, r"snapshot_every=None: CurveFit forecasts from a window .* no spac.*num_steps // 30"),
+        ({"horizon": 10}, r"horizon=10 was given, but Drift .* has no horizon. Leave horizon out"),
+        ({"average": 0.9}, r"average=0\.9 was given, but Drift goes by a drift"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_nowcaster_are_refused(arguments: Any, message: str):
     with pytest.raises(ValueError, match=message):
-        wnn_jax.nowcast("linear")
+        wnn_jax.nowcast(**arguments)
 
 
-def test_snapshot_every_may_be_an_integer_of_numpy():
+def test_a_horizon_is_refused_where_the_nowcaster_takes_none(wnn: wnn_jax.nowcasters.WNN):
+    with pytest.raises(ValueError, match=r"horizon=10 was given, but WNN takes none.*Leave horizon out"):
+        wnn_jax.nowcast(wnn, snapshot_every=1, horizon=10)
+
+
+def test_integers_may_be_of_numpy():
     wnn_jax.nowcast(snapshot_every=np.int64(3))  # pyright: ignore[reportArgumentType]
 
 
@@ -554,57 +534,13 @@ class NotCallable:
         lambda history, roles, horizon: history[-1],
         NoContext(),
         NotCallable(),
-        HalfMemory(num_means=0),
-        HalfMemory,
+        wnn_jax.nowcasters.Drift,
         wnn_jax.nowcasters.WNN,
     ],
 )
 def test_what_is_no_nowcaster_is_refused(value: Any):
     with pytest.raises(ValueError, match=rf"nowcaster={re.escape(repr(value))} is not a nowcaster.*Drift.*leafwise"):
         wnn_jax.nowcast(value, snapshot_every=1)
-
-
-def test_a_horizon_is_refused_where_the_nowcaster_takes_none(wnn: wnn_jax.nowcasters.WNN):
-    with pytest.raises(ValueError, match=r"horizon=10 was given, but WNN takes none.*Leave horizon out"):
-        wnn_jax.nowcast(wnn, snapshot_every=1, horizon=10)
-    with pytest.raises(ValueError, match=r"horizon=10 was given, but Drift .* has no horizon. Leave horizon out"):
-        wnn_jax.nowcast(horizon=10)
-
-
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, "far"])
-def test_horizon_must_be_a_positive_int_or_a_schedule(value: Any):
-    with pytest.raises(ValueError, match=rf"horizon={re.escape(repr(value))} must be an int >= 1: .*schedule"):
-        wnn_jax.nowcast("linear", snapshot_every=1, horizon=value)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0", True, None])
-def test_scale_must_be_a_finite_float_or_a_schedule(value: Any):
-    with pytest.raises(ValueError, match=rf"scale={re.escape(repr(value))} must be a finite float: .* or a schedule"):
-        wnn_jax.nowcast(snapshot_every=1, scale=value)
-
-
-@pytest.mark.parametrize("value", [-1, 1.0, False, None])
-def test_start_must_be_a_step(value: Any):
-    with pytest.raises(ValueError, match=rf"start={re.escape(repr(value))} must be an int >= 0: the first step"):
-        wnn_jax.nowcast(snapshot_every=1, start=value)
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.0, True])
-def test_stop_must_be_a_step(value: Any):
-    with pytest.raises(ValueError, match=rf"stop={re.escape(repr(value))} must be an int >= 1: .*None for never"):
-        wnn_jax.nowcast(snapshot_every=1, stop=value)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(10, 10), (10, 3)])
-def test_stop_must_come_after_start(start: int, stop: int):
-    with pytest.raises(ValueError, match=rf"stop={stop} must be greater than start={start}; pass stop=None"):
-        wnn_jax.nowcast(snapshot_every=1, start=start, stop=stop)
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.0, True, "long"])
-def test_num_steps_must_be_a_positive_int(value: Any):
-    with pytest.raises(ValueError, match=rf"num_steps={re.escape(repr(value))} must be an int >= 1: the length"):
-        wnn_jax.nowcast(num_steps=value)
 
 
 @pytest.mark.slow_but(5)
@@ -628,28 +564,14 @@ def test_a_training_without_a_jump_is_refused_with_a_spacing_that_has_one(
         build(2 * spacing)
 
 
-@pytest.mark.parametrize(("nowcaster", "num_steps"), [("linear", 5), ("linear", 7), ("drift", 2)])
-def test_the_shortest_training_with_a_jump(nowcaster: str, num_steps: int):
-    tx = wnn_jax.nowcast(nowcaster, snapshot_every=1, num_steps=num_steps)
-    assert train(tx, {"w": jnp.zeros([])}, num_steps, gradient=ones_like)[-1].state.num_nowcasts >= 1
-
-
-@pytest.mark.parametrize(("nowcaster", "num_steps"), [("linear", 4), ("drift", 1)])
-def test_a_training_too_short_for_any_jump_is_refused(nowcaster: str, num_steps: int):
-    with pytest.raises(ValueError, match=rf"num_steps={num_steps}: .* from 0 to {num_steps}. Train for longer\.$"):
-        wnn_jax.nowcast(nowcaster, snapshot_every=1, num_steps=num_steps)
-
-
-@pytest.mark.parametrize("dtype", [jnp.int8, bool, "four bits", jnp.complex64, 16])
-def test_a_history_of_no_floats_is_refused(dtype: Any):
-    with pytest.raises(ValueError, match=r"history_dtype=.* must be a floating-point dtype, such as jnp.bfloat16"):
-        wnn_jax.nowcast(snapshot_every=1, history_dtype=dtype)
-
-
-@pytest.mark.parametrize("kind", ["device", "disk", 1])
-def test_other_kinds_of_memory_are_refused(kind: Any):
-    with pytest.raises(ValueError, match=r"history_memory_kind=.* must be 'pinned_host': .* or None"):
-        wnn_jax.nowcast(snapshot_every=1, history_memory_kind=kind)
+@pytest.mark.parametrize(("nowcaster", "shortest"), [("linear", 5), ("drift", 2)])
+def test_a_training_run_too_short_for_any_jump_is_refused(nowcaster: str, shortest: int):
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=1, num_steps=shortest)
+    assert train(tx, {"w": jnp.zeros([])}, shortest, gradient=ones_like)[-1].state.num_nowcasts == 1
+    with pytest.raises(
+        ValueError, match=rf"num_steps={shortest - 1}: .* from 0 to {shortest - 1}. Train for longer\.$"
+    ):
+        wnn_jax.nowcast(nowcaster, snapshot_every=1, num_steps=shortest - 1)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.complex64, jnp.bool_])
@@ -672,25 +594,20 @@ def test_update_needs_params():
 @pytest.mark.parametrize(
     ("predict", "returned"),
     [
-        (lambda leaf: leaf[:1], r"\{'w': \(1,\)\}"),
-        (lambda leaf: leaf[None], r"\{'w': \(1, 2\)\}"),
+        (lambda tree: {"w": tree["w"][:1]}, r"\{'w': \(1,\)\}"),
+        (lambda tree: {"w": tree["w"][None]}, r"\{'w': \(1, 2\)\}"),
+        (lambda tree: tree["w"], r"\(2,\)"),
     ],
 )
-def test_a_nowcaster_that_returns_other_shapes_is_refused(predict: Callable[[Any], Any], returned: str):
-    cut = wnn_jax.leafwise(lambda history, role, horizon: predict(history[-1]))
-    with pytest.raises(ValueError, match=rf"returned the shapes {returned}.*shapes \{{'w': \(2,\)\}}.*like the param"):
-        train(wnn_jax.nowcast(cut, snapshot_every=1), {"w": jnp.zeros(2)}, 1)
-
-
-def test_a_nowcaster_that_returns_another_tree_is_refused():
-    class Bare:
+def test_a_nowcaster_that_returns_another_tree_is_refused(predict: Callable[[Any], Any], returned: str):
+    class Changed:
         context = 5
 
         def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
-            return history[-1]["w"]
+            return predict(history[-1])
 
-    with pytest.raises(ValueError, match=r"returned the shapes \(2,\).*a tree like the parameters"):
-        train(wnn_jax.nowcast(Bare(), snapshot_every=1), {"w": jnp.zeros(2)}, 1)
+    with pytest.raises(ValueError, match=rf"returned the shapes {returned}.*shapes \{{'w': \(2,\)\}}.*like the param"):
+        train(wnn_jax.nowcast(Changed(), snapshot_every=1), {"w": jnp.zeros(2)}, 1)
 
 
 # Trees of other makes.
@@ -746,15 +663,75 @@ def test_counting_ends_without_a_storm_of_jumps(nowcaster: Any):
     assert all((step.updates["w"] == 1).all() for step in steps[7:])
 
 
-@pytest.mark.parametrize("value", [0, -3, 0.4, jnp.nan, -jnp.inf])
-def test_a_horizon_of_a_schedule_is_brought_into_range(value: float):
-    seen = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + horizon, context=2)
-    assert jumps(from_zero(2, seen, snapshot_every=1, horizon=lambda index: jnp.asarray(value))) == {1: 2}
+# Metrics.
+
+PARAMS = {"encoder": jnp.array([1.0, 2.0]), "decoder": jnp.array([3.0])}
+NAMES = {
+    "num_nowcasts",
+    "num_rejected",
+    "num_cut",
+    "num_restarts",
+    "num_misplaced",
+    "steps_since_nowcast",
+    "last_size",
+}
 
 
-def test_a_horizon_of_a_schedule_has_an_end():
-    def sees(history: Any, role: str, horizon: Any) -> jax.Array:
-        return history[-1] + jnp.where(horizon == 2**24, 1, 0)
+def chain(**options: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(optax.clip(10.0), wnn_jax.nowcast("linear", snapshot_every=1, **options))
 
-    seen = wnn_jax.leafwise(sees, context=2)
-    assert jumps(from_zero(2, seen, snapshot_every=1, horizon=lambda index: jnp.array(jnp.inf))) == {1: 2}
+
+def test_metrics_are_those_of_the_jumps():
+    steps = train(chain(), PARAMS, 12, gradient=ones_like)
+    found = [jax.tree.map(float, wnn_jax.metrics(step.state)) for step in steps]
+    assert set(found[0]) == NAMES
+    assert [values["num_nowcasts"] for values in found] == [0] * 4 + [1] * 5 + [2] * 3
+    assert [values["steps_since_nowcast"] for values in found] == [1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2]
+    # At step 5 the parameters are [6, 7, 8], and all move on by 5.
+    size = np.linalg.norm([5, 5, 5]) / np.linalg.norm([6, 7, 8])
+    sizes = [values["last_size"] for values in found]
+    np.testing.assert_allclose(sizes, np.repeat([0.0, float(size), sizes[-1]], [4, 5, 3]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.5, -2.0])
+@pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
+def test_the_size_of_a_jump_is_that_of_what_was_added(nowcaster: str, scale: float):
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=5, scale=scale)
+    *_, last = train(tx, PARAMS, 25, gradient=ones_like)
+    after = jax.tree.map(lambda param, update: param - update + 1, last.params, last.updates)
+    length = {name: last.params[name] - after[name] for name in PARAMS}
+    expected = optax.tree.norm(length) / optax.tree.norm(after)
+    np.testing.assert_allclose(wnn_jax.metrics(last.state)["last_size"], expected, rtol=1e-5)
+
+
+def test_metrics_of_several_nowcasts_have_the_places_of_their_states():
+    labels = {"encoder": "fast", "decoder": "slow"}
+    tx = optax.partition({"fast": chain(), "slow": chain(start=3)}, labels)
+    steps = train(tx, PARAMS, 6, gradient=ones_like)
+    counts = {name: int(value) for name, value in wnn_jax.metrics(steps[-1].state).items() if "num_nowcasts" in name}
+    assert counts == {
+        "inner_states/fast/inner_state/1/num_nowcasts": 1,
+        "inner_states/slow/inner_state/1/num_nowcasts": 0,
+    }
+    assert len(wnn_jax.metrics(steps[-1].state)) == 2 * len(NAMES)
+
+
+def test_metrics_are_made_inside_of_jit():
+    tx = chain()
+    traced = jax.jit(wnn_jax.metrics)(tx.init(PARAMS))
+    assert {name: value.shape for name, value in traced.items()} == dict.fromkeys(NAMES, ())
+
+
+def test_a_state_without_a_nowcast_is_refused():
+    with pytest.raises(ValueError, match=r"opt_state of the type tuple has no state of wnn_jax.nowcast"):
+        wnn_jax.metrics(optax.adam(1e-3).init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("nowcaster", "scopes"), [("slow-drift", {"visit", "forecast"}), ("linear", {"record", "jump", "forecast"})]
+)
+def test_a_profiler_finds_named_scopes(nowcaster: str, scopes: set[str]):
+    tx = wnn_jax.nowcast(nowcaster, snapshot_every=2)
+    text = jax.jit(tx.update).lower(PARAMS, tx.init(PARAMS), PARAMS).as_text(debug_info=True)
+    names = {name for line in text.splitlines() if "/nowcast/" in line for name in line.split("/")}
+    assert scopes <= names

@@ -18,7 +18,6 @@ import pytest
 import wnn_jax
 from tests.campaign.damage import REWRITES
 from tests.helpers import assert_trees_equal
-from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
 from wnn_jax._store import DEFAULT_NOWCASTER, _write, fingerprint
 from wnn_jax.nowcasters import CURVES, RULES, WNN, AdaptiveLinear, CurveFit, Drift, NiNo, Pooled, WNNPlus
@@ -136,7 +135,7 @@ def test_every_available_name_loads():
     assert {"drift", "slow-drift", *CURVES} <= set(wnn_jax.available())
     for name in wnn_jax.available():
         nowcaster: Any = wnn_jax.load(name)
-        assert is_drift(nowcaster) or nowcaster.context == 5
+        assert isinstance(nowcaster, Drift) or nowcaster.context == 5
 
 
 def test_bundled_networks_are_available(small_wnn: WNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
