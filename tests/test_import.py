@@ -26,8 +26,6 @@ PUBLIC = (
     "nowcast",
     "NowcastState",
     "Nowcaster",
-    "DriftNowcaster",
-    "Motion",
     "leafwise",
     "load",
     "metrics",

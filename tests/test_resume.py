@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 import wnn_jax
-from tests.helpers import Spaced, abstract_run, bits, history_trees, network_params, num_jumps, train
+from tests.helpers import abstract_run, bits, history_trees, network_params, num_jumps, train
 
 SNAPSHOT_EVERY = 2
 # Three of a window's five snapshots are taken, a drift has made two jumps, and the step is not one with a visit.
@@ -51,7 +51,6 @@ def restore_with_manager(folder: Path, target: Any) -> Any:
     [
         pytest.param(save_with_checkpointer, restore_with_checkpointer, "linear", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "linear"),
-        pytest.param(save_with_manager, restore_with_manager, Spaced(), marks=pytest.mark.slow),
         pytest.param(save_with_checkpointer, restore_with_checkpointer, "drift", marks=pytest.mark.slow),
         (save_with_manager, restore_with_manager, "slow-drift"),
     ],
@@ -75,7 +74,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
     assert is_filled == ([True] * 3 + [False] if nowcaster == "linear" else [True] * 2)
     save(tmp_path, {"params": saved.params, "state": saved.state})
 
-    # All that a new process has: the transformation, and the shapes and shardings of the parameters.
+    # A new process has the transformation, and the shapes and shardings of the parameters.
     tx = make_tx(nowcaster)
     target = abstract_run(tx, network_params, shardings)
     restored = restore(tmp_path, target)
