@@ -224,7 +224,9 @@ def test_with_the_same_settings_a_restored_run_goes_on(num_before: int):
     undisturbed = from_zero(10)
     saved = undisturbed[num_before - 1]
     # Some checkpoints make plain tuples of named ones.
-    state = saved.state._replace(history=tuple(saved.state.history), landmark=tuple(saved.state.landmark))
+    state = saved.state._replace(
+        **{name: tuple(getattr(saved.state, name)) for name in ("history", "landmark", "counters")}
+    )
     resumed = train(wnn_jax.nowcast(HalfMemory()), saved.params, 10 - num_before, gradient=ones_like, state=state)
     assert_trees_equal(resumed, undisturbed[num_before:])
 

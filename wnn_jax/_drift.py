@@ -27,13 +27,6 @@ from wnn_jax._trees import (
 # The memory of the first mean, in steps, on top of the steps between two visits.
 _LEAST_MEMORY = 11
 
-_SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("memory", "the memory of the running mean, as a share of the steps so far", {"above": 0}),
-    ("gain", "how far a jump goes, per step of memory", {"minimum": 0}),
-    ("max_gain", "how far a jump goes at most, in multiples of the running mean", {"minimum": 0}),
-    ("reach", "how far the jumps of one memory go at most, as a share of the weights", {"above": 0}),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
@@ -91,32 +84,31 @@ class Drift:
     roles: ClassVar[tuple[str, ...]] = ROLES
 
     def __post_init__(self) -> None:
-        def check(name: str, check_value: Any, meaning: str, **bounds: Any) -> None:
-            object.__setattr__(self, name, check_value(name, getattr(self, name), meaning, **bounds))
-
         check_bool("spectral", self.spectral, "whether matrices are orthogonalised")
-        for name, meaning, bounds in _SETTINGS:
-            check(name, check_float, meaning, **bounds)
-        check("snapshot_every", check_int, "the number of optimizer steps between visits", minimum=1)
+        share, multiples = "as a share of", "in multiples of the running mean"
+        checked: dict[str, Any] = {
+            "memory": check_float(
+                "memory", self.memory, f"the running mean's memory, {share} the steps so far", above=0
+            ),
+            "gain": check_float("gain", self.gain, f"a jump's length per step of memory, {multiples}", minimum=0),
+            "max_gain": check_float("max_gain", self.max_gain, f"a jump's greatest length, {multiples}", minimum=0),
+            "reach": check_float("reach", self.reach, f"how far one memory's jumps go, {share} the weights", above=0),
+            "snapshot_every": check_int("snapshot_every", self.snapshot_every, "the steps between visits", minimum=1),
+        }
         if self.max_rows is not None:
-            check("max_rows", check_int, "the rows of a block of a matrix, or None for whole matrices", minimum=1)
+            meaning = "the rows of a block of a matrix, or None for whole matrices"
+            checked["max_rows"] = check_int("max_rows", self.max_rows, meaning, minimum=1)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def memory_after(self, num_steps: Any, snapshot_every: Any) -> Any:
         """The memory of the running mean in steps, at the visit this many steps after the first."""
         return self.memory * num_steps + (_LEAST_MEMORY + snapshot_every)
 
     def jump(self, mean: Any, params: Any, roles: Any, *, memory: Any, snapshot_every: Any) -> tuple[Any, jax.Array]:
-        """How far the parameters move on.
+        """How far the parameters move on, and the norm of that relative to the norm of all tensors that move.
 
-        Args:
-          mean: the running mean of the displacement, a tree like the parameters in at least float32.
-          params: the parameters after the optimizer's step.
-          roles: a tree like the parameters with a role name at each leaf.
-          memory: of the mean, in steps.
-          snapshot_every: steps between visits.
-
-        Returns:
-          A tree like `mean`, and its norm relative to the norm of all tensors that move.
+        The mean is in at least float32, the parameters are those after the optimizer's step, the memory is in steps.
         """
         of_mean, of_params = norms(mean), norms(params)
         # Tensors that do not move, such as masks, say nothing about how far the others may go.
@@ -144,13 +136,7 @@ class DriftHistory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DriftRule:
-    """Keeps a drift's history, and moves the parameters on at every visit.
-
-    Attributes:
-      drift: the settings.
-      dtype: of the kept mean, or `None` for at least float32.
-      memory_kind: of the kept history.
-    """
+    """Keeps a drift's history, in this dtype and kind of memory, and moves the parameters on at every visit."""
 
     drift: Drift
     dtype: Any = None

@@ -45,17 +45,13 @@ class Visit(NamedTuple):
 
 
 class Jump(NamedTuple):
-    """What became of a forecast.
-
-    Attributes:
-      is_accepted: bool, whether the parameters jumped. A forecast that is not finite is rejected.
-      num_cut: int32, the weights that the bound held back.
-      size: float32, the norm of the jump relative to the norm of the parameters that move.
-    """
+    """What became of a forecast: a jump, or a rejection."""
 
     is_accepted: jax.Array
     num_cut: jax.Array
+    """How many weights the bound held back."""
     size: jax.Array
+    """The norm of the jump relative to the norm of the parameters that move, float32."""
 
 
 class Outcome(NamedTuple):
@@ -70,18 +66,7 @@ class Outcome(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """What `nowcast` has done so far. All counters stop at 2147483647.
-
-    Attributes:
-      num_nowcasts: int32, jumps made.
-      num_rejected: int32, jumps not made because they were not finite.
-      num_cut: int32, weights that the bound of a jump held back, over all jumps.
-      num_restarts: int32, histories that began again early: they were recorded with another `snapshot_every` or
-        `start`, or the parameters were misplaced.
-      num_misplaced: int32, steps at which the parameters were not where the last update led.
-      last_nowcast: int32, the step of the last jump.
-      last_size: float32, the norm of the last jump relative to the norm of the parameters that move.
-    """
+    """What `nowcast` has done so far; see `wnn_jax.metrics`. All counters are int32 and stop at 2147483647."""
 
     num_nowcasts: jax.Array
     num_rejected: jax.Array
@@ -89,7 +74,9 @@ class Counters(NamedTuple):
     num_restarts: jax.Array
     num_misplaced: jax.Array
     last_nowcast: jax.Array
+    """The step of the last jump."""
     last_size: jax.Array
+    """The `size` of the last jump, float32."""
 
     @classmethod
     def zero(cls) -> "Counters":
@@ -149,15 +136,12 @@ def check_params(params: Any) -> None:
 
 def check_prediction(prediction: Any, params: Any) -> None:
     """Raises a `ValueError` unless a nowcaster returned a tree like the parameters."""
-
-    def shapes(tree: Any) -> list[tuple[int, ...]]:
-        return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-
+    returned, expected = (jax.tree.map(jnp.shape, tree) for tree in (prediction, params))
     # Structures and leaves, not trees: a node of a user's class need not define equality.
-    if jax.tree.structure(prediction) != jax.tree.structure(params) or shapes(prediction) != shapes(params):
+    if jax.tree.flatten(returned) != jax.tree.flatten(expected):
         raise ValueError(
-            f"the nowcaster returned the shapes {jax.tree.map(jnp.shape, prediction)} for parameters of the shapes "
-            f"{jax.tree.map(jnp.shape, params)}; it must return a tree like the parameters."
+            f"the nowcaster returned the shapes {returned} for parameters of the shapes {expected}; it must return a "
+            "tree like the parameters."
         )
 
 
@@ -167,10 +151,9 @@ def make_warning() -> Callable[[jax.Array], None]:
 
     def warn(is_misplaced: jax.Array) -> None:
         nonlocal has_warned
-        if has_warned or isinstance(is_misplaced, jax.core.Tracer) or not is_misplaced:
-            return
-        has_warned = True
-        warnings.warn(_MISPLACED, stacklevel=4)
+        if not (has_warned or isinstance(is_misplaced, jax.core.Tracer)) and is_misplaced:
+            has_warned = True
+            warnings.warn(_MISPLACED, stacklevel=4)
 
     return warn
 
@@ -199,7 +182,13 @@ class Landmark(NamedTuple):
         after = apply_updates(before, by)
         there = _position(after)
         largest = jnp.where(_is_known(there), jnp.max(jnp.abs(there[:, 1:]), axis=1), 0)
-        rounding = jnp.array([_rounding(leaf) for leaf in after], jnp.float32) * largest
+        # How far rounding alone may move a position. The errors of weights are independent: their squares add up.
+        rounding = [
+            _ROUNDING * float(jnp.finfo(leaf.dtype).eps) * math.sqrt(leaf.size)
+            + _ROUNDING_OF_SUMS * float(jnp.finfo(jnp.float32).eps) * leaf.size
+            for leaf in after
+        ]
+        rounding = jnp.array(rounding, jnp.float32) * largest
         return cls(there, _SHARE * _distance(there, position) + jnp.sum(rounding))
 
     def is_missed(self, position: jax.Array) -> jax.Array:
@@ -241,10 +230,3 @@ def _distance(position: jax.Array, other: jax.Array) -> jax.Array:
     """The distance of two positions, over the tensors that have both."""
     is_known = _is_known(position) & _is_known(other)
     return jnp.linalg.norm(jnp.where(is_known[:, None], position - other, 0))
-
-
-def _rounding(tensor: jax.Array) -> float:
-    """How far rounding alone may move a tensor's position, relative to its largest weight."""
-    # The errors of weights are independent: their squares add up.
-    of_weights = _ROUNDING * float(jnp.finfo(tensor.dtype).eps) * math.sqrt(tensor.size)
-    return of_weights + _ROUNDING_OF_SUMS * float(jnp.finfo(jnp.float32).eps) * tensor.size

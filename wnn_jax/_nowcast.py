@@ -72,71 +72,64 @@ def nowcast(
     direction in which the optimizer has moved them in the long run. Tune only the learning rate: try the best value
     without `nowcast`, half of it, and a quarter of it.
 
-    Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s` be `snapshot_every`. There are two kinds of
-    nowcasters:
+    Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s` be `snapshot_every`.
 
     - A *drift* is visited every :math:`s` steps. It keeps a running mean of the optimizer's own displacement between
-      two visits, without the jumps. The parameters go from :math:`w_t` to :math:`w_t + \mathrm{scale} \cdot
-      \mathrm{jump}(\text{mean})`. The first visit only records the parameters.
-    - A *window* has :math:`c` = `nowcaster.context` snapshots :math:`H = (w_s, w_{2s}, \dots, w_{cs})`. At the last of
-      these steps the parameters go from :math:`w_{cs}` to
-      :math:`w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs})`, and a new, empty window begins. No window
-      ever spans a jump.
+      two visits, and the parameters move on along it by `scale` times the drift's jump. The first visit only records
+      the parameters.
+    - A *window* has :math:`c` = `nowcaster.context` snapshots :math:`H = (w_s, w_{2s}, \dots, w_{cs})`. At its end the
+      parameters go from :math:`w_{cs}` to :math:`w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs})`, and
+      a new, empty window begins. No window ever spans a jump.
 
     On all other steps the update passes through untouched. A `scale` of 0 is plain training, to the last bit. The
     states of the transformations before this one, such as Adam's moments, are left alone.
 
     Every problem is counted; see `wnn_jax.metrics`.
 
-    - *A jump is bounded.* In a window, a weight moves by at most :math:`h` times its range, the difference of its
-      largest and its smallest snapshot. :math:`h` is the horizon: yours, the nowcaster's, or 5. (The range of a window
-      of one snapshot is the last step.) A weight that did not move stays. With a drift, a tensor moves by at most
-      `Drift.max_gain` times the norm of its mean. `scale` multiplies these bounds. `num_cut` counts the weights that
-      were held back.
-    - *A jump is finite*, or else the optimizer's own update is made and `num_rejected` counts it. A NaN or an infinity
-      anywhere in the forecast of weights that moved, or in the new parameters, rejects the whole jump.
-    - *A history is not misread.* If it was recorded with another `snapshot_every` or `start`, it begins again, and
-      `num_restarts` counts it. A history of another kind is a `ValueError`.
-    - *Parameters are where the last update led*, or else the history begins again, `num_misplaced` counts it, and there
-      is a warning outside of `jit`. Then something after this transformation in the chain changes its updates, or the
-      parameters were edited, or restored without this state. Only a few small tensors are checked, with a tolerance of
-      a quarter of the last update.
+    - *A jump is bounded.* In a window, a weight moves by at most the horizon (by default 5) times its range, which is
+      the difference of its largest and its smallest snapshot. A weight that did not move stays. With a drift, a tensor
+      moves by at most `Drift.max_gain` times the norm of its mean. `scale` multiplies these bounds.
+    - *A jump is finite*, or else the optimizer's own update is made. A NaN or an infinity anywhere in the forecast of
+      weights that moved, or in the new parameters, rejects the whole jump.
+    - *A history is not misread.* If it was recorded with another `snapshot_every` or `start`, it begins again. A
+      history of another kind is a `ValueError`.
+    - *Parameters are where the last update led*, or else the history begins again, and there is a warning outside of
+      `jit`. Then something after this transformation changes its updates, or the parameters were edited, or restored
+      without this state. A few small tensors are checked, with a tolerance of a quarter of the last update.
     - *After 2147483647 steps* there are no more jumps.
 
     Args:
       nowcaster: a name from `wnn_jax.available()`, the path of a file that `wnn_jax.save` wrote, a `Nowcaster`, or a
         `wnn_jax.nowcasters.Drift`.
-      snapshot_every: steps between snapshots, or between visits to a drift, whose default is its own, 10. A nowcaster
-        that forecasts from a window has no default: give the steps of an epoch, as in the paper, or a thirtieth of the
-        training run.
+      snapshot_every: steps between snapshots, or between visits. A drift has its own default, 10. For a window, give
+        the steps of an epoch, as in the paper, or a thirtieth of the training run.
       num_steps: length of the training run in steps, if known. A training run too short for any jump is then an error.
       average: decay per step of a running mean of the parameters, of which a window then has snapshots. The parameters
-        move by as much as the mean jumps. Try `1 - 1 / snapshot_every`. It takes one more copy of the parameters, and
-        a pass over it at every step. `None`: snapshots of the parameters themselves.
+        move by as much as the mean jumps. Try `1 - 1 / snapshot_every`. It takes one more copy of the parameters and a
+        pass over it at every step. `None`: snapshots of the parameters.
       roles: the kind of operation that each parameter belongs to: a tree of role names like the parameters, or a
         function from the parameters to such a tree. Default: `wnn_jax.default_roles`.
       horizon: how many snapshots beyond the last one to forecast, an int >= 1 or a schedule of the jump's index (0 for
         the first). Only for nowcasters that take one. `None`: the nowcaster's own.
-      scale: how far to go from the optimizer's own step to the forecast, a float or a schedule of the jump's index. 0
-        is plain training, 1 the forecast, and more goes beyond it.
-      start: the first step that may take a snapshot. Steps are numbered from 0, as in Optax's schedules. Snapshots are
-        on multiples of `snapshot_every` whatever `start` is.
+      scale: how far to go from the optimizer's own step to the forecast: 0 is plain training, 1 the forecast, and more
+        goes beyond it. A float or a schedule of the jump's index.
+      start: the first step that may take a snapshot, counted from 0. Snapshots stay on multiples of `snapshot_every`.
       stop: the first step that may no longer jump, or `None` for never.
       history_dtype: a floating-point dtype in which to keep the mean of a drift, or a window's snapshots after the
         first, as differences from it. With `bfloat16` and float32 parameters a drift takes 1.5 copies of the parameters
         instead of 2, and a window of 5 snapshots 2.5 instead of 4. Forecasts are as good (`benchmarks/history.txt`).
         `None`: snapshots as the parameters are, and means in at least float32.
-      history_memory_kind: `"pinned_host"` keeps the history in the host's memory; it comes to the device at visits.
-        Experimental. `None`: where the parameters are.
+      history_memory_kind: `"pinned_host"` keeps the history in the host's memory. Experimental. `None`: where the
+        parameters are.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `NowcastState`. Its `update` needs `params` and ignores extra
       arguments.
 
     Raises:
-      ValueError: if an argument is out of its range, or does not fit the nowcaster; at `init`, if a parameter is not
-        of a real floating-point type, if `roles` does not match the parameters, or if the device has no memory of that
-        kind; at `update`, if `params` is missing, or the state is of another kind.
+      ValueError: if an argument is out of its range or does not fit the nowcaster; at `init`, if a parameter is no real
+        floating-point array, `roles` does not match, or the device has no memory of that kind; at `update`, if `params`
+        is missing or the state is of another kind.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -172,8 +165,11 @@ def nowcast(
     """
     if isinstance(nowcaster, (str, os.PathLike)):
         nowcaster = load(nowcaster)
-    first_jump_after = _check_nowcaster(nowcaster)
-    snapshot_every = _check_snapshot_every(snapshot_every, nowcaster)
+    _check_nowcaster(nowcaster, snapshot_every, horizon, average)
+    if snapshot_every is None:
+        snapshot_every = cast(Drift, nowcaster).snapshot_every
+    meaning = "the number of optimizer steps between snapshots"
+    snapshot_every = check_int("snapshot_every", snapshot_every, meaning, minimum=1, or_injected=True)
     start = check_int("start", start, "the first step that may take a snapshot", minimum=0, or_injected=True)
     if stop is not None:
         meaning = "the first step that may no longer jump, or None for never"
@@ -182,8 +178,7 @@ def nowcast(
             raise ValueError(f"stop={stop} must be greater than start={start}; pass stop=None to never stop.")
     if num_steps is not None:
         num_steps = check_int("num_steps", num_steps, "the length of the training run, if it is known", minimum=1)
-        _check_jumps(num_steps, snapshot_every, first_jump_after, start, stop)
-    _check_takes_horizon(horizon, nowcaster)
+        _check_jumps(nowcaster, num_steps, snapshot_every, start, stop)
     if horizon is not None and not callable(horizon):
         meaning = "the number of snapshots to forecast ahead, or a schedule of it"
         horizon = check_int("horizon", horizon, meaning, minimum=1, or_injected=True)
@@ -197,11 +192,6 @@ def nowcast(
     if average is not None:
         meaning = "the decay per step of the running mean that a window has snapshots of, or None for the parameters"
         average = check_float("average", average, meaning, minimum=0, below=1, or_injected=True)
-        if isinstance(nowcaster, Drift):
-            raise ValueError(
-                f"average={average!r} was given, but {type(nowcaster).__name__} goes by a drift, which is an average "
-                "itself. Leave average out, or pass a nowcaster that forecasts from a window of snapshots."
-            )
     if isinstance(nowcaster, Drift):
         rule = DriftRule(nowcaster, history_dtype, history_memory_kind)
     else:
@@ -213,8 +203,7 @@ def nowcast(
         resolved = resolve_roles(roles, params)
         if (check_nowcaster_params := getattr(nowcaster, "check_params", None)) is not None:
             check_nowcaster_params(params, resolved)
-        if history_memory_kind is not None:
-            _check_memory_kind(history_memory_kind)
+        _check_memory_kind(history_memory_kind)
         zeros = (jnp.zeros([], jnp.int32) for _ in range(4))  # Each in a buffer of its own, to be donated.
         history, landmark = rule.init(params), Landmark.unknown(params)
         return NowcastState(next(zeros), history, *zeros, landmark=landmark, counters=Counters.zero())
@@ -225,9 +214,10 @@ def nowcast(
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         _check_history(state.history, jax.eval_shape(rule.init, params), nowcaster)
-        count = state.count
-        position = position_of(params)
-        is_misplaced = Landmark(*state.landmark).is_missed(position)  # A checkpoint may have made a plain tuple of it.
+        # A checkpoint may have made plain tuples of these.
+        landmark, counters = Landmark(*state.landmark), Counters(*state.counters)
+        count, position = state.count, position_of(params)
+        is_misplaced = landmark.is_missed(position)
         warn_of_misplaced(is_misplaced)
         num_snapshots = jnp.where(is_misplaced, 0, state.num_snapshots)
         is_due = (count % snapshot_every == snapshot_every - 1) & (count >= start) & (count < MAX_COUNT)
@@ -235,7 +225,7 @@ def nowcast(
             is_due &= count < stop
         # A history that was visited at other steps than these begins again.
         is_continued = (state.snapshot_every == snapshot_every) & (count - state.last_snapshot == snapshot_every)
-        index = state.num_nowcasts + state.num_rejected
+        index = counters.num_nowcasts + counters.num_rejected
         visit = Visit(
             is_first=(count == 0) | is_misplaced,
             is_due=is_due,
@@ -253,7 +243,7 @@ def nowcast(
             last_snapshot=jnp.where(is_due, count, state.last_snapshot),
             snapshot_every=jnp.where(is_due, jnp.asarray(snapshot_every, jnp.int32), state.snapshot_every),
             landmark=Landmark.after(params, outcome.updates, position),
-            counters=state.counters.after(count, outcome, is_restart=is_restart, is_misplaced=is_misplaced),
+            counters=counters.after(count, outcome, is_restart=is_restart, is_misplaced=is_misplaced),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
@@ -269,8 +259,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       `num_nowcasts`: jumps made. `num_rejected`: jumps not made because they were not finite. `num_cut`: weights that
       the bound held back. `num_restarts`: histories that began again early. `num_misplaced`: steps at which the
       parameters were not where the last update led. `steps_since_nowcast`: steps after the last jump, or all steps.
-      `last_size`: the norm of the last jump relative to that of the parameters that move. With several nowcasts, each
-      name is preceded by the place of its state, as in `inner_states/decoder/inner_state/1/num_nowcasts`.
+      `last_size`: the norm of the last jump relative to that of the parameters that move. With several nowcasts, the
+      place of the state precedes each name, as in `inner_states/decoder/inner_state/1/num_nowcasts`.
 
     Raises:
       ValueError: if there is no nowcast in it.
@@ -291,8 +281,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     states = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves if is_state(leaf)}
     if not states:
         raise ValueError(
-            f"opt_state of the type {type(opt_state).__name__} has no state of wnn_jax.nowcast in it. Pass the state of "
-            "an optimizer with a nowcast, as `init` and `update` return it."
+            f"opt_state of the type {type(opt_state).__name__} has no state of wnn_jax.nowcast in it. Pass the state "
+            "of an optimizer with a nowcast, as `init` and `update` return it."
         )
 
     def metrics_of(state: NowcastState) -> dict[str, jax.Array]:
@@ -307,37 +297,46 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     }
 
 
-def _check_nowcaster(nowcaster: Any) -> int:
-    """The number of visits up to the first jump of a nowcaster."""
+def _check_nowcaster(nowcaster: Any, snapshot_every: Any, horizon: Any, average: Any) -> None:
+    """Raises a `ValueError` unless it is a nowcaster, and the other arguments fit it."""
+    name = type(nowcaster).__name__.lstrip("_")
     if isinstance(nowcaster, Drift):
-        return 2
-    context: Any = getattr(nowcaster, "context", None)
-    if not isinstance(nowcaster, type) and callable(nowcaster) and is_int(context) and context >= 1:
-        return context
-    raise ValueError(
-        f"nowcaster={nowcaster!r} is not a nowcaster: it must be a wnn_jax.nowcasters.Drift, or be callable and have a "
-        "positive int `context`. Pass a name from wnn_jax.available(), the path of a saved nowcaster, or make one with "
-        "wnn_jax.leafwise."
-    )
-
-
-def _check_snapshot_every(snapshot_every: Any, nowcaster: Any) -> int:
-    if snapshot_every is None:
-        snapshot_every = getattr(nowcaster, "snapshot_every", None)
-        if snapshot_every is None:
+        if horizon is not None:
             raise ValueError(
-                f"snapshot_every=None: {type(nowcaster).__name__.lstrip('_')} forecasts from a window of snapshots and "
-                "has no spacing of its own. Give the number of steps between two snapshots: those of one epoch, or a "
-                "thirtieth of the training (snapshot_every=max(num_steps // 30, 1))."
+                f"horizon={horizon!r} was given, but {name} moves the parameters along a drift and has no horizon. "
+                "Leave horizon out; `scale` changes the length of the jumps."
             )
-    meaning = "the number of optimizer steps between snapshots"
-    return check_int("snapshot_every", snapshot_every, meaning, minimum=1, or_injected=True)
+        if average is not None:
+            raise ValueError(
+                f"average={average!r} was given, but {name} goes by a drift, which is an average itself. Leave average "
+                "out, or pass a nowcaster that forecasts from a window of snapshots."
+            )
+        return
+    context: Any = getattr(nowcaster, "context", None)
+    if isinstance(nowcaster, type) or not callable(nowcaster) or not is_int(context) or context < 1:
+        raise ValueError(
+            f"nowcaster={nowcaster!r} is not a nowcaster: it must be a wnn_jax.nowcasters.Drift, or be callable and "
+            "have a positive int `context`. Pass a name from wnn_jax.available(), the path of a saved nowcaster, or "
+            "make one with wnn_jax.leafwise."
+        )
+    if snapshot_every is None and getattr(nowcaster, "snapshot_every", None) is None:
+        raise ValueError(
+            f"snapshot_every=None: {name} forecasts from a window of snapshots and has no spacing of its own. Give the "
+            "number of steps between two snapshots: those of one epoch, or a thirtieth of the training "
+            "(snapshot_every=max(num_steps // 30, 1))."
+        )
+    if horizon is not None and not getattr(nowcaster, "takes_horizon", True):
+        raise ValueError(
+            f"horizon={horizon!r} was given, but {name} takes none: its horizon is fixed by its training. Leave "
+            "horizon out; `scale` changes the length of the jump."
+        )
 
 
-def _check_jumps(num_steps: int, snapshot_every: Any, first_jump_after: int, start: Any, stop: Any) -> None:
+def _check_jumps(nowcaster: Nowcaster | Drift, num_steps: int, snapshot_every: Any, start: Any, stop: Any) -> None:
     """Raises a `ValueError` if a training run has no jump."""
     if any(is_injected(value) for value in (snapshot_every, start, stop)):
         return
+    first_jump_after = 2 if isinstance(nowcaster, Drift) else nowcaster.context
     end = num_steps if stop is None else min(stop, num_steps)
     if (start // snapshot_every + first_jump_after) * snapshot_every <= end:
         return
@@ -350,25 +349,10 @@ def _check_jumps(num_steps: int, snapshot_every: Any, first_jump_after: int, sta
     )
 
 
-def _check_takes_horizon(horizon: Any, nowcaster: Nowcaster | Drift) -> None:
-    if horizon is None:
-        return
-    if isinstance(nowcaster, Drift):
-        raise ValueError(
-            f"horizon={horizon!r} was given, but {type(nowcaster).__name__} moves the parameters along a drift and has "
-            "no horizon. Leave horizon out; `scale` changes the length of the jumps."
-        )
-    if not getattr(nowcaster, "takes_horizon", True):
-        raise ValueError(
-            f"horizon={horizon!r} was given, but {type(nowcaster).__name__} takes none: its horizon is fixed by its "
-            "training. Leave horizon out; `scale` changes the length of the jump."
-        )
-
-
-def _check_memory_kind(kind: str) -> None:
+def _check_memory_kind(kind: str | None) -> None:
     device = jax.devices()[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
-    if kind not in kinds:
+    if kind is not None and kind not in kinds:
         raise ValueError(
             f"history_memory_kind={kind!r}: the device {device} has no such memory, only {', '.join(kinds)}; pass None."
         )
@@ -391,9 +375,6 @@ def _check_history(history: Any, expected: WindowHistory | DriftHistory, nowcast
 
 
 def _kind(history: Any) -> str:
-    if isinstance(history, DriftHistory):
-        return "a drift"
     if not isinstance(history, WindowHistory):
-        return f"a {type(history).__name__}"
-    of_mean = "" if history.mean is None else " of a running mean"
-    return f"a window of {len(history.snapshots)} snapshots{of_mean}"
+        return "a drift" if isinstance(history, DriftHistory) else f"a {type(history).__name__}"
+    return f"a window of {len(history.snapshots)} snapshots{' of a running mean' * (history.mean is not None)}"

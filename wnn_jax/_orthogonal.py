@@ -63,11 +63,6 @@ def matrix_axes(role: str, shape: tuple[int, ...], bias: tuple[int, ...] | None)
     `[layers, in, out]` with the bias `[layers, out]` is one matrix per layer. Equinox has the outputs first:
     `[out, in, height, width]` with the bias `[out, 1, 1]`. All other leaves have the outputs in the last axis.
 
-    Args:
-      role: of the leaf.
-      shape: of the leaf.
-      bias: the shape of the bias in the same module, or `None`.
-
     Returns:
       `(start, stop)`: the rows are the axes from `start` to `stop`, the columns the axes from `stop` on, and the axes
       before `start` count matrices. `None` if the leaf is no matrix: if its role is neither `"conv"` nor `"dense"`, or

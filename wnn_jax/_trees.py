@@ -92,10 +92,7 @@ def norms(tree: Any) -> jax.Array:
 def following(known: jax.Array, array: Any, leaf: jax.Array) -> jax.Array:
     """Return `array` with a data dependency on `known`, so that XLA computes large leaves one at a time.
 
-    Args:
-      known: a number that is never negative, from the leaf before.
-      array: what the next computation reads.
-      leaf: the leaf of that computation. A small leaf gets no dependency.
+    `known` is a number from the leaf before that is never negative. If `leaf` is small, there is no dependency.
     """
     if leaf.size <= _SMALL:
         return array
@@ -157,17 +154,10 @@ class ShardMap(Hashable, Protocol):
 
 
 def map_where_they_are(shard_map: ShardMap, leaves: Sequence[tuple[jax.Array, ...]], operands: Any) -> list[jax.Array]:
-    """Maps leaves on the devices where they are, over explicit and automatic mesh axes alike.
+    """Maps leaves, each of them a tuple of arrays of one shape, to arrays of the same shape, dtype and sharding.
 
-    Each device maps its own shards. A leaf whose shards differ in size is gathered first.
-
-    Args:
-      shard_map: the function.
-      leaves: for each leaf, arrays of one shape.
-      operands: a tree of unsharded arrays.
-
-    Returns:
-      For each leaf an array of its shape, dtype and sharding.
+    Each device maps its own shards, over explicit and automatic mesh axes alike. A leaf whose shards differ in size is
+    gathered first. The operands are a tree of unsharded arrays.
     """
     by_mesh: dict[AbstractMesh | None, list[int]] = {}
     for index, leaf in enumerate(leaves):

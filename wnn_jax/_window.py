@@ -178,14 +178,7 @@ def decaying_horizon(num_nowcasts: int, *, first: int = 40, last: int = 1) -> Ca
 
 
 def clip_horizon(horizon: Any, maximum: int = _MAX_HORIZON) -> jax.Array:
-    """Rounds a horizon from a schedule and brings it into the range from 1 to `maximum`.
-
-    Args:
-      horizon: a real scalar array. NaN becomes 1.
-      maximum: the greatest horizon.
-
-    Returns:
-      An int32 scalar.
+    """Rounds a real scalar from a schedule to an int32 from 1 to `maximum`. NaN becomes 1.
 
     Raises:
       ValueError: if `horizon` is no real scalar.
@@ -215,12 +208,8 @@ class WindowHistory(NamedTuple):
 class WindowRule:
     """Fills a window with snapshots, jumps to the forecast, and begins the next window.
 
-    Attributes:
-      nowcaster: makes the forecast.
-      average: decay per step of the running mean that the snapshots are of, or `None`.
-      dtype: keep snapshots after the first as differences from it in this dtype, where it is narrower than the
-        parameter's. `None`: keep all snapshots as they are.
-      memory_kind: of the kept history.
+    With an `average`, a decay per step, snapshots are of the running mean. With a `dtype`, snapshots after the first
+    are kept as differences from it, in this dtype where it is narrower than the parameter's.
     """
 
     nowcaster: Nowcaster
@@ -272,14 +261,15 @@ class WindowRule:
     def update(self, visit: Visit, updates: Any, history: WindowHistory, params: Any, roles: Any) -> Outcome:
         """Records a snapshot, or jumps, or leaves everything as it is."""
         history = WindowHistory(*history)  # A checkpoint may have made a plain tuple of it.
-        if self.average is None:
+        decay = self.average
+        if decay is None:
             return self._visit(visit, updates, history, params, roles)
         # The mean begins as the parameters.
         mean = jax.tree.map(
             lambda mean, param: jnp.where(visit.is_first, param.astype(mean.dtype), mean), history.mean, params
         )
         after = apply_updates(params, updates)
-        steps = jax.tree.map(lambda mean, new: (1 - self.average) * (new.astype(mean.dtype) - mean), mean, after)
+        steps = jax.tree.map(lambda mean, new: (1 - decay) * (new.astype(mean.dtype) - mean), mean, after)
         outcome = self._visit(visit, steps, history, mean, roles)
 
         def follow(updates: Any, jumped: Any, steps: Any, params: Any) -> tuple[Any, Jump]:
@@ -337,19 +327,13 @@ class WindowRule:
 
 
 class _Landing(NamedTuple):
-    """Where the weights of a leaf jump to.
-
-    Attributes:
-      update: from the parameter to there.
-      move: to there from where the optimizer's own update leads, in at least float32.
-      moving: where that update leads, or 0 for a weight that did not move in the window.
-      is_good: whether the jump is finite.
-      is_cut: whether the bound holds the weight back.
-    """
+    """Where the weights of a leaf jump to."""
 
     update: jax.Array
     move: jax.Array
+    """The jump, from where the optimizer's own update leads, in at least float32."""
     moving: jax.Array
+    """Where that update leads, or 0 for a weight that did not move in the window."""
     is_good: jax.Array
     is_cut: jax.Array
 
