@@ -14,8 +14,7 @@ from wnn_jax._trees import apply_updates, norm
 # All counters stop here.
 MAX_COUNT = 2**31 - 1
 
-# A few small tensors are enough for a landmark: what comes later in the chain changes all tensors, and so does a model
-# that is restored or edited. Every step reads them.
+# Every step reads a few small tensors. These are enough: whatever moves parameters behind our back moves all of them.
 _NUM_TENSORS = 4
 _SMALL = 1024
 # Parameters are misplaced if they are further away than this share of the last update.
@@ -55,13 +54,13 @@ class Jump(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of a step: the updates, the history, and its number of visits if one was due."""
+    """The result of a step, and of the forecast if there was one."""
 
     updates: Any
     history: Any
     num_snapshots: jax.Array
+    """How many visits the history has, if one was due."""
     is_jump: jax.Array
-    """Whether a forecast was made."""
     jump: Jump
 
 
@@ -214,11 +213,12 @@ def _small_leaves(params: Any) -> list[int]:
 
 def _position(tensors: list[jax.Array]) -> jax.Array:
     # Devices exchange these three numbers and nothing else, whatever the sharding.
-    positions = [
-        jnp.stack([jnp.sum(tensor, dtype=jnp.float32), *(fn(tensor).astype(jnp.float32) for fn in (jnp.max, jnp.min))])
+    numbers = [
+        number.astype(jnp.float32)
         for tensor in tensors
+        for number in (jnp.sum(tensor, dtype=jnp.float32), jnp.max(tensor), jnp.min(tensor))
     ]
-    return jnp.stack(positions) if positions else jnp.zeros([0, 3], jnp.float32)
+    return jnp.asarray(numbers, jnp.float32).reshape(-1, 3)
 
 
 def _is_known(position: jax.Array) -> jax.Array:

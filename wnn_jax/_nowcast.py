@@ -1,5 +1,6 @@
 """Weight nowcasting as an Optax transformation."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
@@ -24,8 +25,7 @@ class NowcastState(NamedTuple):
 
     Attributes:
       count: int32, the steps taken. It stops at 2147483647.
-      history: trees shaped and sharded like the parameters: the `anchor` and the `mean` of a drift, or the `snapshots`
-        of a window and the `mean` that they are of.
+      history: trees shaped and sharded like the parameters: `anchor` and `mean` of a drift, or `snapshots` of a window.
       num_snapshots: int32, how many snapshots, or visits, the history has.
       last_snapshot: int32, the step of the last visit.
       snapshot_every: int32, the steps between visits with which the history was recorded.
@@ -109,8 +109,8 @@ def nowcast(
         pass over it at every step. `None`: snapshots of the parameters.
       roles: the kind of operation that each parameter belongs to: a tree of role names like the parameters, or a
         function from the parameters to such a tree. Default: `wnn_jax.default_roles`.
-      horizon: how many snapshots beyond the last one to forecast, an int >= 1 or a schedule of the jump's index (0 for
-        the first). Only for nowcasters that take one. `None`: the nowcaster's own.
+      horizon: how many snapshots ahead to forecast, an int >= 1 or a schedule of the jump's index (0 for the first).
+        Only for nowcasters that take one. `None`: the nowcaster's own.
       scale: how far to go from the optimizer's own step to the forecast: 0 is plain training, 1 the forecast, and more
         goes beyond it. A float or a schedule of the jump's index.
       start: the first step that may take a snapshot, counted from 0. Snapshots stay on multiples of `snapshot_every`.
@@ -152,13 +152,11 @@ def nowcast(
     .. note::
       Put `nowcast` last in a chain: it replaces the whole step. In particular
 
-      - accumulate gradients inside: `chain(MultiSteps(...), nowcast(...))` counts micro-steps, so that `snapshot_every`
-        is best a multiple of their number. `MultiSteps(chain(..., nowcast(...)))` counts full steps, but computes the
-        forecast on micro-steps, too, and throws it away;
-      - under `optax.masked` and `optax.partition`, give `roles` as a function or leave it out, because this
-        transformation then sees only some of the parameters;
-      - under `optax.inject_hyperparams`, name a callable `nowcaster` or `roles` in `static_args`, or it is taken for a
-        schedule;
+      - accumulate gradients inside: `chain(MultiSteps(...), nowcast(...))` counts micro-steps.
+        `MultiSteps(chain(..., nowcast(...)))` counts full steps, but also forecasts on micro-steps, for nothing;
+      - under `optax.masked` and `optax.partition`, `nowcast` sees only some of the parameters: give `roles` as a
+        function, or leave it out;
+      - under `optax.inject_hyperparams`, name a callable `nowcaster` or `roles` in `static_args`;
       - `init` gives the history the shardings of the parameters; under `jit` that takes explicit mesh axes, or
         `out_shardings` made with `optax.tree.map_params`;
       - under `jax.vmap` over seeds, the forecast runs only on steps on which some member jumps.
@@ -168,20 +166,20 @@ def nowcast(
     _check_nowcaster(nowcaster, snapshot_every, horizon, average)
     if snapshot_every is None:
         snapshot_every = cast(Drift, nowcaster).snapshot_every
-    meaning = "the number of optimizer steps between snapshots"
-    snapshot_every = check_int("snapshot_every", snapshot_every, meaning, minimum=1, or_injected=True)
-    start = check_int("start", start, "the first step that may take a snapshot", minimum=0, or_injected=True)
+    check = functools.partial(check_int, or_injected=True)
+    snapshot_every = check(
+        "snapshot_every", snapshot_every, "the number of optimizer steps between snapshots", minimum=1
+    )
+    start = check("start", start, "the first step that may take a snapshot", minimum=0)
     if stop is not None:
-        meaning = "the first step that may no longer jump, or None for never"
-        stop = check_int("stop", stop, meaning, minimum=1, or_injected=True)
+        stop = check("stop", stop, "the first step that may no longer jump, or None for never", minimum=1)
         if not is_injected(start) and not is_injected(stop) and stop <= start:
             raise ValueError(f"stop={stop} must be greater than start={start}; pass stop=None to never stop.")
     if num_steps is not None:
         num_steps = check_int("num_steps", num_steps, "the length of the training run, if it is known", minimum=1)
         _check_jumps(nowcaster, num_steps, snapshot_every, start, stop)
     if horizon is not None and not callable(horizon):
-        meaning = "the number of snapshots to forecast ahead, or a schedule of it"
-        horizon = check_int("horizon", horizon, meaning, minimum=1, or_injected=True)
+        horizon = check("horizon", horizon, "the snapshots to forecast ahead, or a schedule of them", minimum=1)
     if not callable(scale):
         scale = check_float("scale", scale, "how far to go along the jump, or a schedule of it", or_injected=True)
     if history_dtype is not None:
@@ -203,7 +201,12 @@ def nowcast(
         resolved = resolve_roles(roles, params)
         if (check_nowcaster_params := getattr(nowcaster, "check_params", None)) is not None:
             check_nowcaster_params(params, resolved)
-        _check_memory_kind(history_memory_kind)
+        kinds = [memory.kind for memory in jax.devices()[0].addressable_memories()]
+        if history_memory_kind is not None and history_memory_kind not in kinds:
+            raise ValueError(
+                f"history_memory_kind={history_memory_kind!r}: the device {jax.devices()[0]} has no such memory, only "
+                f"{', '.join(kinds)}; pass None."
+            )
         zeros = (jnp.zeros([], jnp.int32) for _ in range(4))  # Each in a buffer of its own, to be donated.
         history, landmark = rule.init(params), Landmark.unknown(params)
         return NowcastState(next(zeros), history, *zeros, landmark=landmark, counters=Counters.zero())
@@ -273,28 +276,22 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       >>> int(wnn_jax.metrics(tx.init(jnp.zeros(3)))["num_nowcasts"])
       0
     """
-
-    def is_state(node: Any) -> bool:
-        return isinstance(node, NowcastState)
-
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_state)
-    states = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves if is_state(leaf)}
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, NowcastState))
+    states = {path: leaf for path, leaf in leaves if isinstance(leaf, NowcastState)}
     if not states:
         raise ValueError(
             f"opt_state of the type {type(opt_state).__name__} has no state of wnn_jax.nowcast in it. Pass the state "
             "of an optimizer with a nowcast, as `init` and `update` return it."
         )
 
-    def metrics_of(state: NowcastState) -> dict[str, jax.Array]:
+    named: dict[str, jax.Array] = {}
+    for path, state in states.items():
+        place = "" if len(states) == 1 else f"{jax.tree_util.keystr(path, simple=True, separator='/')}/"
         values = state.counters._asdict()
         has_jumped = state.num_nowcasts > 0
-        return values | {"steps_since_nowcast": state.count - has_jumped * (values.pop("last_nowcast") + 1)}
-
-    return {
-        name if len(states) == 1 else f"{place}/{name}": value
-        for place, state in states.items()
-        for name, value in metrics_of(state).items()
-    }
+        values["steps_since_nowcast"] = state.count - has_jumped * (values.pop("last_nowcast") + 1)
+        named |= {f"{place}{name}": value for name, value in values.items()}
+    return named
 
 
 def _check_nowcaster(nowcaster: Any, snapshot_every: Any, horizon: Any, average: Any) -> None:
@@ -349,15 +346,6 @@ def _check_jumps(nowcaster: Nowcaster | Drift, num_steps: int, snapshot_every: A
     )
 
 
-def _check_memory_kind(kind: str | None) -> None:
-    device = jax.devices()[0]
-    kinds = [memory.kind for memory in device.addressable_memories()]
-    if kind is not None and kind not in kinds:
-        raise ValueError(
-            f"history_memory_kind={kind!r}: the device {device} has no such memory, only {', '.join(kinds)}; pass None."
-        )
-
-
 def _check_history(history: Any, expected: WindowHistory | DriftHistory, nowcaster: Any) -> None:
     """Raises a `ValueError` unless a history is of the kind and the dtypes that `init` would make."""
     remedy = "Go on with the nowcaster and the history_dtype that it was made with, or begin a new one with `init`."
@@ -367,8 +355,8 @@ def _check_history(history: Any, expected: WindowHistory | DriftHistory, nowcast
             f"the history in the state is {_kind(history)}, and {type(nowcaster).__name__.lstrip('_')} needs "
             f"{_kind(expected)}, of trees like the parameters. {remedy}"
         )
-    leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(history), strict=True)
-    for (path, leaf), actual in leaves:
+    paths = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, leaf), actual in zip(paths, jax.tree.leaves(history), strict=True):
         if actual.dtype != leaf.dtype:
             place = f"history{jax.tree_util.keystr(path)}"
             raise ValueError(f"{place} in the state is of dtype {actual.dtype}, and not {leaf.dtype}. {remedy}")

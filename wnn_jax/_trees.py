@@ -62,10 +62,9 @@ def choose(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether a tree has no NaN and no infinity."""
-    finite = jnp.array(True)
-    for leaf in jax.tree.leaves(tree):
-        finite &= jnp.all(jnp.isfinite(leaf))
-    return finite
+    return functools.reduce(
+        jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)), jnp.array(True)
+    )
 
 
 def norm(array: jax.Array) -> jax.Array:
@@ -83,8 +82,7 @@ def norms(tree: Any) -> jax.Array:
     low = np.array([float(limit.smallest_normal) for limit in limits])
     high = np.array([float(limit.max) / 8 for limit in limits])
     largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves])
-    # Without the barrier the compiler would compute all scales again for every leaf.
-    scales = jax.lax.optimization_barrier(jnp.clip(largest, low.astype(largest.dtype), high.astype(largest.dtype)))
+    scales = jnp.clip(largest, low.astype(largest.dtype), high.astype(largest.dtype))
     squares = [jnp.sum(jnp.square(leaf / scale.astype(leaf.dtype))) for leaf, scale in zip(leaves, scales, strict=True)]
     return scales * jnp.sqrt(jnp.stack(squares))
 
@@ -117,7 +115,7 @@ def write_if(predicate: jax.Array, write: Callable[..., Any], keep: Callable[...
     """`write(*operands)` where the predicate holds, else `keep(*operands)`, without copies where it does not.
 
     XLA updates donated operands in place, if the branch taken on True is the branch that writes and returns no more
-    than it writes. With the branches the other way round, it copies the whole history on every step.
+    than it writes. With the branches the other way round, it copies the whole history on every step (jaxlib 0.10).
 
     Under `vmap`, `write` runs for all members when the predicate holds for some: it must leave the others as they are.
     """

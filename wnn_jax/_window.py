@@ -371,7 +371,6 @@ def _check_landings(is_jump: jax.Array, leaves: Sequence[tuple[jax.Array, ...]],
     is_good, num_cut = is_jump, jnp.zeros([], jnp.int32)
     lengths: list[jax.Array] = [jnp.zeros([])]
     for forecast, param, *others in leaves:
-        param = jax.lax.optimization_barrier(param)
         landing = _land(forecast, param, *others, horizon=horizon, scale=following(lengths[-1], scale, param))
         is_good &= jnp.all(landing.is_good)
         num_cut = add_counts((num_cut, jnp.sum(landing.is_cut, dtype=jnp.int32)))
