@@ -1,4 +1,4 @@
-"""What `nowcast` takes and refuses: arguments, roles, trees of parameters; and its metrics."""
+"""What `nowcast` takes and refuses: dtypes, roles, arguments and trees of parameters; and its metrics."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,13 +12,79 @@ import pytest
 
 import wnn_jax
 from tests.helpers import (
+    WINDOWS,
     assert_trees_equal,
     last_plus_one,
+    network_params,
     ones_like,
     train,
 )
 
 JUMP = 2.0  # of `last_plus_one`, where the ordinary update is 1
+
+
+# Dtypes.
+
+
+@pytest.mark.slow_but(1)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_frozen_weight_stays_put(wnn: wnn_jax.nowcasters.WNN, dtype: Any):
+    # A new network forecasts no change for a weight that did not move; a trained one, whose biases are not 0, does.
+    biased = wnn_jax.nowcasters.WNN(jax.tree.map(lambda leaf: leaf + 0.1, wnn.params))
+    is_frozen = jnp.arange(16) % 2 == 0
+    params = {"Dense_0": {"bias": jnp.linspace(-1e-3, 1e-3, 16, dtype=dtype)}}
+    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(biased, snapshot_every=1))
+    steps = train(
+        tx,
+        params,
+        5,
+        gradient=lambda tree: jax.tree.map(lambda p: jnp.where(is_frozen, 0, p - 1).astype(dtype), tree),
+    )
+    assert steps[-1].state[1].num_nowcasts == 1
+
+    start, before, after = (tree["Dense_0"]["bias"] for tree in (params, steps[3].params, steps[4].params))
+    assert (after == start)[is_frozen].all()
+    assert (after != before)[~is_frozen].all()
+    prediction = biased([params] * 5, wnn_jax.default_roles(params))["Dense_0"]["bias"]
+    assert (prediction != start).any(), "the network held the weights by itself"
+
+
+@pytest.mark.slow_but(2)
+@pytest.mark.parametrize("nowcaster", WINDOWS, indirect=True)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_dtypes_are_those_of_the_parameters(nowcaster: str | wnn_jax.Nowcaster, dtype: Any):
+    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1))
+    steps = train(tx, network_params(dtype), 6)
+    for step in steps:
+        for tree in (step.updates, step.params, step.state[1].history):
+            assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(dtype)}
+    assert steps[-1].state[1].num_nowcasts == 1
+
+
+@pytest.mark.slow_but(3)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("update_dtype", ["same", "float32"])
+def test_parameters_arrive_at_the_forecast(dtype: Any, update_dtype: str):
+    random = np.random.default_rng(2)
+    params = {"w": jnp.asarray(random.normal(size=4000), dtype)}
+    factor = jnp.asarray(random.uniform(0.5, 4, size=4000))
+    forecast = wnn_jax.leafwise(lambda history, role, horizon: history[-1] * factor, context=1)
+    half = jax.tree.map(lambda leaf: leaf / 2, params)
+    update = {"w": half["w"].astype(dtype if update_dtype == "same" else update_dtype)}
+    tx = wnn_jax.nowcast(forecast, snapshot_every=1, horizon=100)
+    (step,) = train(tx, half, 1, gradient=lambda _: update)
+
+    def ordinal(x: jax.Array) -> np.ndarray:
+        """Neighbouring floats of one sign have neighbouring ordinals."""
+        return np.asarray(x).view(f"int{8 * x.dtype.itemsize}").astype(np.int64)
+
+    miss = np.abs(ordinal(step.params["w"]) - ordinal((params["w"] * factor).astype(dtype)))
+    if update["w"].dtype == dtype:
+        assert miss.max() <= 1
+        assert (miss > 0).mean() < 0.2
+    else:
+        # The difference of two narrow floats is exact in a wider one.
+        assert miss.max() == 0
 
 
 # Roles.

@@ -53,21 +53,12 @@ def test_the_trajectory_by_hand():
     assert [int(step.state.count) for step in steps] == list(range(1, 21))
     assert [int(step.state.num_nowcasts) for step in steps] == [0] * 9 + [1] * 10 + [2]
     assert all(step.state.num_rejected == 0 for step in steps)
-    by_hand = {
-        0: [0, 0, 0, 0],
-        1: [2, 0, 0, 0],
-        2: [2, 0, 0, 0],
-        3: [2, 4, 0, 0],
-        5: [2, 4, 6, 0],
-        7: [2, 4, 6, 8],
-        9: [2, 4, 6, 8],  # the jump, from 9 to 11
-        11: [13, 4, 6, 8],
-        13: [13, 15, 6, 8],
-        15: [13, 15, 17, 8],
-        17: [13, 15, 17, 19],
-        19: [13, 15, 17, 19],
-    }
-    assert {t: values(steps[t].state.history.snapshots) for t in by_hand} == by_hand
+    # The jumps are at 9, from 9 to 11, and at 19.
+    empty, first = [[0, 0, 0, 0], [2, 0, 0, 0], [2, 4, 0, 0], [2, 4, 6, 0]], [2, 4, 6, 8]
+    second = [[13, 4, 6, 8], [13, 15, 6, 8], [13, 15, 17, 8], [13, 15, 17, 19], [13, 15, 17, 19]]
+    snapshots = [values(step.state.history.snapshots) for step in steps]
+    assert snapshots[0] == empty[0]
+    assert snapshots[1::2] == [*empty[1:], first, first, *second]
     tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=2)
     assert_trees_equal(train(tx, {"w": jnp.zeros([])}, 20, gradient=ones_like), steps)
 
@@ -82,14 +73,10 @@ def test_the_nowcaster_sees_the_window_oldest_first():
 
 @pytest.mark.parametrize(
     ("context", "expected"),
-    [
-        (1, [1, 3, 4, 6, 7, 9, 10, 12]),
-        (2, [1, 2, 3, 5, 6, 7, 8, 10]),
-        (3, [1, 2, 3, 4, 5, 7, 8, 9]),
-    ],
+    [(1, [1, 3, 4, 6, 7, 9]), (2, [1, 2, 3, 5, 6, 7]), (3, [1, 2, 3, 4, 5, 7])],
 )
 def test_windows_of_another_length(context: int, expected: list[int]):
-    steps = from_zero(8, last_plus_one(context), snapshot_every=2)
+    steps = from_zero(6, last_plus_one(context), snapshot_every=2)
     assert values([step.params for step in steps]) == expected
     assert len(steps[-1].state.history.snapshots) == context - 1
 
@@ -97,16 +84,12 @@ def test_windows_of_another_length(context: int, expected: list[int]):
 @pytest.mark.parametrize(
     ("start", "stop", "jump_steps"),
     [
-        (0, None, [5, 11, 17]),
         (2, None, [5, 11, 17]),
         (3, None, [8, 14]),
-        (4, None, [8, 14]),
         (5, None, [8, 14]),
         (6, None, [11, 17]),
         (0, 5, []),
         (0, 6, [5]),
-        (0, 17, [5, 11]),
-        (0, 18, [5, 11, 17]),
         (3, 8, []),
         (3, 9, [8]),
     ],
@@ -136,20 +119,32 @@ def test_scale_says_how_far_to_go_from_the_ordinary_step_to_the_forecast(scale: 
     assert steps[-1].state.num_nowcasts == 3
 
 
-@pytest.mark.slow_but(4)
+@pytest.mark.slow_but(8)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("update_dtype", ["same", "float32"])
-@pytest.mark.parametrize("scale", [0.0, lambda index: 0.0 * index], ids=["float", "schedule"])
-def test_at_scale_0_the_update_is_the_optimizers_own_bit_for_bit(dtype: Any, update_dtype: str, scale: Any):
+@pytest.mark.parametrize(
+    ("nowcaster", "scale"),
+    [
+        (last_plus_one(1), 0.0),
+        ("drift", 0.0),
+        ("slow-drift", 0.0),
+        (last_plus_one(1), lambda index: 0.0 * index),
+    ],
+    ids=["window", "drift", "slow-drift", "schedule"],
+)
+def test_at_scale_0_the_updates_are_the_optimizers_own_bit_for_bit(
+    nowcaster: Any, scale: Any, dtype: Any, update_dtype: str
+):
     random = np.random.default_rng(3)
-    params = {"w": jnp.asarray(random.normal(size=4000), dtype)}
+    params = {"w": jnp.asarray(random.normal(size=(40, 50)), dtype)}
     # Zeros of both signs, and updates far below the rounding of the weights.
-    values = random.normal(size=4000) * 10.0 ** random.uniform(-7, 1, 4000) * random.integers(0, 2, 4000)
-    updates = {"w": jnp.asarray(values, dtype if update_dtype == "same" else update_dtype)}
-    tx = wnn_jax.nowcast(last_plus_one(context=1), snapshot_every=1, scale=scale)
-    (step,) = train(tx, params, 1, gradient=lambda _: updates)
-    assert bits(step.updates) == bits(updates)
-    assert step.state.num_nowcasts == 1
+    sizes = random.normal(size=(40, 50)) * 10.0 ** random.uniform(-7, 1, (40, 50)) * random.integers(0, 2, (40, 50))
+    own = {"w": jnp.asarray(sizes, dtype if update_dtype == "same" else update_dtype)}
+    steps = train(wnn_jax.nowcast(nowcaster, snapshot_every=1, scale=scale), params, 3, gradient=lambda _: own)
+    plain = train(optax.identity(), params, 3, gradient=lambda _: own)
+    for step, expected in zip(steps, plain, strict=True):
+        assert bits((step.updates, step.params)) == bits((expected.updates, expected.params))
+    assert steps[-1].state.num_nowcasts == num_jumps(nowcaster, 3)
 
 
 @pytest.mark.parametrize(
@@ -228,14 +223,6 @@ def test_with_other_settings_a_restored_run_begins_a_window_of_its_own(num_befor
     assert min(jump_steps) == first + 4 * every
     assert steps[-1].state.num_nowcasts == num_saved + len(jump_steps)
     assert steps[-1].state.counters.num_restarts == (saved.state.num_snapshots > 0)
-
-
-def test_with_the_same_settings_a_restored_run_goes_on():
-    tx = wnn_jax.nowcast(last_plus_one(), snapshot_every=2)
-    undisturbed = train(tx, {"w": jnp.zeros([])}, 12, gradient=ones_like)
-    resumed = train(tx, undisturbed[6].params, 5, gradient=ones_like, state=undisturbed[6].state)
-    assert_trees_equal(resumed, undisturbed[7:])
-    assert jumps(resumed) == {9 - 7: JUMP}
 
 
 # The bound of a jump.
@@ -364,70 +351,6 @@ def test_a_jump_that_is_not_finite_is_not_applied(start: float, forecast: Callab
     (step,) = train(tx, params, 1, gradient=lambda tree: jax.tree.map(lambda leaf: 0 * leaf + 32, tree))
     assert (step.updates["w"] == 32).all()
     assert (step.state.num_nowcasts, step.state.num_rejected) == (0, 1)
-
-
-# Weights and their dtypes.
-
-
-@pytest.mark.slow_but(1)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_frozen_weight_stays_put(wnn: wnn_jax.nowcasters.WNN, dtype: Any):
-    # A new network forecasts no change for a weight that did not move; a trained one, whose biases are not 0, does.
-    biased = wnn_jax.nowcasters.WNN(jax.tree.map(lambda leaf: leaf + 0.1, wnn.params))
-    is_frozen = jnp.arange(16) % 2 == 0
-    params = {"Dense_0": {"bias": jnp.linspace(-1e-3, 1e-3, 16, dtype=dtype)}}
-    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(biased, snapshot_every=1))
-    steps = train(
-        tx,
-        params,
-        5,
-        gradient=lambda tree: jax.tree.map(lambda p: jnp.where(is_frozen, 0, p - 1).astype(dtype), tree),
-    )
-    assert steps[-1].state[1].num_nowcasts == 1
-
-    start, before, after = (tree["Dense_0"]["bias"] for tree in (params, steps[3].params, steps[4].params))
-    assert (after == start)[is_frozen].all()
-    assert (after != before)[~is_frozen].all()
-    prediction = biased([params] * 5, wnn_jax.default_roles(params))["Dense_0"]["bias"]
-    assert (prediction != start).any(), "the network held the weights by itself"
-
-
-@pytest.mark.slow_but(2)
-@pytest.mark.parametrize("nowcaster", WINDOWS, indirect=True)
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_dtypes_are_those_of_the_parameters(nowcaster: str | wnn_jax.Nowcaster, dtype: Any):
-    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1))
-    steps = train(tx, network_params(dtype), 6)
-    for step in steps:
-        for tree in (step.updates, step.params, step.state[1].history):
-            assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(dtype)}
-    assert steps[-1].state[1].num_nowcasts == 1
-
-
-@pytest.mark.slow_but(3)
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("update_dtype", ["same", "float32"])
-def test_parameters_arrive_at_the_forecast(dtype: Any, update_dtype: str):
-    random = np.random.default_rng(2)
-    params = {"w": jnp.asarray(random.normal(size=4000), dtype)}
-    factor = jnp.asarray(random.uniform(0.5, 4, size=4000))
-    forecast = wnn_jax.leafwise(lambda history, role, horizon: history[-1] * factor, context=1)
-    half = jax.tree.map(lambda leaf: leaf / 2, params)
-    update = {"w": half["w"].astype(dtype if update_dtype == "same" else update_dtype)}
-    tx = wnn_jax.nowcast(forecast, snapshot_every=1, horizon=100)
-    (step,) = train(tx, half, 1, gradient=lambda _: update)
-
-    def ordinal(x: jax.Array) -> np.ndarray:
-        """Neighbouring floats of one sign have neighbouring ordinals."""
-        return np.asarray(x).view(f"int{8 * x.dtype.itemsize}").astype(np.int64)
-
-    miss = np.abs(ordinal(step.params["w"]) - ordinal((params["w"] * factor).astype(dtype)))
-    if update["w"].dtype == dtype:
-        assert miss.max() <= 1
-        assert (miss > 0).mean() < 0.2
-    else:
-        # The difference of two narrow floats is exact in a wider one.
-        assert miss.max() == 0
 
 
 # The ends of what can be counted.

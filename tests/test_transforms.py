@@ -261,37 +261,8 @@ def test_partition_with_nowcasts_of_different_rhythm():
     assert [step.updates["neck"].item() for step in steps] == [1, 1, 1, 2, 1, 2.5]
 
 
-@pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
-def test_after_an_injected_learning_rate(nowcaster: str):
-    schedule = optax.linear_schedule(0.1, 0.01, 10)
-    nowcast = wnn_jax.nowcast(nowcaster, snapshot_every=2)
-    params = network_params()
-    injected = train(optax.chain(optax.inject_hyperparams(optax.adam)(schedule), nowcast), params, 12)
-    plain = train(optax.chain(optax.adam(schedule), nowcast), params, 12)
-    for step, expected in zip(injected, plain, strict=True):
-        assert_trees_close(step.params, expected.params)
-        # Sums, of which rounding is another.
-        one, other = (state[1]._replace(landmark=None) for state in (step.state, expected.state))
-        assert_trees_close(one, other)
-    assert injected[-1].state[1].num_nowcasts == num_jumps(nowcaster, 6)
-    np.testing.assert_allclose(injected[5].state[0].hyperparams["learning_rate"], schedule(5))
-
-
 def accumulate(tx: optax.GradientTransformation, num_micro_steps: int) -> optax.GradientTransformation:
     return optax.MultiSteps(tx, num_micro_steps).gradient_transformation()
-
-
-def test_after_multi_steps_micro_steps_are_counted():
-    nowcast = wnn_jax.nowcast(last_plus_one(), snapshot_every=4)
-    tx = optax.chain(accumulate(optax.sgd(-1.0), 4), nowcast)
-    steps = train(tx, {"w": jnp.zeros([])}, 40, gradient=ones_like)
-
-    assert [int(step.state[1].count) for step in steps] == list(range(1, 41))
-    # One full step up on every fourth micro-step, and every fifth of these jumps: at the end of the cycle of 20.
-    full_steps = [1, 1, 1, 1, JUMP, 1, 1, 1, 1, JUMP]
-    assert [step.updates["w"].item() for step in steps] == [u for full in full_steps for u in (0, 0, 0, full)]
-    assert [leaf["w"].item() for leaf in steps[-1].state[1].history.snapshots] == [7, 8, 9, 10]
-    assert [int(step.state[1].num_nowcasts) for step in steps] == [0] * 19 + [1] * 20 + [2]
 
 
 @pytest.mark.parametrize("nowcaster", [*WINDOWS, HalfMemory()], indirect=True)
