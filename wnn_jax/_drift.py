@@ -87,9 +87,7 @@ class Drift:
         check_bool("spectral", self.spectral, "whether matrices are orthogonalised")
         share, multiples = "as a share of", "in multiples of the running mean"
         checked: dict[str, Any] = {
-            "memory": check_float(
-                "memory", self.memory, f"the running mean's memory, {share} the steps so far", above=0
-            ),
+            "memory": check_float("memory", self.memory, f"the mean's memory, {share} the steps so far", above=0),
             "gain": check_float("gain", self.gain, f"a jump's length per step of memory, {multiples}", minimum=0),
             "max_gain": check_float("max_gain", self.max_gain, f"a jump's greatest length, {multiples}", minimum=0),
             "reach": check_float("reach", self.reach, f"how far one memory's jumps go, {share} the weights", above=0),
@@ -122,13 +120,7 @@ class Drift:
 
 
 class DriftHistory(NamedTuple):
-    """Where the optimizer takes the parameters, in the long run.
-
-    Attributes:
-      anchor: the parameters after the last visit.
-      mean: the running mean of how far the optimizer moved them between two visits, in at least float32 unless
-        `nowcast` is given a `history_dtype`.
-    """
+    """The parameters after the last visit, and the running mean of how far the optimizer moves them between visits."""
 
     anchor: Any
     mean: Any

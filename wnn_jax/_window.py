@@ -40,13 +40,14 @@ LeafFn = Callable[[LeafHistory, str, Any], jax.Array]
 class Nowcaster(Protocol):
     """Forecasts parameters from their own recent history.
 
-    Any object with these two members is a nowcaster; nothing needs to inherit. `nowcast` also reads three optional
+    Any object with these two members is a nowcaster; nothing needs to inherit. `nowcast` also reads four optional
     attributes:
 
     - `takes_horizon` (default `True`): whether the nowcaster uses its `horizon`. If not, `nowcast(horizon=...)` is
       refused.
     - `default_horizon` (default 5): how many snapshots ahead it forecasts when `horizon` is `None`. It bounds the
       jumps; see `nowcast`.
+    - `snapshot_every`: steps between snapshots, if the user gives none.
     - `check_params(params, roles)`: raises a `ValueError` if the nowcaster cannot forecast such parameters. `nowcast`
       calls it when it initialises its state, so that it may also prepare what depends on shapes.
 
