@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import tyro
 
 import wnn_jax
-from wnn_jax._history import WindowFormat
 from wnn_jax._roles import ROLES
+from wnn_jax._window import WindowRule
 from wnn_jax.lab.forecasting.forecast_errors import forecast_errors
 from wnn_jax.lab.forecasting.trajectories import load_trajectories
 from wnn_jax.lab.training.keys import made_by
@@ -41,11 +41,11 @@ class FromCompact:
         if self.kept_as == "int8":
             kept = [kept[0], *(jax.tree.map(_through_int8, kept[0], snapshot) for snapshot in kept[1:])]
         elif self.kept_as != "full":
-            history_format = WindowFormat(tuple(range(len(history))), self.kept_as)
-            empty = history_format.init(last)
+            window = WindowRule(self, dtype=self.kept_as)
+            snapshots = window.init(last).snapshots
             for slot, snapshot in enumerate(kept):
-                empty = history_format.write(empty, jnp.int32(slot), snapshot)
-            kept = history_format.read(empty)
+                snapshots = window.write(snapshots, jnp.int32(slot), snapshot)
+            kept = window.read(snapshots)
         return self.nowcaster([*kept, last], roles, horizon if self.nowcaster.takes_horizon else None)
 
 

@@ -20,9 +20,9 @@ import optax
 import wnn_jax
 from benchmarks.overhead import make_params, steps
 from wnn_jax import _orthogonal
+from wnn_jax._drift import Drift
 from wnn_jax._orthogonal import orthogonalize, polar
 from wnn_jax.lab.training.keys import made_by
-from wnn_jax.nowcasters.drift import Drift
 
 _ROUNDS = 11
 _ROWS = 1024

@@ -1,4 +1,4 @@
-"""What several test files need: weights, short trainings, published files, comparisons."""
+"""Helpers of several test files: weights, short training runs, published files, comparisons."""
 
 import contextlib
 import dataclasses
@@ -14,14 +14,13 @@ import optax
 import pytest
 
 import wnn_jax
-from wnn_jax._history import DriftHistory
-from wnn_jax._nowcaster import is_drift, offsets_of
+from wnn_jax._drift import DriftHistory
 
-# What the fixture `nowcaster` is, of each kind of history.
+# The nowcasters of the fixture `nowcaster`, by the kind of their history.
 WINDOWS = ("linear", pytest.param("wnn_plus", marks=pytest.mark.slow))
 DRIFTS = ("drift", "slow-drift")
 
-# The names in a compiled program of what moves arrays between devices, and of what adds numbers up over them.
+# Operations of a compiled program that communicate between devices.
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "all-reduce")
 
 Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -37,7 +36,7 @@ class Step(NamedTuple):
 
 @contextlib.contextmanager
 def all_optimizations() -> Generator[None]:
-    """As a user has them, and processes that these tests start."""
+    """Compile as users do."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
@@ -73,7 +72,7 @@ def train(
     return steps
 
 
-@functools.cache  # Runs that differ in nothing but their parameters share what was compiled.
+@functools.cache  # Runs of one optimizer share a program.
 def compile_step(tx: Any, gradient: Callable[[Any], Any], transform: Transform) -> Any:
     return jax.jit(transform(make_step(tx, gradient)))
 
@@ -87,7 +86,7 @@ def make_step(tx: Any, gradient: Callable[[Any], Any]) -> Callable[[Any, Any], S
 
 
 def abstract_run(tx: Any, make_params: Callable[[], Any], shardings: Any) -> Any:
-    """Shapes, dtypes and shardings of parameters and state: all that a process knows before it restores a run."""
+    """Shapes, dtypes and shardings of parameters and state, from which a new process restores a run."""
     params = jax.eval_shape(make_params)
     state = jax.eval_shape(tx.init, params)
     mesh = jax.tree.leaves(shardings)[0].mesh
@@ -111,7 +110,7 @@ def pull_to_one(params: Any) -> Any:
 
 
 def ones_like(params: Any) -> Any:
-    """With nothing before `nowcast`, the ordinary update of every weight by one."""
+    """An update by one for every weight."""
     return jax.tree.map(jnp.ones_like, params)
 
 
@@ -119,19 +118,8 @@ def last_plus_one(context: int = 5) -> wnn_jax.Nowcaster:
     return wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, context=context)
 
 
-@dataclasses.dataclass(frozen=True)
-class Spaced:
-    """A nowcaster that wants snapshots of some visits only, and forecasts a number with these as its digits."""
-
-    offsets: tuple[Any, ...] = (0, 2, 5)
-    context: int = 3
-
-    def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
-        return jax.tree.map(lambda *leaf: sum(snapshot * 10.0**i for i, snapshot in enumerate(leaf)), *history)
-
-
 def bounded(forecast: Any, window: Sequence[Any], horizon: int) -> Any:
-    """A forecast in which no weight moves further than the horizon times its range in the window."""
+    """The forecast after the bound: no weight moves further than the horizon times its range in the window."""
 
     def bound(predicted: jax.Array, *snapshots: jax.Array) -> jax.Array:
         reach = horizon * np.ptp(np.stack(snapshots), axis=0)
@@ -141,31 +129,29 @@ def bounded(forecast: Any, window: Sequence[Any], horizon: int) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class HalfMemory:
-    """A drift by the running mean times a gain, which forgets one half at every visit."""
+class HalfMemory(wnn_jax.nowcasters.Drift):
+    """A drift by the running mean times `max_gain`, which forgets one half at every visit."""
 
-    gain: float = 1.0
+    spectral: bool = False
+    gain: float = 1e9
+    max_gain: float = 1.0
+    reach: float = 1e30
     snapshot_every: int = 2
-    num_means: int = 1
 
-    def memories(self, step: Any, snapshot_every: Any) -> Sequence[Any]:
-        return (2 * snapshot_every,) * self.num_means
-
-    def __call__(self, motion: wnn_jax.Motion, roles: Any) -> Any:
-        return jax.tree.map(lambda mean: self.gain * mean, motion.means[0])
+    def memory_after(self, num_steps: Any, snapshot_every: Any) -> Any:
+        return 2 * snapshot_every + 0 * num_steps
 
 
 def num_jumps(nowcaster: Any, num_snapshots: int) -> int:
-    """How often a nowcaster, or one of this name, jumps in so many snapshots or visits."""
+    """How often a nowcaster, or the nowcaster of this name, jumps in so many visits."""
     nowcaster = wnn_jax.load(nowcaster) if isinstance(nowcaster, str) else nowcaster
-    return max(num_snapshots - 1, 0) if is_drift(nowcaster) else num_snapshots // (offsets_of(nowcaster)[-1] + 1)
+    is_drift = isinstance(nowcaster, wnn_jax.nowcasters.Drift)
+    return max(num_snapshots - 1, 0) if is_drift else num_snapshots // nowcaster.context
 
 
 def history_trees(history: Any) -> list[Any]:
     """The trees like the parameters that a history is made of."""
-    if isinstance(history, DriftHistory):
-        return [history.anchor, *history.means]
-    return [snapshot for snapshot in history if snapshot is not None]
+    return list(history) if isinstance(history, DriftHistory) else list(history.snapshots)
 
 
 def num_bytes(tree: Any) -> int:
@@ -173,7 +159,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def bits(tree: Any) -> list[bytes]:
-    """What tells all values apart, 0 from -0 too."""
+    """The bytes of all leaves, which tell 0 from -0."""
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
@@ -185,20 +171,20 @@ def network_params(dtype: Any = jnp.float32) -> Any:
 
 
 def random_leaves(template: Any, seed: int) -> Any:
-    """Parameters of a network, all drawn, biases too: what `init` makes zero would hide its misuse."""
+    """Parameters of a network, all random, biases too: zeros from `init` would hide a misuse."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32), template)
 
 
 def random_history(shape: tuple[int, ...], dtype: Any = jnp.float32, *, seed: int = 0) -> list[jax.Array]:
-    """Five snapshots of one leaf: random walks of very different lengths of step."""
+    """Five snapshots of one leaf: random walks with steps of very different lengths."""
     rng = np.random.default_rng(seed)
     steps = rng.normal(0, 1, (5, *shape)) * 10.0 ** rng.uniform(-5, 0, shape)
     return list(jnp.asarray(rng.normal(0, 1, shape) + np.cumsum(steps, axis=0), dtype))
 
 
 def published_file(name: str) -> Path:
-    """A file of weights, or of outputs, of published code. Tests that need it are skipped where it is not."""
+    """A file of weights or outputs of published code. Tests are skipped where it is missing."""
     path = Path(__file__).parents[2] / "shared" / "reference" / name
     if not path.exists():
         pytest.skip(f"{name}, of published code, is not shipped with this repository and not here")
@@ -206,7 +192,7 @@ def published_file(name: str) -> Path:
 
 
 def published_arrays(name: str) -> dict[str, np.ndarray]:
-    """The arrays of such a file, where it is of outputs."""
+    """The arrays of a published file of outputs."""
     with np.load(published_file(name)) as file:
         return dict(file)
 
@@ -214,8 +200,8 @@ def published_arrays(name: str) -> dict[str, np.ndarray]:
 def assert_close(actual: Any, expected: Any, *, rtol: float = 1e-5) -> None:
     """Close relative to the largest magnitude.
 
-    A prediction is a sum with the weight itself, so that its error has the size of a rounding of the weights, not of
-    the prediction, which may by chance be near zero.
+    A forecast is a sum with the weight itself, so that its error is a rounding error of the weights. The forecast may
+    be near zero by chance.
     """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.abs(expected).max(initial=0))

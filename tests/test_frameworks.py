@@ -17,7 +17,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import wnn_jax
-from tests.helpers import HalfMemory, assert_trees_close, num_jumps
+from tests.helpers import assert_trees_close, num_jumps
 
 SNAPSHOT_EVERY = 2
 NUM_STEPS = 5 * SNAPSHOT_EVERY + 3  # past one jump of a window
@@ -193,31 +193,9 @@ def window_by_hand(nowcaster: wnn_jax.Nowcaster) -> Callable[[Any, Any], Any]:
     return visit
 
 
-def drift_by_hand() -> Callable[[Any, Any], Any]:
-    """Of `DriftByRole`: with the mean of the displacements, of which each counts half as much as the next."""
-    anchors: list[Any] = []
-    means: list[Any] = []
-
-    def visit(params: Any, roles: Any) -> Any:
-        if anchors:
-            displacement = jax.tree.map(jnp.subtract, params, anchors[-1])
-            last = means[-1] if means else jax.tree.map(jnp.zeros_like, params)
-            means.append(jax.tree.map(lambda mean, new: 0.5 * mean + 0.5 * new, last, displacement))
-            params = jax.tree.map(lambda role, param, mean: param + JUMPS[role] * mean, roles, params, means[-1])
-        anchors.append(params)
-        return params
-
-    return visit
-
-
 # A jump that tells the roles apart, along and away from where the weights were going.
 JUMPS = {"conv": 1.0, "dense": -1.0, "bias": 0.5}
 by_role = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + JUMPS[role] * (history[-1] - history[0]))
-
-
-class DriftByRole(HalfMemory):
-    def __call__(self, motion: wnn_jax.Motion, roles: Any) -> Any:
-        return jax.tree.map(lambda role, mean: JUMPS[role] * mean, roles, motion.means[0])
 
 
 def assert_runs_with_jumps(run_framework: Callable[..., Run], nowcaster: Any, visit: Callable[[Any, Any], Any]) -> None:
@@ -236,12 +214,6 @@ FRAMEWORKS = [run_linen, run_nnx, run_equinox, run_haiku]
 @pytest.mark.parametrize("run_framework", FRAMEWORKS)
 def test_a_run_with_a_jump(run_framework: Callable[..., Run]):
     assert_runs_with_jumps(run_framework, by_role, window_by_hand(by_role))
-
-
-@pytest.mark.slow_but(2)
-@pytest.mark.parametrize("run_framework", FRAMEWORKS)
-def test_a_run_with_a_drift(run_framework: Callable[..., Run]):
-    assert_runs_with_jumps(run_framework, DriftByRole(), drift_by_hand())
 
 
 def test_a_run_with_a_jump_of_the_network(wnn: wnn_jax.Nowcaster):

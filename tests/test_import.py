@@ -8,71 +8,21 @@ import pytest
 
 import wnn_jax
 
-# Of the extras, or of what these bring: nobody should need them, or wait for them, to train.
-OPTIONAL = (
-    "tensorflow",
-    "torch",
-    "h5py",
-    "orbax",
-    "matplotlib",
-    "tensorflow_datasets",
-    "sklearn",
-    "PIL",
-    "haiku",
-    "equinox",
-)
-
-PUBLIC = (
-    "nowcast",
-    "NowcastState",
-    "Nowcaster",
-    "DriftNowcaster",
-    "Motion",
-    "leafwise",
-    "load",
-    "metrics",
-    "save",
-    "available",
-    "decaying_horizon",
-    "default_roles",
-    "nowcasters",
-    "nowcasters.WNN",
-    "nowcasters.WNNPlus",
-    "nowcasters.PooledLinear",
-    "nowcasters.NiNo",
-    "nowcasters.neural_graph",
-    "nowcasters.CurveFit",
-    "nowcasters.Drift",
-    "convert",
-    "convert.keras_wnn",
-    "convert.nino",
-    "convert.nino_mlp",
-    "averaging",
-    "late_phase",
-    "averaging.WeightHistory",
-    "averaging.uniform",
-    "averaging.uniform_eval_params",
-    "averaging.lawa",
-    "averaging.lawa_eval_params",
-    "averaging.ema",
-    "averaging.ema_eval_params",
-    "averaging.Subspace",
-    "averaging.make_subspace",
-    "averaging.init_coefficients",
-    "averaging.combine",
-    "averaging.averaging_coefficients",
-    "averaging.project_onto_subspace",
-    "averaging.update_batch_stats",
-    "late_phase.late_phase",
-    "late_phase.LatePhaseState",
-    "late_phase.SplitParams",
-    "late_phase.split_members",
-    "late_phase.select_member",
-    "late_phase.average_members",
-    "late_phase.ensemble_predict",
-    "late_phase.migrate_state",
-    "late_phase.norm_mask",
-)
+# Packages of the extras. Training neither needs them nor waits for their import.
+_OPTIONAL = "tensorflow torch h5py orbax matplotlib tensorflow_datasets sklearn PIL haiku equinox"
+_PUBLIC = """
+nowcast NowcastState Nowcaster leafwise load metrics save available decaying_horizon default_roles nowcasters
+nowcasters.WNN nowcasters.WNNPlus nowcasters.PooledLinear nowcasters.NiNo nowcasters.neural_graph
+nowcasters.CurveFit nowcasters.Drift convert
+convert.keras_wnn convert.nino convert.nino_mlp averaging late_phase
+averaging.WeightHistory averaging.uniform averaging.uniform_eval_params averaging.lawa averaging.lawa_eval_params
+averaging.ema averaging.ema_eval_params averaging.Subspace averaging.make_subspace averaging.init_coefficients
+averaging.combine averaging.averaging_coefficients averaging.project_onto_subspace averaging.update_batch_stats
+late_phase.late_phase late_phase.LatePhaseState late_phase.SplitParams late_phase.split_members
+late_phase.select_member late_phase.average_members late_phase.ensemble_predict late_phase.migrate_state
+late_phase.norm_mask
+"""
+OPTIONAL, PUBLIC = _OPTIONAL.split(), _PUBLIC.split()
 
 
 def public(name: str) -> Any:

@@ -7,13 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from jax.sharding import AxisType
 
 import wnn_jax
 from tests.helpers import (
-    COLLECTIVES,
     DRIFTS,
-    WINDOWS,
     HalfMemory,
     Step,
     assert_trees_close,
@@ -114,7 +111,7 @@ def test_the_state_keeps_its_types(nowcaster: str | wnn_jax.Nowcaster, dtype: st
         new_state, new_updates = step
         assert types(new_state) == types(state)
         assert jax.tree.map(lambda x: x.dtype, new_updates) == jax.tree.map(lambda x: x.dtype, updates)
-        means = state.history.means if nowcaster in DRIFTS else ()
+        means = state.history.mean if nowcaster in DRIFTS else ()
         assert {x.dtype for x in jax.tree.leaves(means)} <= {jnp.promote_types(dtype, jnp.float32)}
         kept = history_trees(state.history)[: 1 if means else None]
         assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.dtype(dtype)}
@@ -189,76 +186,3 @@ def test_init_of_abstract_parameters(nowcaster: str | wnn_jax.Nowcaster, dtype: 
 def test_jit_equals_eager(tx: Any, steps: list[Step], t: int):
     before = steps[t - 1]
     assert_trees_close(make_step(tx, pull_to_one)(before.params, before.state), steps[t])
-
-
-# Shardings.
-
-
-def mesh_and_specs(shape: tuple[int, ...], axis_type: AxisType) -> tuple[jax.sharding.Mesh, Any]:
-    names = ("x", "y")[: len(shape)]
-    mesh = jax.make_mesh(shape, names, axis_types=(axis_type,) * len(shape))
-    specs: dict[tuple[int, ...], Any] = {
-        (8,): {"Conv_0": {"kernel": jax.P(None, None, "x"), "bias": jax.P("x")}},
-        (2, 4): {"Conv_0": {"kernel": jax.P(None, "x", "y"), "bias": jax.P(("x", "y"))}},
-    }
-    return mesh, specs[shape]
-
-
-def shard(tree: Any, mesh: jax.sharding.Mesh, specs: Any) -> Any:
-    return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, jax.NamedSharding(mesh, spec)), tree, specs)
-
-
-# What goes by whole matrices makes different ones of shards.
-of_shards = pytest.mark.parametrize("nowcaster", [*WINDOWS, "slow-drift"], indirect=True)
-
-
-@of_shards
-@pytest.mark.parametrize("mesh_shape", [pytest.param((8,), marks=pytest.mark.slow), (2, 4)])
-def test_explicit_shardings_are_stable(
-    tx: Any, steps: list[Step], nowcaster: str | wnn_jax.Nowcaster, mesh_shape: tuple[int, ...]
-):
-    mesh, specs = mesh_and_specs(mesh_shape, AxisType.Explicit)
-    with jax.set_mesh(mesh):
-        params = shard(network_params(), mesh, specs)
-        state = tx.init(params)
-        for tree in history_trees(state[1].history):
-            assert types(tree) == types(params)
-        assert types(jax.jit(tx.init)(params)) == types(state)
-        for step, expected in zip(train(tx, params, NUM_STEPS), steps, strict=True):
-            assert types(step) == types(Step(params, params, state))
-            assert_trees_close(jax.device_get(step), jax.device_get(expected))
-    assert steps[-1].state[1].num_nowcasts == num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY)
-
-
-@of_shards
-@pytest.mark.parametrize("mesh_shape", [(8,), pytest.param((2, 4), marks=pytest.mark.slow)])
-def test_auto_shardings_are_stable(
-    tx: Any, steps: list[Step], nowcaster: str | wnn_jax.Nowcaster, mesh_shape: tuple[int, ...]
-):
-    mesh, specs = mesh_and_specs(mesh_shape, AxisType.Auto)
-    params = shard(network_params(), mesh, specs)
-    state = tx.init(params)
-
-    def assert_same_sharding(one: jax.Array, other: jax.Array) -> None:
-        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
-
-    for tree in history_trees(state[1].history):
-        jax.tree.map(assert_same_sharding, tree, params)
-    for step, expected in zip(train(tx, params, NUM_STEPS), steps, strict=True):
-        for tree in (step.params, step.updates, *history_trees(step.state[1].history)):
-            jax.tree.map(assert_same_sharding, tree, params)
-        assert_trees_close(jax.device_get(step), jax.device_get(expected))
-    assert steps[-1].state[1].num_nowcasts == num_jumps(nowcaster, NUM_STEPS // SNAPSHOT_EVERY)
-
-
-@pytest.mark.parametrize("axis_type", [pytest.param(AxisType.Explicit, marks=pytest.mark.slow), AxisType.Auto])
-def test_no_parameter_leaves_its_device(tx: Any, axis_type: AxisType):
-    mesh, specs = mesh_and_specs((8,), axis_type)
-    with jax.set_mesh(mesh):
-        params = shard(network_params(), mesh, specs)
-        state = tx.init(params)
-        compiled = jax.jit(tx.update).lower(params, state, params).compile()
-    text = compiled.as_text()
-    assert text is not None
-    assert "all-reduce" in text  # of whether all forecasts are finite
-    assert not [name for name in COLLECTIVES if name in text and name != "all-reduce"]

@@ -13,7 +13,6 @@ import pytest
 import wnn_jax
 from tests.helpers import assert_trees_equal
 from wnn_jax import _files
-from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
 from wnn_jax._store import DEFAULT_NOWCASTER, fingerprint
 from wnn_jax.nowcasters import CURVES, RULES, WNN, CurveFit, Drift, PooledLinear, WNNPlus
@@ -126,7 +125,7 @@ def test_every_available_name_loads():
     assert {"drift", "slow-drift", *CURVES} <= set(wnn_jax.available())
     for name in wnn_jax.available():
         nowcaster: Any = wnn_jax.load(name)
-        assert is_drift(nowcaster) or nowcaster.context == 5
+        assert isinstance(nowcaster, Drift) or nowcaster.context == 5
     assert DEFAULT_NOWCASTER in wnn_jax.available()
     assert wnn_jax.load() == wnn_jax.load(DEFAULT_NOWCASTER) == Drift()
     drifts = [wnn_jax.load(name) for name in ("drift", "slow-drift")]

@@ -1,4 +1,4 @@
-"""Matrices with all their singular values made alike: the direction of a spectral drift."""
+"""Matrices with all singular values made equal: the direction of a spectral drift."""
 
 import dataclasses
 import math
@@ -8,51 +8,49 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._roles import bias_shapes
-from wnn_jax._shards import MeshAxes, map_where_they_are
-from wnn_jax._trees import wide_dtype
+from wnn_jax._trees import MeshAxes, map_where_they_are, wide_dtype
 
-# The `a, b, c` of each step `s -> a s + b s^3 + c s^5` for every singular value `s` in [0, 1]: such that four steps
-# bring all from 3e-3 to 1 as near to 1 as they can (Amsel et al., `The Polar Express`, 2025; fitted in
-# `benchmarks/spectral.py`). More steps, and exacter factors, gain nothing in training.
+# The `a, b, c` of each step `s -> a s + b s^3 + c s^5` for every singular value `s` in [0, 1]. These four steps bring
+# all values from 3e-3 to 1 as near to 1 as four steps can (Amsel et al., `The Polar Express`, 2025; fitted in
+# `benchmarks/spectral.py`). More steps give more exact factors, which gain nothing in training.
 COEFFICIENTS = (
     (8.3007, -24.0375, 17.4661),
     (4.0034, -2.9228, 0.5419),
     (3.4709, -2.5494, 0.5002),
     (2.4655, -1.7803, 0.4156),
 )
-# Matrices are worked on in slices of not more weights than this.
+# Matrices are worked on in slices of at most this many weights, which bounds the temporary memory.
 _MAX_WEIGHTS = 2**23
 
 
 def orthogonalize(
     tree: Any, roles: Any, *, coefficients: Sequence[Sequence[float]] = COEFFICIENTS, max_rows: int | None = None
 ) -> Any:
-    """Makes all singular values of every matrix alike, and leaves its Frobenius norm as it is.
+    """Makes all singular values of every matrix equal, and keeps its Frobenius norm.
 
-    A matrix becomes its polar factor, the nearest matrix with orthonormal rows or columns, times a number. Each shard
-    of a leaf is a matrix of its own, so that nothing moves between devices.
+    A matrix becomes a multiple of its polar factor, the nearest matrix with orthonormal rows or columns. Each shard of
+    a leaf is a matrix of its own, so that nothing moves between devices.
 
     Args:
       tree: a tree like the parameters.
-      roles: a tree of the same structure with a role name at each leaf. Which leaves are matrices, and which of their
-        axes are its rows, is what `matrix_axes` says.
+      roles: a tree of the same structure with a role name at each leaf. `matrix_axes` says which leaves are matrices.
       coefficients: `(a, b, c)` of each step of the iteration, at least one.
-      max_rows: matrices with more rows than this, and with more columns, are cut into blocks of rows (or columns, where
-        these are fewer), each of which is a matrix of its own; or `None`.
+      max_rows: cut matrices with more rows and more columns than this into blocks of rows (or of columns, if there are
+        fewer of these). Each block is a matrix of its own. `None` for whole matrices.
 
     Returns:
       The tree, of the same shapes and dtypes.
     """
     leaves, treedef = jax.tree.flatten(tree)
     described = zip(jax.tree.leaves(roles), leaves, bias_shapes(tree), strict=True)
-    axes = [matrix_axes(role, jnp.shape(leaf), bias) for role, leaf, bias in described]
-    chosen = [index for index, split in enumerate(axes) if split is not None]
-    polar_map = _PolarMap(tuple(split for split in axes if split is not None), max_rows)
-    operands = (jnp.asarray(coefficients),)
-    orthogonal = map_where_they_are(polar_map, [(jnp.asarray(leaves[index]),) for index in chosen], operands)
-    for index, leaf in zip(chosen, orthogonal, strict=True):
+    axes = {index: matrix_axes(role, jnp.shape(leaf), bias) for index, (role, leaf, bias) in enumerate(described)}
+    axes = {index: split for index, split in axes.items() if split is not None}
+    polar_map = _PolarMap(tuple(axes.values()), max_rows)
+    orthogonal = map_where_they_are(
+        polar_map, [(jnp.asarray(leaves[index]),) for index in axes], jnp.asarray(coefficients)
+    )
+    for index, leaf in zip(axes, orthogonal, strict=True):
         leaves[index] = leaf
     return jax.tree.unflatten(treedef, leaves)
 
@@ -60,20 +58,15 @@ def orthogonalize(
 def matrix_axes(role: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, int] | None:
     """Which axes of a leaf are the rows of a matrix, and which its columns.
 
-    Where there is a bias, its axes are those of the outputs, after any axes of stacked layers: an attention's kernel
-    `[d_model, heads, head_dim]` with the bias `[heads, head_dim]` is one matrix of `d_model` rows, and a scanned
-    layer's `[layers, in, out]` with the bias `[layers, out]` is one matrix per layer. Equinox has the outputs first:
+    If there is a bias, its axes are those of the outputs, after any axes of stacked layers. An attention kernel
+    `[d_model, heads, head_dim]` with the bias `[heads, head_dim]` is one matrix of `d_model` rows. A scanned layer's
+    `[layers, in, out]` with the bias `[layers, out]` is one matrix per layer. Equinox has the outputs first:
     `[out, in, height, width]` with the bias `[out, 1, 1]`. All other leaves have the outputs in the last axis.
 
-    Args:
-      role: of the leaf.
-      shape: of the leaf.
-      bias: the shape of the bias in the same module, if there is one.
-
     Returns:
-      `(start, stop)`: the rows are the axes from `start` to `stop`, the columns those from `stop` on, and those before
-      `start` are of different matrices. `None` for what is not a matrix: whatever is not of role `"conv"` or `"dense"`,
-      or has less than two axes.
+      `(start, stop)`: the rows are the axes from `start` to `stop`, the columns the axes from `stop` on, and the axes
+      before `start` count matrices. `None` if the leaf is no matrix: if its role is neither `"conv"` nor `"dense"`, or
+      if it has less than two axes.
     """
     rank = len(shape)
     if role not in ("conv", "dense") or rank < 2:
@@ -91,35 +84,30 @@ def matrix_axes(role: str, shape: tuple[int, ...], bias: tuple[int, ...] | None)
 
 @dataclasses.dataclass(frozen=True)
 class _PolarMap:
-    """See `orthogonalize`.
-
-    Attributes:
-      axes: what `matrix_axes` said of each leaf.
-      max_rows: of a block.
-    """
+    """The `ShardMap` of `orthogonalize`, for leaves that are matrices by these axes."""
 
     axes: tuple[tuple[int, int], ...]
     max_rows: int | None
 
     def map_shards(
-        self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
+        self, leaves: Sequence[tuple[jax.Array, ...]], operands: Any, mesh_axes: Sequence[MeshAxes]
     ) -> list[jax.Array]:
         """See `ShardMap.map_shards`."""
         del mesh_axes
-        (coefficients,) = operands
         mapped = [leaf for (leaf,) in leaves]
-        alike: dict[Any, list[tuple[int, jax.Array]]] = {}
+        # Blocks of one shape are stacked, so that the program does not grow with the number of leaves.
+        by_shape: dict[Any, list[tuple[int, jax.Array]]] = {}
         for index, (leaf, axes) in enumerate(zip(mapped, self.axes, strict=True)):
             # A matrix of one row is its own polar factor.
             if leaf.size > 0 and min(_matrix_shape(leaf.shape, axes)[1:]) > 1:
                 blocks = _to_blocks(leaf, axes, self.max_rows)
-                alike.setdefault((blocks.dtype, blocks.shape[1:]), []).append((index, blocks))
-        for group in alike.values():
-            found = _polar_by_slices(jnp.concatenate([blocks for _, blocks in group]), coefficients)
+                by_shape.setdefault((blocks.dtype, blocks.shape[1:]), []).append((index, blocks))
+        for group in by_shape.values():
+            factors = _polar_by_slices(jnp.concatenate([blocks for _, blocks in group]), operands)
             start = 0
             for index, blocks in group:
                 end = start + len(blocks)
-                mapped[index] = _from_blocks(found[start:end], mapped[index], self.axes[index])
+                mapped[index] = _from_blocks(factors[start:end], mapped[index], self.axes[index])
                 start = end
         return mapped
 
@@ -130,20 +118,20 @@ def _matrix_shape(shape: tuple[int, ...], axes: tuple[int, int]) -> tuple[int, i
 
 
 def _to_blocks(leaf: jax.Array, axes: tuple[int, int], max_rows: int | None) -> jax.Array:
-    """The matrices of a leaf, or blocks of their rows: `[n, rows, columns]` with no more rows than columns."""
+    """The blocks of a leaf's matrices, `[blocks, rows, columns]`, transposed to have no more rows than columns."""
     matrices = leaf.reshape(_matrix_shape(leaf.shape, axes)).astype(wide_dtype(leaf))
     if matrices.shape[1] > matrices.shape[2]:
         matrices = matrices.mT
     _, rows, columns = matrices.shape
     num_blocks = -(-rows // (max_rows or rows))
     block_rows = -(-rows // num_blocks)
-    # Rows of zeros change nothing of the others.
+    # Rows of zeros do not change the others.
     matrices = jnp.pad(matrices, ((0, 0), (0, num_blocks * block_rows - rows), (0, 0)))
     return matrices.reshape(-1, block_rows, columns)
 
 
 def _from_blocks(blocks: jax.Array, leaf: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """A leaf of the shape and dtype of this one, from its blocks."""
+    """The inverse of `_to_blocks`, of the shape and dtype of `leaf`."""
     number, rows, columns = _matrix_shape(leaf.shape, axes)
     matrices = blocks.reshape(number, -1, max(rows, columns))[:, : min(rows, columns)]
     if rows > columns:
@@ -152,7 +140,7 @@ def _from_blocks(blocks: jax.Array, leaf: jax.Array, axes: tuple[int, int]) -> j
 
 
 def _polar_by_slices(matrices: jax.Array, coefficients: jax.Array) -> jax.Array:
-    """See `polar`; with temporaries for some of the matrices at a time, in the place of which come their results."""
+    """Does what `polar` does, for one slice of the matrices after the other."""
     number, rows, columns = matrices.shape
     num_slices = -(-number // max(_MAX_WEIGHTS // (rows * columns), 1))
     if num_slices == 1:
@@ -168,11 +156,11 @@ def _polar_by_slices(matrices: jax.Array, coefficients: jax.Array) -> jax.Array:
 
 
 def polar(matrices: jax.Array, coefficients: Any) -> jax.Array:
-    """The polar factors of matrices, each scaled to its matrix's Frobenius norm, by Newton-Schulz iteration.
+    """The polar factors of matrices, scaled to the matrices' Frobenius norms, by Newton-Schulz iteration.
 
-    A step is :math:`X' = P X` with :math:`P = a I + b G + c G^2` and :math:`G = X X^T`. For matrices that are much
-    wider than high, the same is had from the first :math:`G` alone: :math:`G' = P G P`, and at the end the first
-    :math:`X` times the product of all :math:`P`.
+    A step is :math:`X' = P X` with :math:`P = a I + b G + c G^2` and :math:`G = X X^T`. Matrices much wider than high
+    need the first :math:`G` only: :math:`G' = P G P`, and at the end the product of all :math:`P` times the first
+    :math:`X`.
 
     Args:
       matrices: `[n, rows, columns]`, of float32 or wider, with no more rows than columns.
@@ -183,15 +171,14 @@ def polar(matrices: jax.Array, coefficients: Any) -> jax.Array:
     """
     coefficients = jnp.asarray(coefficients).astype(matrices.dtype)
     _, rows, columns = matrices.shape
-    # With either, a matrix takes this number of multiply-adds: for each step 2 r^2 c + r^3, or all in all 2 r^2 c and
-    # for each step but the first 4 r^3.
+    # Multiply-adds of a matrix: 2 r^2 c + r^3 a step; or 2 r^2 c in all, and 4 r^3 for each step but the first.
     only_gram = 2 * columns > 3 * rows
-    # Scaled before anything is squared.
+    # Scaled before squaring, which might overflow.
     scale = _one_if_zero(jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True))
     matrices = matrices / scale
     gram = _multiply(matrices, matrices.mT)
     norm = _norm(matrices)
-    # Not less than the largest singular value, and nearer to it than the norm of the matrix is.
+    # At least the largest singular value, and a tighter bound than the norm of the matrix.
     bound = _one_if_zero(jnp.sqrt(_norm(gram)))
     unit = matrices / bound
     gram = gram / bound**2
@@ -210,8 +197,8 @@ def polar(matrices: jax.Array, coefficients: Any) -> jax.Array:
         return (_multiply(factor, product), gram, factor), None
 
     (product, _, _), _ = jax.lax.scan(step, (product, gram, factor), coefficients[1:])
-    found = _multiply(product, unit) if only_gram else product
-    return found * (norm / _one_if_zero(_norm(found))) * scale
+    factors = _multiply(product, unit) if only_gram else product
+    return factors * (norm / _one_if_zero(_norm(factors))) * scale
 
 
 def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -10,8 +10,9 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
+from wnn_jax._drift import Drift
 from wnn_jax._files import checksum, damage_named, read_arrays, write_arrays
-from wnn_jax._nowcaster import DriftNowcaster, Nowcaster
+from wnn_jax._window import Nowcaster
 from wnn_jax.nowcasters import CLASSES, RULES
 
 # What `nowcast` uses by default: the one that saves most steps.
@@ -33,7 +34,7 @@ def available() -> tuple[str, ...]:
     return (*sorted(path.stem for path in _bundled_folder().glob("*.npz")), *RULES)
 
 
-def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster | DriftNowcaster:
+def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster | Drift:
     """Load a nowcaster by name or from a file, with every weight and setting as it was saved.
 
     Args:
@@ -65,7 +66,7 @@ def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster 
     )
 
 
-def save(nowcaster: Nowcaster | DriftNowcaster, path: str | os.PathLike[str]) -> None:
+def save(nowcaster: Nowcaster | Drift, path: str | os.PathLike[str]) -> None:
     """Save a nowcaster as one `.npz` file, without pickle; an interrupted call leaves the old file as it was.
 
     The file holds the weights under path-like names. A JSON header holds the class, the context, the roles, the
@@ -101,7 +102,7 @@ def save(nowcaster: Nowcaster | DriftNowcaster, path: str | os.PathLike[str]) ->
     write_arrays(Path(path), arrays, {"format": _FORMAT, "version": _VERSION, **header})
 
 
-def fingerprint(nowcaster: Nowcaster | DriftNowcaster) -> str:
+def fingerprint(nowcaster: Nowcaster | Drift) -> str:
     """Return a SHA-256 of a nowcaster's class, weights and settings, without the record of its training.
 
     Raises:
@@ -128,7 +129,7 @@ def _content(nowcaster: Any, purpose: str) -> tuple[dict[str, Any], dict[str, np
     return header, {path: _portable(leaf) for path, leaf in params.items()}
 
 
-def _read(path: Path) -> Nowcaster | DriftNowcaster:
+def _read(path: Path) -> Nowcaster | Drift:
     header, arrays = read_arrays(path, format_name=_FORMAT, version=_VERSION, remedy=_REMEDY)
     name = header.get("class")
     if name in _REMOVED and name not in CLASSES:

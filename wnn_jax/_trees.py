@@ -1,75 +1,51 @@
-"""Trees of arrays: dtypes, differences, norms, and conditionals that survive `vmap`."""
+"""Trees of arrays: dtypes, differences, norms, choices, and functions that run on each device's shards.
 
-from collections.abc import Callable
-from typing import Any
+What XLA needs is here and nowhere else:
+
+- `write_if` is a conditional that copies nothing on the steps that do not write. Otherwise every step would copy the
+  whole history.
+- `any_member` keeps that conditional a conditional under `vmap`.
+- `following` computes large leaves one after the other, so that their temporaries share memory. For the jump of a
+  window, this saves two copies of the parameters (CPU, `memory_analysis`).
+- `map_where_they_are` keeps shards on their devices.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-# Of leaves with no more weights than this, which take little memory, a compiler chooses the order, and is done sooner.
+MemoryKind = Literal["pinned_host"] | None
+MeshAxes = tuple[str, ...]
+
+# The order of leaves with at most this many weights is left to the compiler, which is then done sooner.
 _SMALL = 2**16
 
 
-def norm(array: jax.Array) -> jax.Array:
-    """The norm of an array of float32 or wider."""
-    return norms(array)[0]
-
-
-def norms(tree: Any) -> jax.Array:
-    """The norm of each leaf, `[leaves]`, in float32 or wider.
-
-    What is a number of a leaf is computed for all of them at once.
-    """
-    leaves = [leaf.astype(wide_dtype(leaf)) for leaf in jax.tree.leaves(tree)]
-    if not leaves:
-        return jnp.zeros([0])
-    limits = [jnp.finfo(leaf.dtype) for leaf in leaves]
-    # Neither the scale nor its reciprocal, by which a compiler may multiply, is denormal.
-    low = np.array([float(limit.smallest_normal) for limit in limits])
-    high = np.array([float(limit.max) / 8 for limit in limits])
-    largest = _one_by_one(lambda leaf: jnp.max(jnp.abs(leaf), initial=0), leaves)
-    scales = jax.lax.optimization_barrier(jnp.clip(largest, low.astype(largest.dtype), high.astype(largest.dtype)))
-    scaled = [leaf / scale.astype(leaf.dtype) for leaf, scale in zip(leaves, scales, strict=True)]
-    return scales * jnp.sqrt(_one_by_one(lambda leaf: jnp.sum(jnp.square(leaf)), scaled))
-
-
-def following(known: jax.Array, array: Any, leaf: jax.Array) -> jax.Array:
-    """The array, and not before a number that is never negative is known, unless the leaf that it is of is small.
-
-    What reductions read is written first on some devices. One after the other they use the same memory.
-    """
-    if leaf.size <= _SMALL:
-        return array
-    # A sum with zero, which a compiler cannot tell.
-    return array + jnp.minimum(known, 0).astype(jnp.result_type(array))
-
-
-def _one_by_one(reduction: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) -> jax.Array:
-    """A number of each leaf that is never negative, of large ones one after the other: `[leaves]`."""
-    found: list[jax.Array] = []
-    for leaf in leaves:
-        found.append(reduction(following(found[-1], leaf, leaf) if found else leaf))
-    return jnp.stack(found)
-
-
 def wide_dtype(array: Any) -> Any:
-    """The dtype to compute differences of such arrays in: float32 at least."""
+    """The dtype in which to compute differences of such arrays: at least float32."""
     return jnp.promote_types(jnp.result_type(array), jnp.float32)
 
 
 def difference(param: jax.Array, earlier: jax.Array) -> jax.Array:
-    """How far a parameter has moved since, in float32 or wider."""
+    """`param - earlier`, in at least float32."""
     dtype = wide_dtype(earlier)
     return param.astype(dtype) - earlier.astype(dtype)
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
-    """The parameters after an update, as `optax.apply_updates` makes them, and surely rounded to their dtype.
+    """The parameters after an update, as `optax.apply_updates` makes them, rounded to their own dtype.
 
-    A compiler may keep more than bfloat16 has of what it goes on working with, and so move a weight that stays.
+    Without the explicit rounding, XLA may keep more digits than bfloat16 has and move a weight that stays in place.
     """
 
     def rounded(array: jax.Array) -> jax.Array:
@@ -79,32 +55,79 @@ def apply_updates(params: Any, updates: Any) -> Any:
     return jax.tree.map(rounded, optax.apply_updates(params, jax.tree.map(rounded, updates)))
 
 
+def choose(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
+    """One of two trees. Under `vmap`, every member gets its own."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
 def all_finite(tree: Any) -> jax.Array:
-    """Whether there is no NaN and no infinity in a tree."""
-    finite = jnp.array(True)
-    for leaf in jax.tree.leaves(tree):
-        finite &= jnp.all(jnp.isfinite(leaf))
-    return finite
+    """Whether a tree has no NaN and no infinity."""
+    return functools.reduce(
+        jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)), jnp.array(True)
+    )
 
 
-def choose(condition: jax.Array, yes: Any, no: Any) -> Any:
-    """One of two trees; under `vmap`, for every member its own."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+def norm(array: jax.Array) -> jax.Array:
+    """The Euclidean norm of an array, in at least float32."""
+    return norms(array)[0]
+
+
+def norms(tree: Any) -> jax.Array:
+    """The Euclidean norm of each leaf, `[leaves]`, in at least float32. No square overflows."""
+    leaves = [leaf.astype(wide_dtype(leaf)) for leaf in jax.tree.leaves(tree)]
+    if not leaves:
+        return jnp.zeros([0])
+    limits = [jnp.finfo(leaf.dtype) for leaf in leaves]
+    # Neither the scale nor its reciprocal, by which a compiler may multiply, is denormal.
+    low = np.array([float(limit.smallest_normal) for limit in limits])
+    high = np.array([float(limit.max) / 8 for limit in limits])
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves])
+    scales = jnp.clip(largest, low.astype(largest.dtype), high.astype(largest.dtype))
+    squares = [jnp.sum(jnp.square(leaf / scale.astype(leaf.dtype))) for leaf, scale in zip(leaves, scales, strict=True)]
+    return scales * jnp.sqrt(jnp.stack(squares))
+
+
+def following(known: jax.Array, array: Any, leaf: jax.Array) -> jax.Array:
+    """Return `array` with a data dependency on `known`, so that XLA computes large leaves one at a time.
+
+    `known` is a number from the leaf before that is never negative. If `leaf` is small, there is no dependency.
+    """
+    if leaf.size <= _SMALL:
+        return array
+    # This adds zero, which the compiler cannot know.
+    return array + jnp.minimum(known, 0).astype(jnp.result_type(array))
+
+
+def put_away(tree: Any, memory_kind: MemoryKind) -> Any:
+    """The tree in the host's memory, or where it is for `None`."""
+    return tree if memory_kind is None else jax.device_put(tree, jax.memory.Space.Host)
+
+
+def fetch(tree: Any, memory_kind: MemoryKind) -> Any:
+    """The tree that `put_away` returned, back on the device."""
+    return tree if memory_kind is None else jax.device_put(tree, jax.memory.Space.Device)
+
+
+# Conditionals
+
+
+def write_if(predicate: jax.Array, write: Callable[..., Any], keep: Callable[..., Any], *operands: Any) -> Any:
+    """`write(*operands)` where the predicate holds, else `keep(*operands)`, without copies where it does not.
+
+    XLA updates donated operands in place, if the branch taken on True is the branch that writes and returns no more
+    than it writes. With the branches the other way round, it copies the whole history on every step (jaxlib 0.10).
+
+    Under `vmap`, `write` runs for all members when the predicate holds for some: it must leave the others as they are.
+    """
+    return jax.lax.cond(any_member(predicate), write, keep, *operands)
 
 
 @jax.custom_batching.custom_vmap
 def any_member(predicate: jax.Array) -> jax.Array:
-    """The predicate itself; under `vmap`, one unbatched scalar: whether it holds for any member of the batch.
+    """The predicate itself; under `vmap`, one unbatched scalar that says whether it holds for any member.
 
-    `vmap` turns a conditional on a batched predicate into a select, which runs both branches at every step. With
-    `lax.cond(any_member(predicate), write, keep, ...)` it stays a conditional, and `write` runs when some member is to
-    write: it must itself leave those members as they are for which `predicate` is false.
-
-    Args:
-      predicate: a bool scalar.
-
-    Returns:
-      A bool scalar.
+    `vmap` turns a conditional on a batched predicate into a select, which runs both branches at every step. A
+    conditional on this scalar stays a conditional.
     """
     return predicate
 
@@ -113,3 +136,120 @@ def any_member(predicate: jax.Array) -> jax.Array:
 def _any_member_vmap(axis_size: int, in_batched: list[bool], predicate: jax.Array) -> tuple[jax.Array, bool]:  # pyright: ignore[reportUnusedFunction]
     del axis_size
     return any_member(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
+
+
+# Shards
+
+
+class ShardMap(Hashable, Protocol):
+    """A function of leaves, or of one device's shards of them. It has no arrays of its own: these are operands."""
+
+    def map_shards(
+        self, leaves: Sequence[tuple[jax.Array, ...]], operands: Any, mesh_axes: Sequence[MeshAxes]
+    ) -> list[jax.Array]:
+        """Maps tuples of arrays of one shape to one array each; `mesh_axes` are those over which each is sharded."""
+        ...
+
+
+def map_where_they_are(shard_map: ShardMap, leaves: Sequence[tuple[jax.Array, ...]], operands: Any) -> list[jax.Array]:
+    """Maps leaves, each of them a tuple of arrays of one shape, to arrays of the same shape, dtype and sharding.
+
+    Each device maps its own shards, over explicit and automatic mesh axes alike. A leaf whose shards differ in size is
+    gathered first. The operands are a tree of unsharded arrays.
+    """
+    by_mesh: dict[AbstractMesh | None, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        sharding = jax.typeof(leaf[0]).sharding
+        is_explicit = any(axis is not None for axis in sharding.spec)
+        by_mesh.setdefault(sharding.mesh if is_explicit else None, []).append(index)
+    mapped: dict[int, jax.Array] = {}
+    for mesh, indices in by_mesh.items():
+        chosen = [leaves[index] for index in indices]
+        if mesh is None:
+            results = _map_automatic(shard_map, chosen, operands)
+        else:
+            results = _map_explicit(shard_map, mesh, chosen, operands)
+        mapped |= zip(indices, results, strict=True)
+    return [mapped[index] for index in range(len(leaves))]
+
+
+def _map_explicit(shard_map: ShardMap, mesh: AbstractMesh, leaves: list[Any], operands: Any) -> list[jax.Array]:
+    specs = [cast(PartitionSpec, jax.typeof(leaf[0]).sharding.spec) for leaf in leaves]
+    mapped = jax.shard_map(
+        lambda shards, operands: shard_map.map_shards(shards, operands, [_mesh_axes(spec) for spec in specs]),
+        mesh=mesh,
+        in_specs=([(spec,) * len(leaf) for spec, leaf in zip(specs, leaves, strict=True)], PartitionSpec()),
+        out_specs=specs,
+        # The check cannot know that sums over all shards are equal on all devices.
+        check_vma=False,
+    )
+    return mapped(leaves, operands)
+
+
+def _map_automatic(shard_map: ShardMap, leaves: list[Any], operands: Any) -> list[jax.Array]:
+    # The partitioner's construct has no rule for `vmap`: a batch is mapped without it.
+    mapped = jax.custom_batching.custom_vmap(functools.partial(_map_partitioned, shard_map, len(leaves[0])))
+
+    @mapped.def_vmap
+    def _(axis_size: int, in_batched: Any, *arguments: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
+        in_axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched)
+        batched = jax.vmap(
+            lambda leaves, operands: shard_map.map_shards(leaves, operands, [()] * len(leaves)),
+            in_axes=tuple(in_axes),
+            axis_size=axis_size,
+        )(*arguments)
+        return batched, jax.tree.map(lambda _: True, batched)
+
+    return mapped(leaves, operands)
+
+
+def _mesh_axes(spec: PartitionSpec) -> MeshAxes:
+    """The mesh axes over which an array with this spec is sharded."""
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec if entry is not None)
+    return tuple(sorted(itertools.chain.from_iterable(entries)))
+
+
+# Over automatic mesh axes only the partitioner knows the shardings, when it compiles the program.
+@functools.partial(custom_partitioning, static_argnums=(0, 1))
+def _map_partitioned(shard_map: ShardMap, num_arrays: int, leaves: list[Any], operands: Any) -> list[jax.Array]:
+    del num_arrays
+    return shard_map.map_shards(leaves, operands, [()] * len(leaves))
+
+
+def _partition(shard_map: ShardMap, num_arrays: int, mesh: Any, arguments: Any, results: Any) -> Any:
+    del results
+    leaves, operands = arguments
+
+    def sharding_of(leaf: tuple[Any, ...]) -> NamedSharding:
+        # Uneven shards are padded, and statistics must not count the padding.
+        spec = leaf[0].sharding.spec
+        num_shards = [math.prod(mesh.shape[axis] for axis in _mesh_axes(PartitionSpec(entry))) for entry in spec]
+        is_even = all(size % number == 0 for size, number in zip(leaf[0].shape, num_shards, strict=False))
+        return NamedSharding(mesh, spec if is_even else PartitionSpec())
+
+    shardings = [sharding_of(leaf) for leaf in leaves]
+    replicated = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), operands)
+    mesh_axes = [_mesh_axes(sharding.spec) for sharding in shardings]
+    return (
+        mesh,
+        lambda leaves, operands: shard_map.map_shards(leaves, operands, mesh_axes),
+        shardings,
+        ([(sharding,) * num_arrays for sharding in shardings], replicated),
+    )
+
+
+def _sharding_rule(shard_map: ShardMap, num_arrays: int, mesh: Any, values: Any, results: Any) -> SdyShardingRule:
+    """All arrays of a leaf and its result are sharded alike."""
+    del shard_map, mesh
+
+    def mappings(kind: str, arrays: Sequence[Any]) -> list[ArrayMapping]:
+        return [
+            ArrayMapping(*(f"{kind}{index}_{axis}" for axis in range(array.rank))) for index, array in enumerate(arrays)
+        ]
+
+    of_results = mappings("leaf", results)
+    of_leaves = [mapping for mapping in of_results for _ in range(num_arrays)]
+    return SdyShardingRule((*of_leaves, *mappings("operand", values[len(of_leaves) :])), tuple(of_results))
+
+
+_map_partitioned.def_partition(_partition, sharding_rule=_sharding_rule)

@@ -9,7 +9,6 @@ import pytest
 
 import wnn_jax
 from tests.helpers import assert_dots_are_precise, network_params
-from wnn_jax._nowcaster import is_drift
 from wnn_jax._roles import ROLES
 from wnn_jax._store import fingerprint
 from wnn_jax.nowcasters import CLASSES, CURVES, WNN, CurveFit, Drift
@@ -58,7 +57,7 @@ def test_a_repr_is_one_short_line(nowcaster: Any):
     text = repr(nowcaster)
     num_weights = sum(leaf.size for leaf in jax.tree.leaves(getattr(nowcaster, "params", ())))
     assert text.startswith(f"{type(nowcaster).__name__}(")
-    if not is_drift(nowcaster):
+    if not isinstance(nowcaster, Drift):
         assert text.endswith(f"{num_weights:,} weights, context={nowcaster.context})")
     assert "\n" not in text
     assert len(text) < 120
@@ -127,9 +126,9 @@ def test_a_subclass_is_another_class(tmp_path: Path):
 def test_matrix_products_of_a_forecast_are_of_the_highest_precision(nowcaster: Any):
     params = network_params()
     roles = wnn_jax.default_roles(params)
-    if is_drift(nowcaster):
-        motion = wnn_jax.Motion((params,) * nowcaster.num_means, params, params, jnp.int32(10), 10, None)
-        assert_dots_are_precise(lambda *motion: nowcaster(wnn_jax.Motion(*motion), roles), *motion)
+    if isinstance(nowcaster, Drift):
+        settings: Any = {"memory": 31.0, "snapshot_every": 10}
+        assert_dots_are_precise(lambda mean: nowcaster.jump(mean, params, roles, **settings), params)
     else:
         assert_dots_are_precise(lambda *history: nowcaster(history, roles, None), *[params] * nowcaster.context)
 

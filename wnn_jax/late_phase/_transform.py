@@ -8,7 +8,7 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from wnn_jax._checks import check_choice, check_float, check_int
-from wnn_jax._landmark import Landmark
+from wnn_jax._guards import Landmark
 from wnn_jax._nowcast import NowcastState
 from wnn_jax.late_phase._members import RankOne, SplitParams, split_gradient
 

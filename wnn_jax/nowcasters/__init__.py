@@ -1,8 +1,8 @@
 """The predictors, one per file."""
 
+from wnn_jax._drift import Drift
 from wnn_jax.nowcasters.curve_fit import CURVES as CURVES
 from wnn_jax.nowcasters.curve_fit import CurveFit as CurveFit
-from wnn_jax.nowcasters.drift import Drift as Drift
 from wnn_jax.nowcasters.nino import NiNo as NiNo
 from wnn_jax.nowcasters.nino import neural_graph as neural_graph
 from wnn_jax.nowcasters.pooled_linear import PooledLinear as PooledLinear

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from wnn_jax._nowcaster import LeafHistory
+from wnn_jax._window import LeafHistory
 
 # The forecasts of a sequence of leaves are one array until it is cut into leaves, and this bounds its size.
 _MAX_WEIGHTS = 2**23

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._checks import check_int
-from wnn_jax._nowcaster import LeafHistory, check_length
-from wnn_jax._shards import MeshAxes, map_where_they_are
+from wnn_jax._trees import MeshAxes, map_where_they_are
+from wnn_jax._window import LeafHistory, check_length
 from wnn_jax.nowcasters._chunks import Chunks, chunks_of
 from wnn_jax.nowcasters._scale import scales_of
 

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._checks import check_int
-from wnn_jax._horizon import clip_horizon
-from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
+from wnn_jax._window import LeafHistory, clip_horizon, summarize_nowcaster
 from wnn_jax.nowcasters._leaves import CONTEXT, map_by_role
 
 NUM_HORIZONS = 40

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._checks import check_choice, check_int
-from wnn_jax._horizon import clip_horizon
-from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import choose
+from wnn_jax._window import LeafHistory, clip_horizon, summarize_nowcaster
 from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, finite_or_last, map_by_role
 
 # Five points leave the two parameters of a sigmoid nearly interchangeable: the usual damping factors of 10 both ways

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._checks import check_bool
-from wnn_jax._nowcaster import LeafHistory, summarize_nowcaster
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import wide_dtype
+from wnn_jax._window import LeafHistory, summarize_nowcaster
 from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, check_chunk_size, finite_or_last, map_by_role
 from wnn_jax.nowcasters._multi_horizon import Dense
 

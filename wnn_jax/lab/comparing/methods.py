@@ -11,7 +11,7 @@ import optax
 
 import wnn_jax
 from wnn_jax import averaging
-from wnn_jax._nowcaster import is_drift
+from wnn_jax._drift import Drift
 from wnn_jax._store import fingerprint
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting.nowcasters import load_nowcaster
@@ -146,7 +146,7 @@ def nowcast_method(
     Raises:
       UsageError: if `average` or `horizon` is given for a drift, which has no snapshots.
     """
-    if average and is_drift(nowcaster):
+    if average and isinstance(nowcaster, Drift):
         raise UsageError("average=True was given, but a drift is an average itself, without snapshots; leave +ema out.")
     make_rate = SCHEDULES[schedule] if schedule else constant
 
@@ -169,7 +169,7 @@ def nowcast_method(
         }
 
     def optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-        settings = (drift_settings if is_drift(nowcaster) else window_settings)(num_steps)
+        settings = (drift_settings if isinstance(nowcaster, Drift) else window_settings)(num_steps)
         try:
             nowcast = wnn_jax.nowcast(nowcaster, scale=scale, **settings)
         except ValueError as error:
@@ -178,7 +178,7 @@ def nowcast_method(
 
     settings = {
         "optimizer": base.__name__,
-        "snapshot_every": None if is_drift(nowcaster) else snapshot_every,
+        "snapshot_every": None if isinstance(nowcaster, Drift) else snapshot_every,
         "scale": scale,
         "horizon": horizon,
         "average": average,
@@ -244,7 +244,7 @@ def _parse(
             schedule=match["schedule"] and match["schedule"][1:],
         )
         # A value out of its range is refused now and not in the middle of a comparison.
-        num_steps = 100 if is_drift(nowcaster) else getattr(nowcaster, "context", 1) * (snapshot_every or 100)
+        num_steps = 100 if isinstance(nowcaster, Drift) else getattr(nowcaster, "context", 1) * (snapshot_every or 100)
         method.optimizer(1e-3, num_steps)
     except ValueError as error:
         raise UsageError(f"--methods {specification!r} cannot be used: {error}") from error

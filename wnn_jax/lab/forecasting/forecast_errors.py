@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 import wnn_jax
-from wnn_jax._nowcaster import DEFAULT_HORIZON, is_drift
+from wnn_jax._drift import Drift
 from wnn_jax._store import fingerprint
+from wnn_jax._window import DEFAULT_HORIZON
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting.nowcasters import NOWCASTER_HELP, load_nowcaster
 from wnn_jax.lab.forecasting.task import EVALUATED_SPLITS, REPORTED_HORIZONS, name_of_horizon
@@ -63,7 +64,7 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
     nowcasters: dict[str, tuple[wnn_jax.Nowcaster, float]] = {}
     for specification in options.nowcasters:
         label, nowcaster, scale = load_nowcaster(specification)
-        if is_drift(nowcaster):
+        if isinstance(nowcaster, Drift):
             raise UsageError(
                 f"--nowcasters {specification}: a drift forecasts no snapshots. Compare training runs with it: "
                 "wnn-jax compare"

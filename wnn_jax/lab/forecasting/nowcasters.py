@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import wnn_jax
+from wnn_jax._drift import Drift
 from wnn_jax._files import replace_on_success
 from wnn_jax._store import fingerprint
 from wnn_jax.lab.errors import UsageError
@@ -23,7 +24,7 @@ _SPECIFICATION = re.compile(r"(?P<name>.+?)(@(?P<scale>[^@/]+))?")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
-def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster | wnn_jax.DriftNowcaster, float]:
+def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster | Drift, float]:
     """Load a nowcaster that a command line names as `NAME-or-FILE[@SCALE]`.
 
     Returns:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax._nowcaster import LeafHistory
 from wnn_jax._trees import wide_dtype
+from wnn_jax._window import LeafHistory
 from wnn_jax.nowcasters._chunks import Chunk, Chunks, chunks_of
 from wnn_jax.nowcasters._leaves import CONTEXT, finite_or_last
 from wnn_jax.nowcasters._scale import Scale, scales_of, standardize

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from wnn_jax._checks import check_int
-from wnn_jax._nowcaster import LeafHistory, check_length, summarize_nowcaster
 from wnn_jax._roles import ROLES, default_roles, names_along
+from wnn_jax._window import LeafHistory, check_length, summarize_nowcaster
 from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size
 from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, check_horizon, known_horizon
 from wnn_jax.nowcasters.nino._builders import build_description
