@@ -70,12 +70,11 @@ def test_what_is_missing_of_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
         ("demo", (*standard_methods(optax.sgd), "drift", "digits-cnn", "runs/demo")),
         ("collect", FAMILIES),
         ("train", KINDS),
-        ("evolve", ("short", *FAMILIES)),
         ("forecast", ("validation", "test")),
         ("compare", (*standard_methods(optax.sgd), *TASKS, *BASE_OPTIMIZERS)),
         ("export", ("params",)),
     ],
-    ids=["demo", "collect", "train", "evolve", "forecast", "compare", "export"],
+    ids=["demo", "collect", "train", "forecast", "compare", "export"],
 )
 def test_every_command_explains_itself(
     command: str, choices: Iterable[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

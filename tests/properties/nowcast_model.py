@@ -21,7 +21,6 @@ from wnn_jax.nowcasters import Drift
 COUNTS = ("num_nowcasts", "num_rejected", "num_cut", "num_restarts", "num_misplaced")
 TABLE_SIZE = 16
 NEVER = 2**31 - 1
-_MAX_GAIN = 100.0
 _LEAST_MEMORY = 11
 _EPS = float(np.finfo(np.float32).eps)
 
@@ -187,18 +186,17 @@ class Model:
         path = np.linalg.norm(list(norms.values())) * memory / every
         reach = drift.reach * np.linalg.norm(moving) / np.maximum(path, 1e-30)
         gain = np.minimum(np.minimum(drift.gain * memory, drift.max_gain), reach)
-        landed, tolerance, num_cut = Tree(), Tree(), 0
+        landed, tolerance = Tree(), Tree()
         for name, leaf in own.items():
             direction = self.mean[name]
             if drift.spectral and direction.ndim == 2 and norms[name] > 0:
                 direction = reference.orthogonalize(direction, COEFFICIENTS)
-            num_cut += leaf.size * int(gain > _MAX_GAIN and norms[name] > 0)
-            move = scale * min(gain, _MAX_GAIN) * direction
+            move = scale * gain * direction
             landed[name] = leaf + move
             size = np.abs(leaf) + np.abs(landed[name])
             rounding = 8 * float(jnp.finfo(after[name].dtype).eps) * size
             tolerance[name] = 5e-3 * np.linalg.norm(move) + rounding + 1e-9
-        return Landing(landed, tolerance, (num_cut, num_cut))
+        return Landing(landed, tolerance, (0, 0))
 
 
 def _wide(tree: Any) -> Tree:

@@ -154,9 +154,10 @@ def test_a_nowcaster_can_be_behind_another_optimizer_than_the_others() -> None:
         standard_methods(ADAM, 0.5),
     )
     plain_wsd = standard_methods(BASE_OPTIMIZERS["sgd"])["wsd"]
-    start = {"dense": {"kernel": jnp.ones([3, 2])}}
+    # Neither of rank one nor near convergence, where Muon amplifies the rounding of fused additions.
+    start = {"dense": {"kernel": jax.random.normal(jax.random.key(0), [3, 2])}}
     for method, expected in ((still, own["muon"]), (wsd, plain_wsd)):
-        ends = [train(each.optimizer(0.1, 30), start, 30)[-1].params["dense"]["kernel"] for each in (method, expected)]
+        ends = [train(each.optimizer(0.1, 30), start, 12)[-1].params["dense"]["kernel"] for each in (method, expected)]
         np.testing.assert_allclose(*ends, rtol=1e-6)
 
 

@@ -81,7 +81,7 @@ def test_every_name_is_known():
         for architectures in family.datasets.values():
             assert set(architectures) <= ARCHITECTURES.keys()
     assert find_family("small") is FAMILIES["small"]
-    with pytest.raises(UsageError, match="--family 'large' is not known; choose from digits, pooled, small"):
+    with pytest.raises(UsageError, match="--family 'large' is not known; choose from digits, three-conv, small"):
         find_family("large")
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run, from which it goes on bit for bit."""
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -86,7 +87,7 @@ def save_state(file: Path, state: Any, log: Any) -> None:
       log: in types that JSON has.
     """
     leaves = {str(index): np.asarray(_numbers(leaf)) for index, leaf in enumerate(jax.tree.leaves(state))}
-    write_arrays(file, leaves, {"format": _FORMAT, "version": _VERSION, "log": log})
+    write_arrays(file, leaves, {"format": _FORMAT, "version": _VERSION, "log": json.dumps(log)})
 
 
 def load_state(file: Path, state: Any) -> tuple[Any, Any]:
@@ -111,7 +112,7 @@ def load_state(file: Path, state: Any) -> tuple[Any, Any]:
     if {name: _type(array) for name, array in arrays.items()} != expected:
         raise UsageError(f"{file} is damaged: it holds arrays of other shapes or types than this run has.")
     restored = [_like(arrays[str(index)], leaf) for index, leaf in enumerate(leaves)]
-    return jax.tree.unflatten(treedef, restored), header["log"]
+    return jax.tree.unflatten(treedef, restored), json.loads(header["log"])
 
 
 def _numbers(leaf: Any) -> Any:
