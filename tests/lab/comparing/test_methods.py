@@ -154,11 +154,11 @@ def test_a_nowcaster_can_be_behind_another_optimizer_than_the_others() -> None:
         standard_methods(ADAM, 0.5),
     )
     plain_wsd = standard_methods(BASE_OPTIMIZERS["sgd"])["wsd"]
-    # Neither of rank one nor near convergence, where Muon amplifies the rounding of fused additions.
+    # Not of rank one: Muon would amplify the rounding, which differs between programs.
     start = {"dense": {"kernel": jax.random.normal(jax.random.key(0), [3, 2])}}
     for method, expected in ((still, own["muon"]), (wsd, plain_wsd)):
         ends = [train(each.optimizer(0.1, 30), start, 12)[-1].params["dense"]["kernel"] for each in (method, expected)]
-        np.testing.assert_allclose(*ends, rtol=1e-6)
+        np.testing.assert_allclose(*ends, atol=1e-5)  # A step is 0.1 long.
 
 
 def test_lookahead_is_evaluated_at_its_slow_parameters() -> None:
