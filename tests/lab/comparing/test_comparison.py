@@ -18,7 +18,7 @@ import wnn_jax
 from tests.lab.toys import Exploding, LinearRegression
 from wnn_jax.lab.comparing.comparison import Compare, compare, main, run_comparisons
 from wnn_jax.lab.comparing.options import Comparison, Execution
-from wnn_jax.lab.comparing.results import Result, load_results, write_results
+from wnn_jax.lab.comparing.results import RUNS_FILE, Result, add_result, load_results
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.stages import TrainMembers
@@ -105,7 +105,8 @@ def test_methods_that_are_gone_are_shown_from_their_recorded_runs(tmp_path: Path
         for result in results
         if result.method == "linear" and result.seed == 0
     ]
-    write_results(tmp_path, [*results, *gone])
+    for result in gone:
+        add_result(tmp_path, result)
     changes: dict[str, Any] = {"methods": ("plain", "introspection"), "recorded": ("introspection",)}
     for train in (False, True):
         rows = run(tmp_path, **changes, train=train)
@@ -176,7 +177,9 @@ def test_a_retrained_nowcaster_does_not_get_the_old_results(tmp_path: Path, caps
 def test_stale_results_are_named_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes: dict[str, Any] = {"methods": ("plain",), "seeds": (0,)}
     run(tmp_path, **changes)
-    write_results(tmp_path, [dataclasses.replace(result, version=0) for result in load_results(tmp_path)])
+    (result,) = load_results(tmp_path)
+    (tmp_path / RUNS_FILE).unlink()
+    add_result(tmp_path, dataclasses.replace(result, version=0))
     capsys.readouterr()
     assert run(tmp_path, **changes, train=False)["plain"]["runs"] == 1
     assert "1 results are stale, for example: stale: plain, rate 0.1, seed 0: RESULTS_VERSION was 0" in (

@@ -14,7 +14,6 @@ from wnn_jax.lab.comparing.results import (
     has_result,
     load_results,
     stale_differences,
-    write_results,
 )
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.training.keys import RESULTS_VERSION, run_key
@@ -34,8 +33,6 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     assert math.isnan(loaded[1].final("accuracy")["weights"])
     assert has_result(tmp_path, run_key(ONE.description))
     assert not has_result(tmp_path, run_key({**ONE.description, "seed": 7}))
-    write_results(tmp_path, loaded[:1])
-    assert load_results(tmp_path) == [ONE]
 
 
 def test_the_file_is_lines_that_other_programs_read(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import filelock
 from wnn_jax._files import replace_on_success
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
-from wnn_jax.lab.training.keys import RESULTS_VERSION, describe_differences, made_by, run_key
-from wnn_jax.lab.training.trainer import Evaluation, Fitted, Scores, weights_sha256
+from wnn_jax.lab.training.keys import RESULTS_VERSION, describe_differences, run_key
+from wnn_jax.lab.training.trainer import Evaluation, Scores
 
 RUNS_FILE = "runs.jsonl.gz"
 
@@ -65,20 +65,6 @@ class Result:
         return {name: math.nan if self.diverged else values[metric] for name, values in scores.items()}
 
 
-def result_of(description: Mapping[str, Any], metrics: Sequence[Metric], fitted: Fitted) -> Result:
-    """Make the result of a run that this process finished."""
-    weights = weights_sha256(fitted.state.params)
-    return Result(
-        description,
-        tuple(metrics),
-        fitted.evaluations,
-        fitted.test,
-        fitted.diverged,
-        made_by=made_by(),
-        weights_sha256=weights,
-    )
-
-
 def load_results(folder: Path) -> list[Result]:
     """Read all results in a folder.
 
@@ -119,14 +105,12 @@ def has_result(folder: Path, key: str) -> bool:
 
 def add_result(folder: Path, result: Result) -> None:
     """Append a result to the file of a folder. The file is written whole or not at all."""
-    line = json.dumps(_to_json(result), allow_nan=False) + "\n"
-    _rewrite(folder, lambda old: old + gzip.compress(line.encode(), mtime=0))
-
-
-def write_results(folder: Path, results: Iterable[Result]) -> None:
-    """Replace the file of a folder by these results."""
-    text = "".join(json.dumps(_to_json(result), allow_nan=False) + "\n" for result in results)
-    _rewrite(folder, lambda old: gzip.compress(text.encode(), mtime=0))
+    folder.mkdir(parents=True, exist_ok=True)
+    file, line = folder / RUNS_FILE, json.dumps(_to_json(result), allow_nan=False) + "\n"
+    with filelock.FileLock(folder / f".{RUNS_FILE}.lock"):
+        before = file.read_bytes() if file.exists() else b""
+        with replace_on_success(file) as temporary:
+            temporary.write_bytes(before + gzip.compress(line.encode(), mtime=0))
 
 
 def stale_differences(result: Result, description: Mapping[str, Any]) -> list[str]:
@@ -134,15 +118,6 @@ def stale_differences(result: Result, description: Mapping[str, Any]) -> list[st
     if result.version != RESULTS_VERSION:
         return [f"RESULTS_VERSION was {result.version} and is {RESULTS_VERSION}"]
     return describe_differences(result.description, description)
-
-
-def _rewrite(folder: Path, change: Callable[[bytes], bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / RUNS_FILE
-    with filelock.FileLock(folder / f".{RUNS_FILE}.lock"):
-        content = change(file.read_bytes() if file.exists() else b"")
-        with replace_on_success(file) as temporary:
-            temporary.write_bytes(content)
 
 
 def _to_json(result: Result) -> dict[str, Any]:

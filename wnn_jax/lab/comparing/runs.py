@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wnn_jax.lab.comparing.results import add_result, has_result, result_of
+from wnn_jax.lab.comparing.results import Result, add_result, has_result
 from wnn_jax.lab.tasks import Task
-from wnn_jax.lab.training.keys import run_key
+from wnn_jax.lab.training.keys import made_by, run_key
 from wnn_jax.lab.training.method import Method
-from wnn_jax.lab.training.trainer import Trainer
+from wnn_jax.lab.training.trainer import Trainer, weights_sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,16 @@ def train_run(run: Run) -> None:
     description = run.description
     trainer = _trainer(run)
     fitted = trainer.fit(description["seed"], run.file, checkpoint_seconds=run.checkpoint_seconds)
-    add_result(run.folder, result_of(description, trainer.task.metrics, fitted))
+    result = Result(
+        description,
+        tuple(trainer.task.metrics),
+        fitted.evaluations,
+        fitted.test,
+        fitted.diverged,
+        made_by=made_by(),
+        weights_sha256=weights_sha256(fitted.state.params),
+    )
+    add_result(run.folder, result)
     shutil.rmtree(run.file, ignore_errors=True)
 
 
