@@ -20,7 +20,7 @@ from wnn_jax.lab.tasks import load_tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compare(Comparison, Execution):
+class Compare(Execution, Comparison):
     """Compare methods of training: how many steps each one saves, at its own best learning rate.
 
     Run the same command again to go on: finished runs are kept, interrupted runs continue from their last checkpoint.
