@@ -22,8 +22,9 @@ from experiments.averaging import annealed, sgd, warmed_up
 from wnn_jax import averaging
 from wnn_jax.lab.comparing.comparison import main
 from wnn_jax.lab.comparing.options import Comparison
-from wnn_jax.lab.tasks import Task, check_data
-from wnn_jax.lab.tasks.data import arrays_digest, load_dataset, random_mirror
+from wnn_jax.lab.tasks import Task
+from wnn_jax.lab.tasks.data import check_datasets, load_dataset
+from wnn_jax.lab.tasks.data.datasets import arrays_digest, random_mirror
 from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.models import ResNet
 from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, Metric, ModelState, Params, Sums
@@ -112,9 +113,7 @@ class Calibration(ImageClassification):
         }
 
     def _predict(self, params: Params, images: jax.Array, model_state: ModelState) -> jax.Array:
-        images = self.dataset.preprocess(images)
-        logits: Any = self.model.apply({"params": params, **model_state}, images, **self._mode(train=False))
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(self._logits(params, model_state, images))
 
 
 def in_cycles(schedule: Any, first_cycle: int, cycle: int) -> Any:
@@ -195,7 +194,7 @@ METHODS = {
 
 def make_task(data_dir: Path, model: nn.Module = MODEL) -> Task:
     """CIFAR-10 at 16x16 with so few images that an epoch has 60 minibatches; outliers are MNIST's digits."""
-    check_data(("cifar10-16", "mnist-14"), data_dir)
+    check_datasets(("cifar10-16", "mnist-14"), data_dir)
     digits = load_dataset("mnist-14", data_dir)
     outliers = {
         split: np.pad(images[:NUM_OUTLIERS], [(0, 0), (1, 1), (1, 1), (0, 0)]).repeat(3, axis=-1)

@@ -28,7 +28,7 @@ class LinearRegression:
 
     def loss(self, params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         noise = self.noise * jax.random.normal(key, batch[1].shape)
-        return jnp.mean((self._predict(params, batch[0]) - batch[1] - noise) ** 2), (model_state, {})
+        return jnp.mean((self._predict(params, batch[0]) - batch[1] - noise) ** 2), model_state
 
     def batch(self, seed: int, step: int) -> Any:
         inputs = np.random.default_rng([seed, step]).normal(size=[16, 4]).astype(np.float32)
@@ -58,7 +58,7 @@ class NormalizedRegression(LinearRegression):
     def loss(self, params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         variables = {"params": params, **model_state}
         outputs, model_state = _Normalized().apply(variables, batch[0], train=True, mutable=["batch_stats"])
-        return jnp.mean((outputs - batch[1]) ** 2), (dict(model_state), {})
+        return jnp.mean((outputs - batch[1]) ** 2), dict(model_state)
 
     def measure(self, params: Any, model_state: Any, batch: Any) -> Any:
         error = (_Normalized().apply({"params": params, **model_state}, batch[0], train=False) - batch[1]) ** 2

@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 
 import wnn_jax
-from wnn_jax.lab.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
+from wnn_jax.lab.tasks.models import ARCHITECTURES, LSTM, MLP, train_option
+from wnn_jax.lab.tasks.models.unet import UNet
 from wnn_jax.nowcasters import neural_graph
 from wnn_jax.nowcasters.nino._description import build_graph
 from wnn_jax.nowcasters.nino._graph import KINDS, Graph, Tensor
@@ -25,8 +26,8 @@ TOKENS = jnp.zeros((1, 8), jnp.int32)
 
 
 def init(model: nn.Module, *inputs: Any) -> Any:
-    train: dict[str, Any] = {"train": True} if takes_train(model) else {}
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, **train))["params"]
+    options = train_option(model, train=True)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, **options))["params"]
 
 
 def model_of(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +13,13 @@ import numpy as np
 import optax
 import tyro
 
-from wnn_jax.lab.errors import UsageError, check_options
+from wnn_jax.lab.errors import UsageError, check_options, look_up
 from wnn_jax.lab.forecasting.trajectories import check_family, finished_runs, run_file, save_trajectory
 from wnn_jax.lab.jobs import run_jobs
 from wnn_jax.lab.progress import Progress
+from wnn_jax.lab.tasks import families
 from wnn_jax.lab.tasks.data import check_datasets
-from wnn_jax.lab.tasks.families import FAMILIES, RunSettings, TaskFamily, describe_families, find_family
+from wnn_jax.lab.tasks.families import RunSettings, TaskFamily
 from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS
 from wnn_jax.lab.training.program import Program
 
@@ -35,8 +37,9 @@ class Collect:
     family: Annotated[
         str,
         tyro.conf.arg(
-            help=f"Task family to draw runs from, and its data: {describe_families(FAMILIES.values())}; `digits` needs "
-            "no download.",
+            help="Task family to draw runs from, and its data: "
+            + ", ".join(f"`{family.name}` ({', '.join(family.datasets)})" for family in families.FAMILIES.values())
+            + "; `digits` needs no download.",
             metavar="FAMILY",
         ),
     ] = "small"
@@ -59,19 +62,17 @@ def collect(options: Collect) -> None:
     check_options(options, positive=("num_runs", "num_processes", "budget"))
     if options.first_run < 0:
         raise UsageError(f"--first-run {options.first_run} must not be negative.")
-    family = find_family(options.family)
+    family = look_up(families.FAMILIES, options.family, "--family")
     check_datasets(family.datasets, options.data_dir)
     folder = options.output.absolute()
     check_family(folder, family)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = range(options.first_run, options.first_run + options.num_runs)
-    groups: dict[int, list[int]] = {}
-    for index in sorted(set(wanted).difference(finished_runs(folder))):
-        groups.setdefault(index // family.group_size, []).append(index)
-    jobs = [GroupJob(folder, family, tuple(indices), options.data_dir.absolute()) for indices in groups.values()]
+    missing = sorted(set(wanted).difference(finished_runs(folder)))
+    groups = itertools.groupby(missing, lambda index: index // family.group_size)
+    jobs = [GroupJob(folder, family, tuple(indices), options.data_dir.absolute()) for _, indices in groups]
     deadline = None if options.budget is None else time.monotonic() + 60 * options.budget
-    num_finished = len(wanted) - sum(len(job.indices) for job in jobs)
-    with Progress("runs", total=len(wanted), completed=num_finished) as progress:
+    with Progress("runs", total=len(wanted), completed=len(wanted) - len(missing)) as progress:
         for job in run_jobs(
             make_runs, jobs, executor=options.executor, num_processes=options.num_processes, deadline=deadline
         ):
@@ -109,10 +110,9 @@ def make_runs(job: GroupJob) -> None:
 
 @functools.lru_cache(maxsize=16)
 def make_program(settings: RunSettings, data_dir: Path) -> Program:
-    """Return the program of all runs that differ in seed and learning rate only, made once per process.
+    """Make the program of all runs whose `RunSettings.program` is `settings`, once per process.
 
-    The state of its optimizer holds the learning rate, so another one needs no compilation. `settings` are what these
-    runs have in common: `RunSettings.program`.
+    The state of its optimizer holds the learning rate, so another one needs no compilation.
     """
 
     def make_optimizer(learning_rate: Any, final_share: Any) -> optax.GradientTransformation:

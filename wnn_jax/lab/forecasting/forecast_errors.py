@@ -1,6 +1,7 @@
 """Errors of forecasts on whole runs: by horizon, role, stage of training and spacing, as a table and a plot."""
 
 import dataclasses
+import functools
 import math
 import statistics
 import sys
@@ -52,15 +53,11 @@ class Forecast:
     output: Path
     """Folder for the table `summary.csv`, the plot, and the errors of every run."""
     split: EvaluationSplit = "test"
-    """Runs to forecast: those of `test`, on which no nowcaster was selected, or those of `validation`."""
+    """Runs to forecast: `test`, on which no nowcaster was selected, or `validation`."""
 
 
 def forecast(options: Forecast) -> list[dict[str, Any]]:
-    """Measure forecast errors, report them as text, as CSV and as a plot, and return one row per nowcaster.
-
-    Raises:
-      UsageError: if an option cannot be used, or a collection is damaged or has no such runs.
-    """
+    """Measure forecast errors, report them as text, as CSV and as a plot, and return one row per nowcaster."""
     nowcasters: dict[str, tuple[wnn_jax.Nowcaster, float]] = {}
     for specification in options.nowcasters:
         label, nowcaster, scale = load_nowcaster(specification)
@@ -114,31 +111,24 @@ def forecast_errors(
     context = nowcaster.context
     takes_horizon = getattr(nowcaster, "takes_horizon", True)
     horizons = HORIZONS if takes_horizon else (getattr(nowcaster, "default_horizon", DEFAULT_HORIZON),)
-    # Runs of one architecture share a program.
-    compiled: dict[Any, Any] = {}
-    for trajectory in trajectories:
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def predict(history: Any, horizon: Any, roles: tuple[tuple[str, str], ...]) -> Any:
+        return nowcaster(history, dict(roles), horizon if takes_horizon else None)
+
+    for run in trajectories:
         rows: list[ErrorRow] = []
-        leaves, settings = trajectory.leaves, trajectory.settings
-        roles = {leaf.name: leaf.role for leaf in leaves}
-
-        def predict(history: Any, horizon: Any, roles: Any = roles) -> Any:
-            return nowcaster(history, roles, horizon if takes_horizon else None)
-
-        run_program = compiled.setdefault(
-            tuple((leaf.name, leaf.role, leaf.shape) for leaf in leaves), jax.jit(predict)
-        )
-        for stage, start, stride in _places(trajectory, context - 1 + max(MIN_HORIZON, horizons[0])):
-            windows = {leaf.name: read_window(trajectory, leaf, start, stride, context) for leaf in leaves}
+        roles = tuple((leaf.name, leaf.role) for leaf in run.leaves)
+        for stage, start, stride in _places(run, context - 1 + max(MIN_HORIZON, horizons[0])):
+            windows = [read_window(run, leaf, start, stride, context) for leaf in run.leaves]
             history = [
-                {leaf.name: jnp.asarray(windows[leaf.name][0][time].reshape(leaf.shape)) for leaf in leaves}
+                {leaf.name: past[time].reshape(leaf.shape) for leaf, (past, _) in zip(run.leaves, windows, strict=True)}
                 for time in range(context)
             ]
-            num_known = len(windows[leaves[0].name][1])
-            for horizon in (horizon for horizon in horizons if horizon <= num_known):
-                forecasts = jax.device_get(run_program(history, jnp.int32(horizon)))
+            for horizon in (horizon for horizon in horizons if horizon <= len(windows[0][1])):
+                forecasts = jax.device_get(predict(history, jnp.int32(horizon), roles))
                 sums: dict[str, list[float]] = {}
-                for leaf in leaves:
-                    past, future = windows[leaf.name]
+                for leaf, (past, future) in zip(run.leaves, windows, strict=True):
                     last, actual = past[-1], future[horizon - 1]
                     predicted = last + scale * (forecasts[leaf.name].reshape(-1) - last)
                     total = sums.setdefault(leaf.role, [0.0, 0.0])
@@ -146,12 +136,12 @@ def forecast_errors(
                     total[1] += float(np.abs(last - actual).sum(dtype=np.float64))
                 row = {
                     "nowcaster": label,
-                    "run": f"{trajectory.family.name} {trajectory.index}",
-                    "split": trajectory.split,
-                    "task": f"{settings.architecture} on {settings.dataset}",
-                    "optimizer": settings.optimizer,
+                    "run": f"{run.family.name} {run.index}",
+                    "split": run.split,
+                    "task": f"{run.settings.architecture} on {run.settings.dataset}",
+                    "optimizer": run.settings.optimizer,
                     "stage": stage,
-                    "spacing": stride * settings.snapshot_every,
+                    "spacing": stride * run.settings.snapshot_every,
                     "horizon": horizon,
                 }
                 rows += [
@@ -161,12 +151,11 @@ def forecast_errors(
         yield rows
 
 
-def can_forecast(nowcaster: wnn_jax.Nowcaster, trajectory: Trajectory) -> bool:
+def can_forecast(nowcaster: wnn_jax.Nowcaster, run: Trajectory) -> bool:
     """Return whether a nowcaster can forecast the network of a run. NiNo needs a graph that it can read."""
-    check_params = getattr(nowcaster, "check_params", lambda params, roles: None)
-    shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in trajectory.leaves}
+    shapes = {leaf.name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in run.leaves}
     try:
-        check_params(shapes, {leaf.name: leaf.role for leaf in trajectory.leaves})
+        getattr(nowcaster, "check_params", lambda *_: None)(shapes, {leaf.name: leaf.role for leaf in run.leaves})
     except ValueError:
         return False
     return True
@@ -208,11 +197,11 @@ def plot_forecast_errors(rows: Sequence[ErrorRow], path: Path) -> None:
         add_legend(figure, *axes[0, 0].get_legend_handles_labels(), fontsize=9)
 
 
-def _places(trajectory: Trajectory, length: int) -> list[tuple[str, int, int]]:
+def _places(run: Trajectory, length: int) -> list[tuple[str, int, int]]:
     """Return stage, first snapshot and stride of windows that are `length` strides long."""
     places: list[tuple[str, int, int]] = []
     for stride in _STRIDES:
-        num_starts = trajectory.num_snapshots - length * stride
+        num_starts = len(run.snapshots) - length * stride
         if num_starts > 0:
             last = num_starts - 1
             places += [("early", 0, stride), ("middle", int(0.5 * last), stride), ("late", last, stride)]

@@ -60,18 +60,13 @@ class NowcasterKind:
 
 
 def multi_horizon_kind(nowcaster_class: type[MultiHorizonNowcaster], **sizes: int) -> NowcasterKind:
-    """Return the kind of a nowcaster for all horizons, with a network of these sizes.
-
-    The optimizer is that of Knyazev et al., ICLR 2025.
-    """
+    """Return the kind of a nowcaster for all horizons, with the optimizer of Knyazev et al., ICLR 2025."""
 
     def changes(params: Any, batch: WindowBatch) -> jax.Array:
         nowcaster = nowcaster_class(params)
-
-        def changes_of(window: Window) -> jax.Array:
-            return nowcaster.changes(tuple(window.history), window.statistics, window.role).T
-
-        return jax.vmap(changes_of)(batch.windows)
+        return jax.vmap(lambda each: nowcaster.changes(tuple(each.history), each.statistics, each.role).T)(
+            batch.windows
+        )
 
     def optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
         schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=min(1e-6 / learning_rate, 1.0))

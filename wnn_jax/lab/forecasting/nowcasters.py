@@ -20,33 +20,25 @@ NOWCASTER_HELP = (
     "`linear@0.5`, `trained/nowcaster.npz`."
 )
 
-_SPECIFICATION = re.compile(r"(?P<name>.+?)(@(?P<scale>[^@/]+))?")
+_SPECIFICATION = re.compile(r"(.*?)(?:@([^@/]+))?", re.DOTALL)
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster | Drift, float]:
-    """Load a nowcaster that a command line names as `NAME-or-FILE[@SCALE]`.
+    """Load a nowcaster that a command line names as `NAME-or-FILE[@SCALE]`. Other names are a `UsageError`.
 
     Returns:
       The label in tables (a file's stem stands for its path), the nowcaster, and the factor of its jumps.
-
-    Raises:
-      UsageError: if the nowcaster cannot be loaded, or the factor is not a number.
     """
-    try:
-        match = _SPECIFICATION.fullmatch(specification)
-        if match is None:
-            raise ValueError("it is not of the form NAME-or-FILE[@SCALE]")
-        name, scale = match["name"], match["scale"]
-        nowcaster = wnn_jax.load(name)
-        try:
-            factor = float(scale or "1")
-        except ValueError:
-            raise ValueError(f"@{scale} is not a number; give a factor such as @0.5") from None
-    except (ValueError, FileNotFoundError) as error:
-        raise UsageError(f"the nowcaster {specification!r} cannot be used: {error}") from error
+    match = _SPECIFICATION.fullmatch(specification)
+    assert match is not None
+    name, scale = match.groups()
     label = name if name in wnn_jax.available() else Path(name).stem
-    return f"{label}@{scale}" if scale else label, nowcaster, factor
+    try:
+        nowcaster = wnn_jax.load(name)
+        return (f"{label}@{scale}", nowcaster, float(scale)) if scale else (label, nowcaster, 1.0)
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(f"the nowcaster {specification!r} cannot be used: {error}; give NAME or NAME@0.5") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +56,7 @@ class Export:
 
 
 def export(options: Export) -> Path:
-    """Export a nowcaster, and return its path.
-
-    Raises:
-      UsageError: if an option cannot be used, or the scores are those of another nowcaster.
-    """
+    """Export a nowcaster, and return its path. Scores of another nowcaster are a `UsageError`."""
     if not _NAME.fullmatch(options.name):
         raise UsageError(f"--name {options.name!r} must be of lower-case letters, digits and single hyphens.")
     try:
@@ -90,11 +78,9 @@ def export(options: Export) -> Path:
 
 
 def _scores(evaluations: Sequence[Path], file: Path, expected: str) -> dict[str, dict[str, float]]:
-    """Read the figures of a nowcaster from tables with the columns `method` and `fingerprint`.
+    """Read the figures of a nowcaster, method -> figure -> value, from tables of methods.
 
-    Returns:
-      Method -> figure -> value. A method is the stem of the nowcaster's file, alone or followed by `@SCALE`, `~HORIZON`
-      or a schedule such as `+cosine`.
+    Its methods begin with the stem of its file, alone or followed by `@SCALE`, `~HORIZON` or `+SCHEDULE`.
     """
     scores: dict[str, dict[str, float]] = {}
     methods: set[str] = set()

@@ -15,7 +15,7 @@ from wnn_jax.lab.forecasting.kinds import NowcasterKind
 from wnn_jax.lab.forecasting.trajectories import Trajectory
 from wnn_jax.lab.forecasting.windows import WindowBatch, WindowSampler
 from wnn_jax.lab.tasks.families import SPLITS, TEST_SPLITS, VALIDATION_SPLITS, SplitName
-from wnn_jax.lab.tasks.task import EvaluationSplit, Metric, ModelState, Params, Sums
+from wnn_jax.lab.tasks.task import EvaluationSplit, LossAndState, Metric, ModelState, Params, Sums
 
 FORECAST_ERROR = "forecast error"
 # Horizons with a figure of their own in tables.
@@ -39,20 +39,12 @@ class ForecastingTask:
 
     The first metric is the forecast error: sums of absolute errors relative to forecasting no change, averaged over the
     windows at every horizon, then over horizons, and then over runs and architectures. The other metrics are the same
-    for the runs, the architectures, or one horizon alone.
-
-    Args:
-      kind: what to train.
-      trajectories: the runs of all splits.
-      windows_per_role: windows of each role in a training batch.
-      **sampling: `num_weights`, `min_stride` and `max_stride` of `WindowSampler`.
-
-    Raises:
-      UsageError: if a split has no run, or a run is too short.
+    for the runs, the architectures, or one horizon alone. A split without a run, or a run that is too short, is a
+    `UsageError`.
     """
 
     def __init__(
-        self, kind: NowcasterKind, trajectories: Sequence[Trajectory], *, windows_per_role: int, **sampling: int
+        self, kind: NowcasterKind, trajectories: Sequence[Trajectory], *, windows_per_role: int, num_weights: int
     ) -> None:
         self.kind = kind
         self.trajectories = {split: [run for run in trajectories if run.split == split] for split in SPLITS}
@@ -61,10 +53,10 @@ class ForecastingTask:
                 raise UsageError(f"--collection has no finished run for {split!r}; collect more runs.")
         self.roles = self._roles_of("train")
         self._windows_per_role = windows_per_role
-        self._make_sampler = functools.partial(WindowSampler, statistics=kind.statistics, **sampling)
+        self._make_sampler = functools.partial(WindowSampler, statistics=kind.statistics, num_weights=num_weights)
         self._sampler = self._make_sampler(self.trajectories["train"], self.roles)
-        self._evaluations: dict[EvaluationSplit, list[EvaluationBatch]] = {}
-        parts = self.evaluation_batches("validation")
+        self._evaluations = {split: self._evaluation(split) for split in EVALUATED_SPLITS}
+        parts = self._evaluations["validation"]
         is_reached = np.any([kind.is_known(batch.windows).any(axis=0) for batch, _ in parts], axis=0)
         horizons = [horizon for horizon in REPORTED_HORIZONS if is_reached[horizon - 1]]
         names = (FORECAST_ERROR, *_PARTS, *map(name_of_horizon, horizons))
@@ -74,7 +66,8 @@ class ForecastingTask:
         """Describe the runs of every split by their number and a checksum of their content."""
         description: dict[str, Any] = {}
         for split, runs in self.trajectories.items():
-            content = sorted((run.family.name, run.index, run.sha256) for run in runs)
+            checksums = [hashlib.sha256(run.snapshots.data).hexdigest() for run in runs]
+            content = sorted((run.family.name, run.index, sha256) for run, sha256 in zip(runs, checksums, strict=True))
             sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             description[f"{split} runs"] = f"{sha256[:16]} ({len(runs)} runs)"
         return description
@@ -83,26 +76,17 @@ class ForecastingTask:
         """Return the first parameters of the nowcaster. There is no model state."""
         return self.kind.init(key, self.roles), {}
 
-    def loss(
-        self, params: Params, model_state: ModelState, batch: WindowBatch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]:
+    def loss(self, params: Params, model_state: ModelState, batch: WindowBatch, key: jax.Array) -> LossAndState:
         """Return the training loss of a batch."""
         del key
-        return self.kind.loss(params, batch), (model_state, {})
+        return self.kind.loss(params, batch), model_state
 
     def batch(self, seed: int, step: int) -> WindowBatch:
         """Return windows of the training runs."""
         return self._sampler.batch(seed, step, self._windows_per_role)
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[EvaluationBatch]:
-        """Yield the windows of the runs, and those of the architectures."""
-        if split not in self._evaluations:
-            batches: list[EvaluationBatch] = []
-            for part, name in enumerate(EVALUATED_SPLITS[split]):
-                roles = tuple(role for role in self._roles_of(name) if role in self.roles)
-                sampler = self._make_sampler(self.trajectories[name], roles)
-                batches.append((sampler.batch(_EVALUATION_SEED, 0, _EVALUATION_WINDOWS_PER_ROLE), np.int32(part)))
-            self._evaluations[split] = batches
+        """Yield the windows of the runs, and the windows of the architectures."""
         yield from self._evaluations[split]
 
     def measure(self, params: Params, model_state: ModelState, batch: EvaluationBatch) -> Sums:
@@ -124,6 +108,14 @@ class ForecastingTask:
         for horizon in REPORTED_HORIZONS:
             sums[name_of_horizon(horizon)] = by_horizon[horizon - 1], is_reached[horizon - 1]
         return sums
+
+    def _evaluation(self, split: EvaluationSplit) -> list[EvaluationBatch]:
+        batches: list[EvaluationBatch] = []
+        for part, name in enumerate(EVALUATED_SPLITS[split]):
+            roles = tuple(role for role in self._roles_of(name) if role in self.roles)
+            sampler = self._make_sampler(self.trajectories[name], roles)
+            batches.append((sampler.batch(_EVALUATION_SEED, 0, _EVALUATION_WINDOWS_PER_ROLE), np.int32(part)))
+        return batches
 
     def _roles_of(self, split: SplitName) -> tuple[str, ...]:
         return tuple(sorted({leaf.role for run in self.trajectories[split] for leaf in run.leaves}))

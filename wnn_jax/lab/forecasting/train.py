@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,10 +50,6 @@ class Train:
     """Windows of each role in a batch."""
     num_weights: int = 128
     """Weights of one tensor in a window."""
-    min_stride: int = 4
-    """Smallest spacing of the snapshots in a window, in snapshots of the run."""
-    max_stride: int = 16
-    """Largest spacing."""
     validate_every: int = 250
     """Steps between validations."""
     patience: int = 8
@@ -62,27 +58,19 @@ class Train:
     """Decides the initial weights and the windows."""
 
 
-_WINDOW_OPTIONS = ("windows_per_role", "num_weights", "min_stride", "max_stride")
-_POSITIVE = ("num_steps", "learning_rate", *_WINDOW_OPTIONS, "validate_every", "patience")
-
-
 def train(options: Train) -> wnn_jax.Nowcaster:
-    """Train a nowcaster, and keep the best one as `nowcaster.npz` in the output folder.
+    """Train a nowcaster, keep the best one as `nowcaster.npz` in the output folder, and return it.
 
-    Returns:
-      The nowcaster, with its record.
-
-    Raises:
-      UsageError: if an option cannot be used, a collection lacks what is needed or is damaged, the output folder holds
-        another training run, or the training run diverges at once.
+    A `UsageError` says that an option or a collection cannot be used, that the output folder holds another training
+    run, or that the training run diverged at once.
     """
-    check_options(options, positive=_POSITIVE)
-    if options.min_stride > options.max_stride:
-        raise UsageError(f"--min-stride {options.min_stride} must not exceed --max-stride {options.max_stride}.")
+    settings = {name: value for name, value in vars(options).items() if name not in ("collection", "output")}
+    check_options(options, positive=[name for name in settings if name not in ("kind", "seed")])
     kind = look_up(KINDS, options.kind, "--kind")
     trajectories = load_trajectories(options.collection)
-    settings = {name: value for name, value in vars(options).items() if name not in ("collection", "output")}
-    task = ForecastingTask(kind, trajectories, **{name: settings[name] for name in _WINDOW_OPTIONS})
+    task = ForecastingTask(
+        kind, trajectories, windows_per_role=options.windows_per_role, num_weights=options.num_weights
+    )
     description = {"results_version": RESULTS_VERSION, **settings, **task.describe()}
     record = {
         "kind": options.kind,
@@ -92,12 +80,18 @@ def train(options: Train) -> wnn_jax.Nowcaster:
         "training": run_key(description),
     }
     with _locked_folder(options.output, description):
-        selection = _Selection(kind, options.output, record, options.patience)
-        nowcaster = selection.best_nowcaster(_fit(options, task, selection))
+        file = options.output / "nowcaster.npz"
+        evaluations = _fit(options, task, _keep_best(kind, file, record, options.patience))
+        if not any(math.isfinite(_error(each)) for each in evaluations):
+            raise UsageError(
+                f"--learning-rate {options.learning_rate}: the training run diverged before the first validation; "
+                "choose a smaller one, and another --output."
+            )
+        nowcaster: Any = wnn_jax.load(file)
         # Nothing is left to decide, so the test runs may be seen.
         test = Program(task, optax.identity()).evaluate(nowcaster.params, {}, "test")
         nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})
-        wnn_jax.save(nowcaster, selection.file)
+        wnn_jax.save(nowcaster, file)
     return nowcaster
 
 
@@ -115,51 +109,32 @@ def describe_data(splits: Mapping[Any, Sequence[Trajectory]]) -> dict[str, Any]:
     return data
 
 
-class _Selection:
-    """Keeps the best nowcaster so far in a file, and ends the training run when nothing improves any more.
+def _keep_best(
+    kind: NowcasterKind, file: Path, record: Mapping[str, Any], patience: int
+) -> Callable[[TrainState, Sequence[Evaluation]], bool]:
+    """Make a function that keeps the best nowcaster so far in a file, and says when to stop.
 
-    The trainer calls it after every evaluation and before it saves the checkpoint. So the file holds the best nowcaster
-    of all evaluations in the checkpoint, or of a later evaluation, which a resumed run repeats bit for bit.
+    The trainer calls it before it saves the checkpoint. So the file holds the best nowcaster of all evaluations in the
+    checkpoint, or of a later evaluation, which a resumed run repeats bit for bit.
     """
 
-    def __init__(self, kind: NowcasterKind, folder: Path, record: Mapping[str, Any], patience: int) -> None:
-        self.file = folder / "nowcaster.npz"
-        self._kind = kind
-        self._record = record
-        self._patience = patience
-
-    def __call__(self, state: TrainState, evaluations: Sequence[Evaluation]) -> bool:
-        """Return whether to stop."""
+    def select(state: TrainState, evaluations: Sequence[Evaluation]) -> bool:
         rows = [{"step": each.step, "train_loss": each.train_loss, **each.scores[WEIGHTS]} for each in evaluations]
         seconds = ({"seconds": each.seconds} for each in evaluations)
-        save_rows([row | time for row, time in zip(rows, seconds, strict=True)], self.file.parent / "metrics.csv")
+        save_rows([row | time for row, time in zip(rows, seconds, strict=True)], file.parent / "metrics.csv")
         best = min(evaluations, key=_error)
         if best is evaluations[-1] and math.isfinite(_error(best)):
-            record = {**self._record, "validation": _finite(rows[-1])}
-            wnn_jax.save(self._kind.nowcaster(jax.device_get(state.params), record=record), self.file)
-        return len(evaluations) - 1 - evaluations.index(best) >= self._patience
+            nowcaster = kind.nowcaster(jax.device_get(state.params), record={**record, "validation": _finite(rows[-1])})
+            wnn_jax.save(nowcaster, file)
+        return len(evaluations) - 1 - evaluations.index(best) >= patience
 
-    def best_nowcaster(self, evaluations: Sequence[Evaluation]) -> Any:
-        """Load the best nowcaster."""
-        best = min(evaluations, key=_error)
-        if not math.isfinite(_error(best)):
-            raise UsageError(
-                f"--learning-rate {self._record['settings']['learning_rate']}: the training run diverged before the "
-                "first validation; choose a smaller one, and another --output."
-            )
-        with contextlib.suppress(ValueError, FileNotFoundError, AttributeError, KeyError):
-            nowcaster: Any = wnn_jax.load(self.file)
-            record = nowcaster.record
-            if (record["training"], record["validation"]["step"]) == (self._record["training"], best.step):
-                return nowcaster
-        raise UsageError(
-            f"{self.file} is not the nowcaster that this training run kept at step {best.step}; train again with "
-            "another --output."
-        )
+    return select
 
 
-def _fit(options: Train, task: ForecastingTask, selection: _Selection) -> list[Evaluation]:
-    """Train, or go on, until the selection says stop."""
+def _fit(
+    options: Train, task: ForecastingTask, stop: Callable[[TrainState, Sequence[Evaluation]], bool]
+) -> list[Evaluation]:
+    """Train, or go on, until `stop` says so."""
     trainer = Trainer(
         task,
         Method(options.kind, task.kind.optimizer),
@@ -179,7 +154,7 @@ def _fit(options: Train, task: ForecastingTask, selection: _Selection) -> list[E
                 progress.advance_to(step, f"loss {loss:.4f}")
 
         # The networks are small, so every evaluation saves a checkpoint.
-        fitted = trainer.fit(options.seed, folder, report=report, stop=selection, checkpoint_seconds=0.0, test=False)
+        fitted = trainer.fit(options.seed, folder, report=report, stop=stop, checkpoint_seconds=0.0, test=False)
     return fitted.evaluations
 
 
@@ -201,14 +176,15 @@ def _locked_folder(folder: Path, description: Mapping[str, Any]) -> Generator[No
 
 def _check_same_run(file: Path, description: Mapping[str, Any]) -> None:
     try:
-        before: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
-        is_current = before.get("results_version") == description["results_version"]
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{file} is damaged ({error!r}); choose another --output.") from error
-    if not is_current:
-        raise UsageError(f"--output {file.parent} holds a training run of another version; choose another folder.")
-    if names := [name for name in description if before.get(name) != description[name]]:
-        changes = "; ".join(f"{name} was {before.get(name)} and is {description[name]}" for name in names)
+        before: dict[str, Any] = json.loads(file.read_bytes())
+        changed = [name for name in description if before.get(name) != description[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"--output {file.parent} holds a training run of another version, or {file.name} is damaged ({error!r}); "
+            "choose another folder."
+        ) from error
+    if changed:
+        changes = "; ".join(f"{name} was {before.get(name)} and is {description[name]}" for name in changed)
         raise UsageError(
             f"--output {file.parent} holds another training run: {changes}. Go on with the same options and "
             "collections, or choose another folder."

@@ -8,31 +8,24 @@ A collection is a folder with one file per finished run, such as `run-00042.npz`
 - a header: the task family, the settings of the run, its tensors, and its validation scores.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 import re
-import struct
-import zipfile
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import msgspec
 import numpy as np
 
 from wnn_jax._files import read_arrays, write_arrays
-from wnn_jax._roles import ROLES, default_roles
+from wnn_jax._roles import default_roles
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.families import RunSettings, SplitName, TaskFamily
 
 _FORMAT = "wnn_jax.trajectory.4"
 _RUN = re.compile(r"run-(\d{5,})\.npz")
-
-_Shape = tuple[Annotated[int, msgspec.Meta(ge=1)], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,57 +39,31 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Header:
-    family: TaskFamily
-    index: int
-    settings: RunSettings
-    leaves: tuple[tuple[str, str, _Shape], ...]
-    validation: Mapping[str, float | None]
-    diverged: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """A finished run.
+    """A finished run, in memory: about 12 MB for one of the family `small`.
 
-    Attributes:
-      file: the file of the run.
-      family: the task family that the run was drawn from.
-      index: the index of the run in its family.
-      settings: what was trained, and how.
-      leaves: the tensors of the network.
-      losses: the mean training loss before each snapshot.
-      validation: metric -> score on the validation data after the last step, `None` if it is not finite.
-      diverged: whether a loss, a score or a weight is not finite. Such a run has no snapshots.
-      sha256: the checksum of the snapshots.
+    `validation` maps metrics to scores on the validation data after the last step, or to `None` if they are not finite.
+    A run `diverged` if a loss, a score or a weight is not finite. Such a run has no snapshots and no losses.
     """
 
     file: Path
     family: TaskFamily
     index: int
-    settings: RunSettings
     leaves: tuple[Leaf, ...]
-    losses: tuple[float, ...]
     validation: Mapping[str, float | None]
     diverged: bool
-    sha256: str
+    snapshots: np.ndarray
+    losses: tuple[float, ...]
 
-    @property
-    def num_snapshots(self) -> int:
-        """The number of snapshots."""
-        return len(self.losses)
+    @functools.cached_property
+    def settings(self) -> RunSettings:
+        """What was trained, and how."""
+        return self.family.settings(self.index)
 
     @functools.cached_property
     def split(self) -> SplitName:
         """What the run is used for: the same for all runs of a group."""
         return self.family.split(self.index)
-
-    @functools.cached_property
-    def snapshots(self) -> np.ndarray:
-        """`[num_snapshots, num_weights]`, mapped into memory: only what is used is read."""
-        if read_trajectory(self.file).sha256 != self.sha256:
-            raise UsageError(f"{self.file} was changed while it was in use. Start again.")
-        return _map_array(self.file, "snapshots")
 
 
 def run_file(folder: Path, index: int) -> Path:
@@ -106,11 +73,6 @@ def run_file(folder: Path, index: int) -> Path:
 
 def finished_runs(folder: Path) -> list[int]:
     """Return the sorted indices of the finished runs in a folder, which need not exist."""
-    if (folder / "manifest.json").exists():
-        raise UsageError(
-            f"{folder} holds a collection of wnn_jax 0.1 (it has a manifest.json). This version does not read it: use "
-            "the wnn_jax that wrote it, or collect again into another folder."
-        )
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted(int(match[1]) for file in files if (match := _RUN.fullmatch(file.name)))
 
@@ -140,20 +102,26 @@ def save_trajectory(
     scores = {name: float(score) if math.isfinite(score) else None for name, score in validation.items()}
     diverged = None in scores.values() or not all(np.isfinite(array).all() for array in arrays.values())
     names = jax.tree_util.tree_leaves_with_path(snapshots[0])
-    leaves = tuple(
-        (jax.tree_util.keystr(path, simple=True, separator="/"), role, np.shape(leaf))
-        for (path, leaf), role in zip(names, jax.tree.leaves(default_roles(snapshots[0])), strict=True)
-    )
-    header = _Header(family, index, family.settings(index), leaves, scores, diverged)
-    content = {"format": _FORMAT, **msgspec.to_builtins(header)}
-    write_arrays(run_file(folder, index), {} if diverged else arrays, content)
+    header = {
+        "format": _FORMAT,
+        "family": dataclasses.asdict(family),
+        "index": index,
+        "settings": dataclasses.asdict(family.settings(index)),
+        "leaves": [
+            (jax.tree_util.keystr(path, simple=True, separator="/"), role, np.shape(leaf))
+            for (path, leaf), role in zip(names, jax.tree.leaves(default_roles(snapshots[0])), strict=True)
+        ],
+        "validation": scores,
+        "diverged": diverged,
+    }
+    write_arrays(run_file(folder, index), {} if diverged else arrays, header)
 
 
 def load_trajectories(folders: Iterable[Path]) -> list[Trajectory]:
-    """Read all finished runs of some collections, except those that diverged.
+    """Read all finished runs of some collections that did not diverge.
 
-    Raises:
-      UsageError: if a file is damaged, a folder has no runs or runs of two families, or two folders hold the same run.
+    A file that is damaged, a folder without runs or with runs of two families, or a run in two folders, is a
+    `UsageError`.
     """
     runs: dict[tuple[str, int], Trajectory] = {}
     for folder in folders:
@@ -174,79 +142,33 @@ def load_trajectories(folders: Iterable[Path]) -> list[Trajectory]:
 
 
 def read_trajectory(file: Path) -> Trajectory:
-    """Read the file of a run, and compare it with its checksum.
-
-    A process reads a file once, as long as its size and time stay the same. A file that is damaged, or in another
-    format, is a `UsageError`.
-    """
+    """Read the file of a run. A file that is damaged, or in another format, is a `UsageError`."""
+    remedy = "Remove it and collect again: only this run is repeated."
     try:
-        status = file.stat()
-        return _read(file, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from error
-
-
-@functools.cache
-def _read(file: Path, size: int, modified_ns: int) -> Trajectory:
-    del size, modified_ns
-    with _damage_named(file):
-        content, arrays = read_arrays(file)
-    if content.get("format") != _FORMAT:
+        header, arrays = read_arrays(file, remedy=remedy)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}" if isinstance(error, OSError) else str(error)) from error
+    if header.get("format") != _FORMAT:
         raise UsageError(
-            f"{file} has the format {content.get('format')!r}, but this wnn_jax reads {_FORMAT!r}. Use the wnn_jax "
+            f"{file} has the format {header.get('format')!r}, but this wnn_jax reads {_FORMAT!r}. Use the wnn_jax "
             "that wrote it, or collect again into another folder."
         )
-    with _damage_named(file):
-        header = msgspec.convert(content, _Header)
-        if run_file(file.parent, header.index) != file:
-            raise ValueError(f"it is run {header.index}")
-        # So nobody trains on a run of an architecture that was held out.
-        if header.settings != header.family.settings(header.index):
-            raise ValueError(f"its settings are not those of run {header.index} of its family")
-        leaves = _place(header.leaves)
-        losses = tuple(arrays["losses"].tolist()) if not header.diverged else ()
-        shape = (len(losses), leaves[-1].columns.stop)
-        snapshots = arrays["snapshots"] if not header.diverged else np.zeros(shape, np.float32)
-        if snapshots.shape != shape or snapshots.dtype != np.float32 or header.diverged == bool(losses):
-            raise ValueError(f"its snapshots are {snapshots.dtype} {snapshots.shape}, not float32 {shape}")
-    fields: dict[str, Any] = {**vars(header), "leaves": leaves, "losses": losses}
-    return Trajectory(**fields, file=file, sha256=hashlib.sha256(snapshots.tobytes()).hexdigest())
+    family, index = TaskFamily(**_tuples(header["family"])), header["index"]
+    # So nobody trains on a run of an architecture that was held out.
+    if run_file(file.parent, index) != file or header["settings"] != dataclasses.asdict(family.settings(index)):
+        raise UsageError(f"{file} is not the run {index} of the family {family.name!r} that it says it is. {remedy}")
+    ends = np.cumsum([math.prod(shape) for _, _, shape in header["leaves"]]).tolist()
+    leaves = tuple(
+        Leaf(name, role, tuple(shape), slice(end - math.prod(shape), end))
+        for (name, role, shape), end in zip(header["leaves"], ends, strict=True)
+    )
+    snapshots = arrays.get("snapshots", np.zeros([0, ends[-1]], np.float32))
+    losses = tuple(arrays["losses"].tolist()) if arrays else ()
+    return Trajectory(file, family, index, leaves, header["validation"], header["diverged"], snapshots, losses)
 
 
-@contextlib.contextmanager
-def _damage_named(file: Path) -> Generator[None]:
-    """Turn an error about the content of a file into a `UsageError` that says what to do."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:  # What other content raises is no closed set.
-        problem = str(error) if str(file) in str(error) else f"{file} is damaged: {error}."
-        raise UsageError(f"{problem} Remove it and collect again: only this run is repeated.") from error
-
-
-def _place(leaves: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[Leaf, ...]:
-    """Give tensors their columns, one tensor after the other."""
-    placed: list[Leaf] = []
-    start = 0
-    for name, role, shape in leaves:
-        if role not in ROLES:
-            raise ValueError(f"its tensor {name!r} has the unknown role {role!r}")
-        placed.append(Leaf(name, role, shape, slice(start, start + math.prod(shape))))
-        start = placed[-1].columns.stop
-    if not placed:
-        raise ValueError("it has no tensors")
-    return tuple(placed)
-
-
-def _map_array(file: Path, name: str) -> np.ndarray:
-    """Map an array of an uncompressed `.npz` file into memory, which NumPy does for `.npy` files only."""
-    with zipfile.ZipFile(file) as archive:
-        start = archive.getinfo(f"{name}.npy").header_offset
-    with file.open("rb") as opened:
-        # The last 4 of the 30 bytes of a zip member's own header are the lengths of the name and of the extra field.
-        opened.seek(start + 26)
-        opened.seek(start + 30 + sum(struct.unpack("<HH", opened.read(4))))
-        np.lib.format.read_magic(opened)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
-        return np.memmap(opened, dtype, "r", opened.tell(), shape)
+def _tuples(value: Any) -> Any:
+    """Turn the lists of a JSON value into tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -16,37 +16,26 @@ CONTEXT = 5
 NUM_HORIZONS = 40
 # Every window reaches at least this many snapshots ahead.
 MIN_HORIZON = 5
+# The smallest and the largest spacing of the snapshots in a window, in snapshots of the run.
+STRIDES = (4, 16)
 
 
 class Window(NamedTuple):
-    """The history and the future of some weights of one tensor.
+    """The history and the future of some weights of one tensor."""
 
-    Attributes:
-      history: `[5, n]` float32, evenly spaced snapshots, oldest first.
-      targets: `[40, n]` float32, the following snapshots; 0 past the end of the run.
-      is_known: `[40]` bool, which of the following snapshots the run has.
-      role: the index in `ROLES` of the tensor's role.
-      statistics: what the nowcaster knows about these weights, in addition to their history.
-    """
-
-    history: Any
-    targets: Any
-    is_known: Any
-    role: Any
-    statistics: Any
+    history: Any  # `[5, n]` float32, evenly spaced snapshots, oldest first.
+    targets: Any  # `[40, n]` float32, the following snapshots; 0 past the end of the run.
+    is_known: Any  # `[40]` bool, which of the following snapshots the run has.
+    role: Any  # The index in `ROLES` of the tensor's role.
+    statistics: Any  # What the nowcaster knows about these weights, in addition to their history.
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("windows",), meta_fields=("roles",))
 @dataclasses.dataclass(frozen=True)
 class WindowBatch:
-    """Windows of several roles, equally many of each.
+    """Windows of several roles, in turn: window `i` has the role `roles[i % len(roles)]`."""
 
-    Attributes:
-      windows: a `Window` whose arrays have one more axis in front.
-      roles: the roles of the windows, in turn: window `i` has the role `roles[i % len(roles)]`.
-    """
-
-    windows: Window
+    windows: Window  # Its arrays have one more axis in front.
     roles: tuple[str, ...]
 
     def by_role(self) -> dict[str, Window]:
@@ -59,40 +48,31 @@ class WindowBatch:
 
 @dataclasses.dataclass(frozen=True)
 class WindowSampler:
-    """Draws windows. Each is a pure function of a seed and its index.
+    """Draws windows of some roles. Each is a pure function of a seed and its index.
 
-    Roles take turns. Run, tensor, spacing and time are random.
+    Roles take turns. Run, tensor, spacing and time are random. Runs that are short have smaller spacings. A window has
+    `num_weights` weights, drawn with replacement from a smaller tensor. `statistics` is `(history, chosen) -> tree`,
+    what the nowcaster knows about these weights in addition to their history. There, `history` is `[5, *shape]`, the
+    snapshots of the tensor, and `chosen` are indices in the flat tensor.
 
-    Attributes:
-      trajectories: the runs to draw from.
-      roles: the roles to draw.
-      statistics: `(history, chosen) -> tree`, what the nowcaster knows about the drawn weights in addition to their
-        history. `history` is `[5, *shape]`, the snapshots of the tensor; `chosen` are indices in the flat tensor.
-      num_weights: weights per window, drawn with replacement from a smaller tensor.
-      min_stride: the smallest spacing, in snapshots of the run.
-      max_stride: the largest spacing. A run that is too short for these spacings has smaller ones.
-
-    Raises:
-      UsageError: if no run has one of the roles, or a run is too short for a window.
+    A role without a run, or a run that is too short for a window, is a `UsageError`.
     """
 
     trajectories: Sequence[Trajectory]
     roles: tuple[str, ...]
     statistics: Callable[[Any, Any], Any]
     num_weights: int
-    min_stride: int
-    max_stride: int
 
     def __post_init__(self) -> None:
         for role in self.roles:
             if not self._runs_with[role]:
                 raise UsageError(f"--collection has no finished run with role {role!r} in a split; collect more runs.")
         shortest = CONTEXT + MIN_HORIZON
-        for trajectory in self.trajectories:
-            if trajectory.num_snapshots < shortest:
+        for run in self.trajectories:
+            if len(run.snapshots) < shortest:
                 raise UsageError(
-                    f"{trajectory.file} has {trajectory.num_snapshots} snapshots, but a window needs {shortest}; "
-                    "collect with more snapshots per run."
+                    f"{run.file} has {len(run.snapshots)} snapshots, but a window needs {shortest}; collect with more "
+                    "snapshots per run."
                 )
 
     def window(self, seed: int, index: int) -> Window:
@@ -103,10 +83,10 @@ class WindowSampler:
         trajectory, leaves = runs[rng.integers(len(runs))]
         leaf = leaves[rng.integers(len(leaves))]
         length = CONTEXT - 1 + MIN_HORIZON
-        longest = (trajectory.num_snapshots - 1) // length
-        low, high = min(self.min_stride, longest), min(self.max_stride, longest)
+        num_snapshots = len(trajectory.snapshots)
+        low, high = (min(stride, (num_snapshots - 1) // length) for stride in STRIDES)
         stride = int(np.exp(rng.uniform(np.log(low), np.log(high + 1))))
-        start = int(rng.integers(trajectory.num_snapshots - length * stride))
+        start = int(rng.integers(num_snapshots - length * stride))
         history, targets = read_window(trajectory, leaf, start, stride)
         size = history.shape[-1]
         chosen = rng.choice(size, self.num_weights, replace=size < self.num_weights)
@@ -138,11 +118,10 @@ class WindowSampler:
 def read_window(
     trajectory: Trajectory, leaf: Leaf, start: int, stride: int, context: int = CONTEXT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read one window of a whole tensor, from the snapshot `start` on, spaced by `stride` snapshots of the run.
+    """Return the history `[context, size]` of a whole tensor, and its future `[<= 40, size]` as far as the run goes.
 
-    Returns:
-      The history `[context, size]`, and the future `[<= 40, size]` as far as the run goes.
+    The window begins at the snapshot `start`, and is spaced by `stride` snapshots of the run.
     """
     stop = start + (context - 1 + NUM_HORIZONS) * stride + 1
-    rows = np.array(trajectory.snapshots[start:stop:stride, leaf.columns])
+    rows = trajectory.snapshots[start:stop:stride, leaf.columns]
     return rows[:context], rows[context:]

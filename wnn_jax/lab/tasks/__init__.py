@@ -5,7 +5,7 @@ A new task is a line in `TASKS`. A new kind of task is also a file in this folde
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,24 +13,17 @@ import flax.linen as nn
 
 from wnn_jax.lab.errors import look_up
 from wnn_jax.lab.tasks.control import PendulumControl
-from wnn_jax.lab.tasks.data import (
-    Augment,
-    available_datasets,
-    check_datasets,
-    load_dataset,
-    random_affine,
-    random_mirror,
-)
-from wnn_jax.lab.tasks.data import MissingDatasetError as MissingDatasetError
+from wnn_jax.lab.tasks.data import check_datasets, load_dataset
+from wnn_jax.lab.tasks.data.datasets import Augment, random_affine, random_mirror
 from wnn_jax.lab.tasks.fine_tuning import PRETRAINED, FineTuning, LowRankFineTuning, load_params, shakespeare_half
 from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.image_regression import Denoising, Reconstruction
 from wnn_jax.lab.tasks.language_model import LanguageModel, transformer_task
-from wnn_jax.lab.tasks.models import LSTM, MLP, ResNet, SegmentationUNet, ThreeConv, UNet, VanillaCNN
+from wnn_jax.lab.tasks.models import LSTM, MLP, ResNet, ThreeConv, VanillaCNN
+from wnn_jax.lab.tasks.models.unet import SegmentationUNet, UNet
 from wnn_jax.lab.tasks.segmentation import Segmentation, compose_scenes
 from wnn_jax.lab.tasks.task import Metric as Metric
 from wnn_jax.lab.tasks.task import Task as Task
-from wnn_jax.lab.tasks.task import check_task as check_task
 
 
 class Entry(NamedTuple):
@@ -41,10 +34,8 @@ class Entry(NamedTuple):
 
 
 def _classify(dataset: str, model: nn.Module, batch_size: int = 128, augment: Augment | None = None) -> Entry:
-    return Entry(
-        dataset,
-        lambda images: ImageClassification(dataset=images, model=model, batch_size=batch_size, augment=augment),
-    )
+    options: dict[str, Any] = {"model": model, "batch_size": batch_size, "augment": augment}
+    return Entry(dataset, lambda images: ImageClassification(dataset=images, **options))
 
 
 def _fine_tune(kind: type[FineTuning]) -> Entry:
@@ -82,7 +73,7 @@ TASKS: Mapping[str, Entry] = {
     "mnist-segmentation": Entry(
         "mnist",
         lambda digits: Segmentation(
-            dataset=compose_scenes(digits), model=SegmentationUNet(11, features=(8, 16, 32)), batch_size=16
+            dataset=compose_scenes(digits), model=SegmentationUNet(11, (8, 16, 32)), batch_size=16
         ),
     ),
     "shakespeare-transformer": Entry("tiny_shakespeare", transformer_task),
@@ -99,30 +90,13 @@ TASKS: Mapping[str, Entry] = {
 
 @functools.cache
 def load_task(name: str, data_dir: Path) -> Task:
-    """Make a task by its name, once per process.
-
-    Args:
-      name: a name in `TASKS`.
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-
-    Raises:
-      UsageError: if the name is unknown, the data is missing, or the task's metrics cannot be compared.
-    """
+    """Make a task by its name, once per process. An unknown name or a missing data set is a `UsageError`."""
     dataset, make = look_up(TASKS, name, "the task")
-    check_data([dataset], data_dir)
-    task = make(None if dataset is None else load_dataset(dataset, data_dir))
-    check_task(task)
-    return task
+    return make(None if dataset is None else load_dataset(dataset, data_dir))
 
 
 def load_tasks(names: Sequence[str], data_dir: Path) -> dict[str, Task]:
     """Make several tasks by their names. All missing data sets are listed at once, before any is loaded."""
-    check_data([look_up(TASKS, name, "the task").dataset for name in names], data_dir)
+    datasets = [look_up(TASKS, name, "the task").dataset for name in names]
+    check_datasets(filter(None, datasets), data_dir)
     return {name: load_task(name, data_dir) for name in names}
-
-
-def check_data(datasets: Iterable[str | None], data_dir: Path) -> None:
-    """Make sure that data sets can be loaded, as `check_datasets`, or say which tasks can be trained instead."""
-    available = [None, *available_datasets(data_dir)]
-    tasks = [name for name, entry in TASKS.items() if entry.dataset in available]
-    check_datasets(filter(None, datasets), data_dir, f"Tasks that can be trained now: {', '.join(tasks)}.")

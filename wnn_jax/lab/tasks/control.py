@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.models import describe_model
 from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, LossAndState, Metric, ModelState, Params, Sums
-
-if TYPE_CHECKING:
-    from gymnasium.envs.phys2d.pendulum import PendulumFunctional
 
 EPISODE_LENGTH = 200
 
@@ -27,11 +23,13 @@ _SPLIT_SEEDS: Mapping[EvaluationSplit, int] = {"validation": 1, "test": 2}
 
 # The Ornstein-Uhlenbeck process: the rate of return to 0, the scale of the noise, and the time of a step.
 _NOISE_REVERSION, _NOISE_SCALE, _NOISE_TIME = 0.15, 0.2, 0.1
+# What the memory has of a transition.
+_TRANSITION = {"observations": (3,), "actions": (1,), "rewards": (), "next_observations": (3,)}
 
 
 @functools.cache
-def load_pendulum() -> "PendulumFunctional":
-    """The physics of Gymnasium's `Pendulum-v1`, as pure functions of a state of angle and velocity, `[2]`."""
+def load_pendulum() -> Any:
+    """Return the physics of Gymnasium's `Pendulum-v1`, as pure functions of a state of angle and velocity, `[2]`."""
     from gymnasium.envs.phys2d.pendulum import PendulumFunctional
 
     return PendulumFunctional()
@@ -49,15 +47,8 @@ class PendulumControl:
     The defaults are those of the program that Jang et al., ICML 2023, published. Rewards, from about -16 to 0, are
     learned as `(reward + 8) / 8`. Unlike that program, this one draws transitions with replacement.
 
-    Attributes:
-      actor: maps observations `[n, 3]` to `[n, 1]`. The hyperbolic tangent of these is the share of the largest torque.
-      critic: maps observations and torques `[n, 4]` to values `[n, 1]`.
-      batch_size: transitions per step.
-      capacity: transitions in the memory.
-      num_exploration_steps: steps of the environment before training.
-
-    Raises:
-      UsageError: if a number is out of its range.
+    The actor maps observations `[n, 3]` to `[n, 1]`. The hyperbolic tangent makes these shares of the largest torque.
+    The critic maps observations and torques `[n, 4]` to values `[n, 1]`. The memory has `capacity` transitions.
     """
 
     actor: nn.Module
@@ -66,16 +57,10 @@ class PendulumControl:
     capacity: int = 20_000
     num_exploration_steps: int = 1_000
 
-    def __post_init__(self) -> None:
-        for name, least in {"batch_size": 1, "capacity": 1, "num_exploration_steps": 0}.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least {least}.")
-
     # The sum of the rewards of an episode without noise.
     metrics = (Metric("return", higher_is_better=True, format=".1f"),)
 
     def describe(self) -> Mapping[str, Any]:
-        """What its results depend on."""
         return {
             "kind": "deep deterministic policy gradient",
             "environment": "Pendulum-v1",
@@ -90,11 +75,6 @@ class PendulumControl:
         }
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        """Parameters as the networks initialise them.
-
-        The model state holds the memory after the exploration, the number of transitions so far, the states of the
-        environment and of the noise, and the target networks.
-        """
         actor_key, critic_key, start_key, explore_key = jax.random.split(key, 4)
         observations, actions = jnp.zeros([1, 3]), jnp.zeros([1, 1])
         params = {
@@ -106,12 +86,7 @@ class PendulumControl:
             "pendulum": jnp.zeros([2]),
             "noise": jnp.zeros([1]),
             "num_transitions": jnp.zeros([], jnp.int32),
-            "memory": {
-                "observations": jnp.zeros([self.capacity, 3]),
-                "actions": jnp.zeros([self.capacity, 1]),
-                "rewards": jnp.zeros([self.capacity]),
-                "next_observations": jnp.zeros([self.capacity, 3]),
-            },
+            "memory": {name: jnp.zeros([self.capacity, *shape]) for name, shape in _TRANSITION.items()},
         }
         starts = jax.vmap(load_pendulum().initial)(jax.random.split(start_key, self.num_exploration_steps))
         keys = jax.random.split(explore_key, self.num_exploration_steps)
@@ -121,7 +96,6 @@ class PendulumControl:
         return params, model_state
 
     def loss(self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> LossAndState:
-        """The squared error of the critic minus the value of the actor's actions, on transitions from the memory."""
         act_key, draw_key = jax.random.split(key)
         fixed = jax.lax.stop_gradient(params)
         model_state = self._interact(fixed["actor"], model_state, batch["starts"][0], act_key)
@@ -137,25 +111,22 @@ class PendulumControl:
         actor_loss = -jnp.mean(self._value(fixed["critic"], observations, self._act(params["actor"], observations)))
 
         targets = optax.incremental_update(fixed, targets, _TARGET_RATE)
-        auxiliary = {"critic_loss": critic_loss, "actor_loss": actor_loss}
-        return critic_loss + actor_loss, ({**model_state, "targets": targets}, auxiliary)
+        return critic_loss + actor_loss, {**model_state, "targets": targets}
 
     def batch(self, seed: int, step: int) -> Batch:
-        """The state that the pendulum starts from if an episode begins at this step, `[1, 2]` float32."""
+        # The state that the pendulum starts from if an episode begins at this step.
         return {"starts": _draw_starts([seed, step], 1)}
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
-        """The states from which the 50 episodes of a split start, `[50, 2]` float32."""
         yield {"starts": _draw_starts([_SPLIT_SEEDS[split]], _NUM_EVALUATION_EPISODES)}
 
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
-        """The sum of the returns of episodes."""
         del model_state
         returns = jax.vmap(functools.partial(self._return, params["actor"]))(batch["starts"])
         return {"return": (returns.sum(), jnp.float32(returns.size))}
 
     def _return(self, actor: Params, start: jax.Array) -> jax.Array:
-        """The sum of the rewards of an episode from a state `[2]`."""
+        """Return the sum of the rewards of an episode from a state `[2]`."""
         pendulum = load_pendulum()
 
         def step(state: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +138,7 @@ class PendulumControl:
         return rewards.sum()
 
     def _interact(self, actor: Params, model_state: ModelState, start: jax.Array, key: jax.Array) -> ModelState:
-        """The model state after a step of the environment. If it is the first of an episode, that begins at `start`."""
+        """Return the model state after a step of the environment. The first step of an episode begins at `start`."""
         pendulum = load_pendulum()
         count = model_state["num_transitions"]
         is_first = count % EPISODE_LENGTH == 0
@@ -192,18 +163,18 @@ class PendulumControl:
         return {**model_state, **changed}
 
     def _act(self, actor: Params, observations: jax.Array) -> jax.Array:
-        """Torques `[n, 1]`."""
+        """Return torques `[n, 1]`."""
         outputs: Any = self.actor.apply({"params": actor}, observations)
         return load_pendulum().max_torque * jnp.tanh(outputs)
 
     def _value(self, critic: Params, observations: jax.Array, actions: jax.Array) -> jax.Array:
-        """The values of actions, `[n]`."""
+        """Return the values of actions, `[n]`."""
         outputs: Any = self.critic.apply({"params": critic}, jnp.concatenate([observations, actions], axis=-1))
         return outputs[:, 0]
 
 
 def _draw_starts(seed: list[int], number: int) -> np.ndarray:
-    """States from which episodes start, drawn as in `Pendulum-v1`, `[number, 2]` float32."""
+    """Draw states from which episodes start as in `Pendulum-v1`, `[number, 2]` float32."""
     bounds = load_pendulum().get_default_params()
     high = np.array([bounds.high_x, bounds.high_y])
     return np.random.default_rng(seed).uniform(-high, high, [number, 2]).astype(np.float32)

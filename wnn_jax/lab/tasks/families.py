@@ -1,15 +1,15 @@
 """Families: seeded distributions of training runs, from which trajectories are collected."""
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from wnn_jax.lab.errors import look_up
-from wnn_jax.lab.tasks.data import TextDataset, load_dataset
+from wnn_jax.lab.tasks.data import load_dataset
+from wnn_jax.lab.tasks.data.datasets import TextDataset
 from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.language_model import LanguageModel
 from wnn_jax.lab.tasks.models import ARCHITECTURES
@@ -17,8 +17,8 @@ from wnn_jax.lab.tasks.task import Task
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
 
-# A nowcaster is trained on `train` and selected on the two validation splits. Its score is reported on the two test
-# splits, which nothing else ever sees. The networks of the two architecture splits are in no other split.
+# A nowcaster is trained on `train` and selected on the two validation splits. The two test splits give its reported
+# score, and nothing else ever sees them. The networks of the two architecture splits are in no other split.
 SplitName = Literal["train", "validation", "test", "validation architecture", "test architecture"]
 VALIDATION_SPLITS: tuple[SplitName, ...] = ("validation", "validation architecture")
 TEST_SPLITS: tuple[SplitName, ...] = ("test", "test architecture")
@@ -27,16 +27,10 @@ SPLITS: tuple[SplitName, ...] = ("train", *VALIDATION_SPLITS, *TEST_SPLITS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """One training run, entirely determined by these values.
+    """The values that entirely determine one training run, with lengths in optimizer steps.
 
-    Attributes:
-      architecture: a name in `ARCHITECTURES`.
-      dataset: a name in `DATASETS`.
-      optimizer: Adam, AdamW, or SGD with momentum.
-      final_learning_rate: the last learning rate as a share of the initial one: 1 is constant, less a cosine decay.
-      num_steps: length of the run in optimizer steps.
-      snapshot_every: steps between snapshots of the weights.
-      context_length: tokens that a language model sees at once. Other tasks ignore it.
+    `final_learning_rate` is a share of the initial one: 1 is constant, less a cosine decay. `context_length` is the
+    number of tokens that a language model sees at once. Other tasks ignore it.
     """
 
     architecture: str
@@ -56,21 +50,13 @@ class RunSettings:
         return dataclasses.replace(self, learning_rate=0.0, final_learning_rate=0.0, seed=0)
 
     def task(self, data_dir: Path) -> Task:
-        """The task of the run, the same object for all runs of a program.
-
-        Raises:
-          UsageError: if a name is unknown, or the data set is missing.
-        """
-        return _make_task(self.architecture, self.dataset, self.batch_size, self.context_length, data_dir)
-
-
-@functools.lru_cache(maxsize=32)
-def _make_task(architecture: str, dataset: str, batch_size: int, context_length: int, data_dir: Path) -> Task:
-    make_model, data = look_up(ARCHITECTURES, architecture, "the architecture"), load_dataset(dataset, data_dir)
-    if isinstance(data, TextDataset):
-        model = make_model(data.vocab_size)
-        return LanguageModel(dataset=data, model=model, batch_size=batch_size, context_length=context_length)
-    return ImageClassification(dataset=data, model=make_model(data.num_classes), batch_size=batch_size)
+        """Make the task of the run. An unknown name or a missing data set is a `UsageError`."""
+        make_model = look_up(ARCHITECTURES, self.architecture, "the architecture")
+        data, size = load_dataset(self.dataset, data_dir), self.batch_size
+        if isinstance(data, TextDataset):
+            model = make_model(data.vocab_size)
+            return LanguageModel(dataset=data, model=model, batch_size=size, context_length=self.context_length)
+        return ImageClassification(dataset=data, model=make_model(data.num_classes), batch_size=size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +78,7 @@ class TaskFamily:
       context_length: tokens that a language model sees at once.
       group_size: runs per group.
       validation_share: the share of groups, among the other architectures, held out to select nowcasters.
-      test_share: the share of these groups held out for the scores of selected nowcasters.
+      test_share: the share of the same groups held out for the scores of selected nowcasters.
       seed: the seed of the distribution.
     """
 
@@ -111,7 +97,7 @@ class TaskFamily:
     seed: int = 0
 
     def settings(self, index: int) -> RunSettings:
-        """The settings of the run with an index >= 0."""
+        """Return the settings of the run with an index >= 0."""
         group, _ = self._group(index)
         rng = np.random.default_rng([self.seed, index, 1])
         low, high = self.learning_rates[group["optimizer"]]
@@ -126,7 +112,7 @@ class TaskFamily:
         )
 
     def split(self, index: int) -> SplitName:
-        """The split of the run with this index, the same for its whole group."""
+        """Return the split of the run with this index, the same for its whole group."""
         group, draw = self._group(index)
         if group["architecture"] in self.validation_architectures:
             return "validation architecture"
@@ -137,7 +123,7 @@ class TaskFamily:
         return "test" if draw < self.validation_share + self.test_share else "train"
 
     def _group(self, index: int) -> tuple[dict[str, Any], float]:
-        """What the runs of a group have in common, and the number in [0, 1) that decides their split."""
+        """Return what the runs of a group share, and the number in [0, 1) that decides their split."""
         rng = np.random.default_rng([self.seed, index // self.group_size, 0])
         pairs = [(dataset, name) for dataset, architectures in self.datasets.items() for name in architectures]
         dataset, architecture = pairs[rng.integers(len(pairs))]
@@ -204,13 +190,3 @@ FAMILIES: Mapping[str, TaskFamily] = {
         snapshot_every=20,
     ),
 }
-
-
-def describe_families(families: Iterable[TaskFamily]) -> str:
-    """The names of families and of their data sets, for the help of an option."""
-    return ", ".join(f"`{family.name}` ({', '.join(family.datasets)})" for family in families)
-
-
-def find_family(name: str) -> TaskFamily:
-    """The family with this name. An unknown name is a `UsageError`."""
-    return look_up(FAMILIES, name, "--family")

@@ -20,48 +20,36 @@ class Reparameterized:
     base: Task
 
     def network(self, params: Params) -> Params:
-        """The parameters of the base task that the trained parameters stand for."""
+        """Return the parameters of the base task that the trained parameters stand for."""
         return params
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of the base task."""
         return self.base.metrics
 
     def loss(self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> LossAndState:
-        """The loss of the base task."""
         return self.base.loss(self.network(params), model_state, batch, key)
 
     def batch(self, seed: int, step: int) -> Batch:
-        """The batch of the base task."""
         return self.base.batch(seed, step)
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
-        """The batches of the base task."""
         return self.base.evaluation_batches(split)
 
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
-        """What the base task measures."""
         return self.base.measure(self.network(params), model_state, batch)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coefficients(Reparameterized):
-    """Trains the coefficients of a combination of checkpoints: TWA (Li et al., ICLR 2023).
-
-    Attributes:
-      base: the task whose parameters are combined.
-      subspace: the checkpoints, as a subspace of the parameters.
-      model_state: the model state of the base task to begin with.
-      start: the combination to begin with: the uniform average ("mean"), or the last checkpoint ("last").
-    """
+    """Trains the coefficients of a combination of checkpoints: TWA (Li et al., ICLR 2023)."""
 
     subspace: averaging.Subspace
     model_state: ModelState
     start: Any = "mean"
 
     def describe(self) -> Mapping[str, Any]:
-        """The base task and the form of the subspace. The checkpoints themselves follow from the run."""
+        """Describe the base task and the form of the subspace. The checkpoints themselves follow from the run."""
         return {
             "kind": "coefficients",
             "base": dict(self.base.describe()),
@@ -71,10 +59,9 @@ class Coefficients(Reparameterized):
         }
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        """The coefficients of the uniform average or of the last checkpoint."""
         del key
         return averaging.init_coefficients(self.subspace, self.start), self.model_state
 
     def network(self, params: Params) -> Params:
-        """The combination of the checkpoints."""
+        """Return the combination of the checkpoints."""
         return averaging.combine(self.subspace, params)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax.lab.tasks.data import ImageDataset, LabeledImages
+from wnn_jax.lab.tasks.data.datasets import ImageDataset, LabeledImages
 from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.task import Metric, Sums
 
@@ -20,24 +20,18 @@ class Segmentation(ImageClassification):
     """A network learns to classify every pixel of an image, by the mean cross entropy of a pixel.
 
     Labels are `[n, height, width]`, and the model returns logits `[n, height, width, num_classes]`. Labels do not
-    change with the images, so `augment` must leave every pixel in its place.
+    change with the images, so `augment` must leave every pixel in its place. Intersection and union of a class are
+    summed over all pixels of a split. Their mean is over the classes that some pixel has, or is taken for.
     """
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The mean intersection over union, the share of pixels that are classified right, and the cross entropy.
-
-        Intersection and union of a class are summed over all pixels of a split. The mean is over the classes that are
-        the label or the prediction of some pixel of the split.
-        """
         return (Metric("mIoU", higher_is_better=True, from_mean=np.nanmean, format=".2%"), *super().metrics)
 
     def describe(self) -> Mapping[str, Any]:
-        """What its results depend on."""
         return {**super().describe(), "kind": "segmentation"}
 
     def _sums(self, logits: jax.Array, labels: jax.Array) -> Sums:
-        """What `measure` returns. The mIoU has the intersection and the union of every class, `[num_classes]`."""
         predicted, true = (
             jax.nn.one_hot(classes, self.dataset.num_classes, dtype=bool)
             for classes in (jnp.argmax(logits, axis=-1), labels)
@@ -52,15 +46,9 @@ def compose_scenes(digits: ImageDataset, sizes: tuple[int, int, int] = (8_000, 5
     """Make synthetic images of one to three digits each, on a textured ground. They are always the same.
 
     The digits have random places, sizes of 8 to 12 pixels and brightnesses. Later digits cover earlier ones. The ground
-    is smooth noise of random contrast, with some noise of single pixels. Images of a split have digits of that split.
-
-    Args:
-      digits: grey images of one digit each, with a margin of a seventh of the width, such as MNIST.
-      sizes: how many images to make for training, validation and test.
-
-    Returns:
-      Images `[n, 20, 20, 1]`, with labels `[n, 20, 20]`. The ground is 0. A pixel that is at least a third ink is one
-      more than its digit.
+    is smooth noise of random contrast, with some noise of single pixels. A split has as many images as `sizes` says,
+    `[n, 20, 20, 1]`, of digits of the same split, with a margin of a seventh of the width. In labels `[n, 20, 20]` the
+    ground is 0. A pixel that is at least a third ink is one more than its digit.
     """
     splits = {
         split: _compose(np.random.default_rng(seed), getattr(digits, split), digits.max_value, sizes[seed])
@@ -88,7 +76,7 @@ def _compose(rng: np.random.Generator, digits: LabeledImages, max_value: int, nu
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A square image in [0, 1] at another size, `[size, size]` float32."""
+    """Resize a square image in [0, 1] to `[size, size]` float32."""
     import PIL.Image
 
     return np.asarray(PIL.Image.fromarray(image.astype(np.float32)).resize((size, size), PIL.Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""What a task is: everything that determines a training run except its seed, optimizer, learning rate and length."""
+"""The protocol of tasks: everything that determines a training run except its seed, optimizer, rate and length."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from wnn_jax.lab.errors import UsageError
 Params = Any
 ModelState = Any
 Batch = Any
-LossAndState = tuple[jax.Array, tuple[ModelState, Mapping[str, jax.Array]]]
+LossAndState = tuple[jax.Array, ModelState]
 Sums = Mapping[str, tuple[jax.Array, jax.Array]]
 EvaluationSplit = Literal["validation", "test"]
 
@@ -24,23 +24,23 @@ class Metric:
 
     Attributes:
       name: its name in tables and result files.
-      higher_is_better: the direction of progress: `True` for an accuracy, `False` for a loss. You have to give it.
+      higher_is_better: the direction of progress: `True` for an accuracy, `False` for a loss.
       from_mean: makes the figure from the weighted mean of what `Task.measure` returns. For a perplexity it is the
         exponential. Of means `[classes]` it makes one figure; a class without any weight has NaN.
       format: how to write the figure, as `format(value, ...)` takes it.
     """
 
     name: str
-    higher_is_better: bool | None = None
+    higher_is_better: bool
     from_mean: Callable[[Any], float] = float
     format: str = ".4f"
 
     def is_at_least(self, value: float, target: float) -> bool:
-        """Whether a value is as good as the target, or better. NaN never is."""
+        """Return whether a value is as good as the target, or better. NaN never is."""
         return value >= target if self.higher_is_better else value <= target
 
     def best(self, values: Mapping[str, float]) -> str:
-        """The name of the best value. NaN is the worst."""
+        """Return the name of the best value. NaN is the worst."""
         sign = 1 if self.higher_is_better else -1
         return max(values, key=lambda name: -math.inf if math.isnan(values[name]) else sign * values[name])
 
@@ -48,30 +48,30 @@ class Metric:
 class Task(Protocol):
     """What is trained: data, network, loss and metrics.
 
-    All randomness comes from the keys and seeds that the methods are given, so that a run can stop and resume anywhere.
+    All randomness comes from the keys and seeds that the methods get, so a run can stop and resume anywhere.
     """
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The figures that the task is judged by. The first one is the target of comparisons."""
+        """The figures that judge the task. The first one is the target of comparisons."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Everything that the task's results depend on, as JSON. It enters the key of every run.
+        """Describe everything that the task's results depend on, as JSON. It enters the key of every run.
 
         Tasks with equal descriptions must give equal results: name the data and its version, or give a checksum.
         """
         ...
 
     def init(self, key: jax.Array) -> tuple[Params, ModelState]:
-        """The parameters and the model state to start from, two trees of arrays.
+        """Return the parameters and the model state to start from, two trees of arrays.
 
         The model state maps the names of Flax collections, such as `batch_stats`, to their content, or is `{}`.
         """
         ...
 
     def loss(self, params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> LossAndState:
-        """The training loss of a batch: a pure function, differentiable in `params`.
+        """Return the training loss of a batch: a pure function, differentiable in `params`.
 
         Args:
           params: the parameters.
@@ -80,51 +80,40 @@ class Task(Protocol):
           key: a `jax.random` key of this step, for augmentation, dropout or noise.
 
         Returns:
-          The loss, a scalar, with the new model state and auxiliary scalars by name, which training ignores.
+          The loss, a scalar, and the new model state.
         """
         ...
 
     def batch(self, seed: int, step: int) -> Batch:
-        """The batch of a step: a tree of NumPy arrays, always the same for the same seed and step."""
+        """Return the batch of a step: a tree of NumPy arrays, always the same for the same seed and step."""
         ...
 
     def evaluation_batches(self, split: EvaluationSplit) -> Iterator[Batch]:
-        """All batches of a split, each a tree of NumPy arrays. The last one may be smaller."""
+        """Yield all batches of a split, each a tree of NumPy arrays. The last one may be smaller."""
         ...
 
     def measure(self, params: Params, model_state: ModelState, batch: Batch) -> Sums:
-        """For every metric, a sum over an evaluation batch and the weight of the sum: a pure function.
+        """Return a sum over an evaluation batch, and the weight of the sum, for every metric: a pure function.
 
-        The mean over a split is the total of the sums divided by the total of the weights. For an accuracy these are
-        the number of right answers and the number of examples. Sums and weights may also be `[classes]`.
+        The mean over a split is the total of the sums divided by the total of the weights. The sum of an accuracy is
+        the number of right answers, and its weight the number of examples. Sums and weights may also be `[classes]`.
         """
         ...
 
 
-def num_params(task: Task) -> int:
-    """The number of parameters that a task trains."""
-    params, _ = jax.eval_shape(task.init, jax.random.key(0))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
 def check_task(task: Task) -> None:
-    """Refuse a task without metrics, or with metrics that cannot be compared, by a `UsageError`."""
+    """Refuse a task without metrics, or with two metrics of one name, by a `UsageError`."""
     name = type(task).__name__
     if not task.metrics:
         raise UsageError(f"{name}.metrics is empty; name at least one Metric, the target first.")
     names = [metric.name for metric in task.metrics]
     if len(set(names)) < len(names):
         raise UsageError(f"{name}.metrics has a name twice: {', '.join(names)}; give every Metric its own name.")
-    for metric in task.metrics:
-        if not isinstance(metric.higher_is_better, bool):
-            raise UsageError(
-                f"{name}.metrics: {metric.name!r} has higher_is_better={metric.higher_is_better!r}; say True or False, "
-                "or nobody can tell which of two runs is better."
-            )
 
 
 def check_outputs(task: Task) -> None:
     """Refuse a task whose methods do not return what the protocol says, by a `UsageError`, before training."""
+    check_task(task)
     name = type(task).__name__
     try:
         json.dumps(task.describe())

@@ -73,7 +73,7 @@ def batch_stats_estimator(task: Task) -> Callable[[Params, ModelState], ModelSta
     def apply(variables: Mapping[str, Any], batch: Any, *, mutable: str) -> tuple[None, Any]:
         del mutable  # A task in training changes all of its state.
         model_state = {name: value for name, value in variables.items() if name != "params"}
-        _, (model_state, _) = task.loss(variables["params"], model_state, batch, jax.random.key(0))
+        _, model_state = task.loss(variables["params"], model_state, batch, jax.random.key(0))
         return None, model_state
 
     def estimate(params: Params, model_state: ModelState) -> ModelState:

@@ -71,7 +71,7 @@ def make_step(
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, jax.Array]:
         params, model_state = view.read(state)
         value_and_gradient = jax.value_and_grad(task.loss, has_aux=True)
-        (loss, (model_state, _)), gradient = value_and_gradient(
+        (loss, model_state), gradient = value_and_gradient(
             params, model_state, batch, jax.random.fold_in(key, state.step)
         )
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)

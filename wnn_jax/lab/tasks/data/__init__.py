@@ -8,21 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wnn_jax.lab.errors import UsageError, look_up
-from wnn_jax.lab.tasks.data.augmentation import Augment as Augment
-from wnn_jax.lab.tasks.data.augmentation import describe_augment as describe_augment
-from wnn_jax.lab.tasks.data.augmentation import random_affine as random_affine
-from wnn_jax.lab.tasks.data.augmentation import random_mirror as random_mirror
-from wnn_jax.lab.tasks.data.batches import batch_indices as batch_indices
-from wnn_jax.lab.tasks.data.batches import check_batch_size as check_batch_size
-from wnn_jax.lab.tasks.data.batches import consecutive_batches as consecutive_batches
-from wnn_jax.lab.tasks.data.datasets import ImageDataset as ImageDataset
-from wnn_jax.lab.tasks.data.datasets import LabeledImages as LabeledImages
-from wnn_jax.lab.tasks.data.datasets import TextDataset as TextDataset
-from wnn_jax.lab.tasks.data.datasets import arrays_digest as arrays_digest
-
-
-class MissingDatasetError(UsageError):
-    """A data set is not in the folder of prepared ones. The message says how to prepare it."""
+from wnn_jax.lab.tasks.data.datasets import ImageDataset, LabeledImages, TextDataset
 
 
 class Source(NamedTuple):
@@ -33,10 +19,10 @@ class Source(NamedTuple):
 
 
 def read_prepared(prepared: str, split: str, data_dir: Path) -> Any:
-    """The examples of a split that TensorFlow Datasets has prepared, read without TensorFlow.
+    """Read the examples of a split that TensorFlow Datasets has prepared, without TensorFlow.
 
-    They are mappings from names to arrays, decoded on access. A folder of another format or version, or without this
-    split, is a `UsageError`.
+    Examples are mappings from names to arrays, decoded on access. A folder of another format or version, or without
+    this split, is a `UsageError`.
     """
     import absl.logging
     import tensorflow_datasets as tfds
@@ -53,7 +39,7 @@ def read_prepared(prepared: str, split: str, data_dir: Path) -> Any:
 
 
 def decode_images(source: Sequence[Mapping[str, Any]]) -> LabeledImages:
-    """Decode examples with an `image` and a `label` one by one, so that memory never holds a second copy of them."""
+    """Decode examples with an `image` and a `label` one by one, so memory never holds a second copy of them."""
     images = np.empty([len(source), *source[0]["image"].shape], np.uint8)
     labels = np.empty(len(source), np.int32)
     for index, example in enumerate(source):
@@ -62,7 +48,7 @@ def decode_images(source: Sequence[Mapping[str, Any]]) -> LabeledImages:
 
 
 def load_digits() -> ImageDataset:
-    """scikit-learn's handwritten digits: 1,797 real 8x8 images inside its wheel."""
+    """Load scikit-learn's handwritten digits: 1,797 real 8x8 images inside its wheel."""
     import sklearn.datasets
 
     digits: Any = sklearn.datasets.load_digits()
@@ -75,7 +61,7 @@ def load_digits() -> ImageDataset:
 
 
 def _prepared_images(prepared: str, *, validation_share: float, test_split: str = "test") -> Source:
-    """Images from TensorFlow Datasets. The last part of their training set becomes the validation split."""
+    """Name images from TensorFlow Datasets. The last part of their training set becomes the validation split."""
 
     def load(name: str, data_dir: Path) -> ImageDataset:
         source = read_prepared(prepared, "train", data_dir)
@@ -94,12 +80,12 @@ def _prepared_images(prepared: str, *, validation_share: float, test_split: str 
 
 
 def _half_size(original: str, prepared: str) -> Source:
-    """Another data set of the table at half its height and width."""
+    """Name another data set of the table at half its height and width."""
     return Source(prepared, lambda name, data_dir: load_dataset(original, data_dir).half_size(name))
 
 
 def _load_shakespeare(name: str, data_dir: Path) -> TextDataset:
-    """Tiny Shakespeare, 1.1 million characters. Each character is a token."""
+    """Load Tiny Shakespeare, 1.1 million characters. Each character is a token."""
     texts = {
         split: np.frombuffer(read_prepared("tiny_shakespeare", split, data_dir)[0]["text"], np.uint8)
         for split in ("train", "validation", "test")
@@ -128,40 +114,25 @@ def _is_there(prepared: str | None, data_dir: Path) -> bool:
     return prepared is None or any((data_dir / prepared).glob("*/dataset_info.json"))
 
 
-def available_datasets(data_dir: Path) -> list[str]:
-    """The names of the data sets that can be loaded."""
-    return [name for name, source in DATASETS.items() if _is_there(source.prepared, data_dir)]
-
-
-def check_datasets(
-    names: Iterable[str], data_dir: Path, instead: str = "The family 'digits' needs no download."
-) -> None:
-    """Make sure that data sets can be loaded.
-
-    Args:
-      names: names in `DATASETS`.
-      data_dir: the folder of data sets prepared by TensorFlow Datasets.
-      instead: a sentence that says what can be used without the missing data sets.
-
-    Raises:
-      UsageError: if a name is unknown.
-      MissingDatasetError: if data sets are missing. The message lists all of them.
-    """
+def check_datasets(names: Iterable[str], data_dir: Path) -> None:
+    """Refuse unknown names, and data sets that the folder lacks, by a `UsageError` that lists all of them."""
     prepared = dict.fromkeys(look_up(DATASETS, name, "the data set").prepared for name in names)
     missing = [name for name in prepared if not _is_there(name, data_dir)]
     if missing:
-        raise MissingDatasetError(
+        there = [name for name, source in DATASETS.items() if _is_there(source.prepared, data_dir)]
+        raise UsageError(
             f"--data-dir {data_dir} holds no {' and no '.join(map(repr, missing))} folder prepared by TensorFlow "
             "Datasets. To prepare what is missing (this needs TensorFlow once): "
             f'python -c "import tensorflow_datasets as tfds; folder = {str(data_dir)!r}; '
             "[tfds.builder(name, data_dir=folder, file_format='array_record').download_and_prepare() "
             f'for name in {missing}]". '
-            f"Data sets that are there: {', '.join(available_datasets(data_dir))}. {instead}"
+            f"Data sets that are there: {', '.join(there)}. The task 'digits-cnn' and the family 'digits' need no "
+            "download."
         )
 
 
 @functools.cache
 def load_dataset(name: str, data_dir: Path) -> Any:
-    """An `ImageDataset` or a `TextDataset` of the table, loaded once per process. It is checked by `check_datasets`."""
+    """Load an `ImageDataset` or a `TextDataset` by its name, once per process. See `check_datasets` for errors."""
     check_datasets([name], data_dir)
     return DATASETS[name].load(name, data_dir)

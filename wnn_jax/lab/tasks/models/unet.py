@@ -21,14 +21,13 @@ def _sinusoidal_embedding(times: jax.Array, width: int) -> jax.Array:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions after GroupNorm and SiLU, with an optional embedding of the time added between them."""
+    """Two convolutions after GroupNorm and SiLU, with an optional embedding `[n, time_width]` added between them."""
 
     features: int
     group_size: int
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
-        """Map `[n, height, width, channels]` and `[n, time_width]` to `[n, height, width, features]`."""
         branch = nn.silu(nn.GroupNorm(None, self.group_size)(x))
         branch = nn.Conv(self.features, (3, 3))(branch)
         if time is not None:
@@ -41,9 +40,9 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """A small U-Net with a time as input, for diffusion (Ho et al., NeurIPS 2020), without attention.
+    """A small U-Net for diffusion (Ho et al., NeurIPS 2020), without attention.
 
-    `time_width` is the width of the time's embedding.
+    It maps images and times `[n]` to images of the same shape. `time_width` is the width of the time's embedding.
     """
 
     features: Sequence[int] = (8, 16)
@@ -52,7 +51,6 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, times: jax.Array) -> jax.Array:
-        """Map images `[n, height, width, channels]` and times `[n]` to images of the same shape."""
         time = nn.silu(nn.Dense(self.time_width)(_sinusoidal_embedding(times, self.time_width)))
         return _apply_unet(images, time, self.features, self.group_size, images.shape[-1])
 
@@ -66,7 +64,6 @@ class SegmentationUNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Map images `[n, height, width, channels]` to logits `[n, height, width, num_classes]`."""
         return _apply_unet(images, None, self.features, self.group_size, self.num_classes)
 
 
