@@ -60,7 +60,7 @@ def test_what_is_missing_of_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     match = re.fullmatch(r"error: not installed: (.*); install with: pip install 'wnn-jax\[lab\]'", str(stopped.value))
     assert match, stopped.value
     named = set(match[1].split(", "))
-    assert {"tyro", "matplotlib", "msgspec", "rich", "scikit-learn", "tensorflow-datasets"} < named
+    assert {"tyro", "matplotlib", "rich", "scikit-learn", "tensorflow-datasets"} < named
     assert not {"filelock", "jax", "pytest", "torch"} & named
 
 

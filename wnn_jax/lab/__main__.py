@@ -4,7 +4,7 @@ from wnn_jax.lab.errors import check_extra, one_line_errors
 
 
 def main() -> None:
-    """Runs what the command line names, if all is installed that it needs."""
+    """Run what the command line names, if all packages that it needs are installed."""
     with one_line_errors():
         check_extra("lab")
         from wnn_jax.lab import commands

@@ -1,6 +1,5 @@
 """The commands of `wnn-jax`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,21 +31,11 @@ _Demo = Annotated[
     ),
 ]
 
-_RUN: dict[type[Any], Callable[[Any], Any]] = {
-    Collect: collect,
-    Train: train,
-    Forecast: forecast,
-    Compare: compare,
-    Export: export,
-}
+_RUN: Any = {Collect: collect, Train: train, Forecast: forecast, Compare: compare, Export: export}
 
 
 def run() -> None:
-    """Run the command that the command line names.
-
-    Raises:
-      UsageError: if one of its options cannot be used.
-    """
+    """Run the command that the command line names. An option that cannot be used is a `UsageError`."""
     options: Any = tyro.cli(
         _Demo | Collect | Train | Forecast | Compare | Export,
         prog="wnn-jax",

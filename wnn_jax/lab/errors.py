@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: shown as one message, without a traceback."""
+"""Errors that the user can mend: shown as one message, without a traceback."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Generator[None]:
-    """Ends the program with one line, and no traceback, at a `UsageError` or an interrupt."""
+    """End the program with one line, and no traceback, at a `UsageError` or an interrupt."""
     try:
         yield
     except UsageError as error:
@@ -26,14 +26,7 @@ def one_line_errors() -> Generator[None]:
 
 
 def check_extra(extra: str) -> None:
-    """Refuses to go on without what an extra of this package brings.
-
-    Args:
-      extra: its name.
-
-    Raises:
-      UsageError: names what is not installed, and how to install it.
-    """
+    """Refuse to go on without the packages of an extra, by a `UsageError` that names the missing ones."""
     requirement = re.compile(rf"([\w.-]+).*; extra == '{extra}'")
     requirements = [line for package in metadata.distributions(name="wnn-jax") for line in package.requires or ()]
     names = dict.fromkeys(match[1] for match in map(requirement.fullmatch, requirements) if match)
@@ -43,31 +36,14 @@ def check_extra(extra: str) -> None:
 
 
 def look_up(table: Mapping[str, Value], name: str, what: str) -> Value:
-    """The entry of a name in a table.
-
-    Args:
-      table: the entries by name.
-      name: what a command line names.
-      what: of which kind it is, or the option, for the message.
-
-    Raises:
-      UsageError: if there is no such entry. The message lists the names.
-    """
+    """Return the entry of a name. An unknown name is a `UsageError` that says `what` it is and lists the names."""
     if name not in table:
         raise UsageError(f"{what} {name!r} is not known; choose from {', '.join(table)}.")
     return table[name]
 
 
 def check_options(options: Any, *, positive: Iterable[str]) -> None:
-    """Refuses options of a command line that have to be positive and are not. `None` is always accepted.
-
-    Args:
-      options: a dataclass.
-      positive: names of its fields.
-
-    Raises:
-      UsageError: names the option, its value and what it has to be.
-    """
+    """Refuse options of a command line that have to be positive and are not, by a `UsageError`. `None` is accepted."""
     for name in positive:
         value = getattr(options, name)
         if value is not None and not value > 0:

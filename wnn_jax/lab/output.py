@@ -31,7 +31,7 @@ def load_rows(path: Path) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def new_figure(path: Path, *shape: int, **options: Any) -> Generator[Any]:
-    """Yield a figure and its axes, and write the figure as a PNG file. `options` are those of `pyplot.subplots`."""
+    """Yield a figure and its axes, made by `pyplot.subplots`, and write the figure as a PNG file."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -48,7 +48,7 @@ def new_figure(path: Path, *shape: int, **options: Any) -> Generator[Any]:
 
 
 def add_legend(figure: Any, *entries: Any, fontsize: int) -> None:
-    """Add a legend below the axes, in as many columns as fit, at most 4. Default entries: those of all axes."""
+    """Add a legend below the axes, in as many columns as fit, at most 4."""
     for num_columns in (4, 3, 2, 1):
         legend = figure.legend(*entries, loc="outside lower center", ncols=num_columns, fontsize=fontsize)
         if num_columns == 1 or legend.get_window_extent().width <= figure.bbox.width:

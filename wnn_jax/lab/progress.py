@@ -11,22 +11,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Shows how much is done, the time that it took, the time left, and metrics.
-
-    Args:
-      description: what is counted, such as `"runs"`.
-      total: how many there are.
-      completed: how many were done before. The time left is estimated without them.
-      console: where to show it. Default: the standard output.
-    """
+    """Shows how much is done, the time so far, the time left, and metrics. `completed` was done before."""
 
     def __init__(self, description: str, *, total: int, completed: int = 0, console: Console | None = None) -> None:
         self._console = console or Console()
         self._description, self._total = description, total
         self._completed = self._completed_before = completed
-        self._metrics = ""
         self._began = time.monotonic()
-        self._last_line = self._began - _SECONDS_BETWEEN_LINES
+        self._last_line, self._metrics = self._began - _SECONDS_BETWEEN_LINES, ""
         self._bars = Bars(
             *("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[metrics]}"),
             *(TimeElapsedColumn(), "left", TimeRemainingColumn()),

@@ -8,6 +8,7 @@ from wnn_jax.lab.forecasting import task as task_module
 from wnn_jax.lab.forecasting.train import Train, train
 
 NUM_EVALUATION_WINDOWS = 4
+KIND = "wnn-plus"  # The quickest to train.
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def tiny_train(collection: Path) -> Callable[..., Train]:
     def options(output: Path, **changes: Any) -> Train:
         settings: dict[str, Any] = {
             "collection": (collection,),
+            "kind": KIND,
             "num_steps": 30,
             "windows_per_role": 4,
             "num_weights": 16,

@@ -11,11 +11,12 @@ from wnn_jax.lab.forecasting.trajectories import load_trajectories
 from wnn_jax.lab.forecasting.windows import WindowSampler
 
 
-@pytest.mark.parametrize("kind_name", ["wnn", pytest.param("wnn-plus", marks=pytest.mark.slow), "pooled-linear"])
+@pytest.mark.slow_but(1)
+@pytest.mark.parametrize("kind_name", ["wnn", "wnn-plus", "pooled-linear"])
 def test_errors_are_those_of_the_nowcaster(collection: Path, kind_name: str):
     kind = KINDS[kind_name]
     runs = [run for run in load_trajectories([collection]) if run.split == "train"]
-    sampler = WindowSampler(runs, ("bias", "dense"), kind.statistics, num_weights=64, min_stride=1, max_stride=1)
+    sampler = WindowSampler(runs, ("bias", "dense"), kind.statistics, num_weights=64)
     batch = sampler.batch(0, 0, windows_per_role=8)
     windows = batch.windows
     params = kind.init(jax.random.key(0), batch.roles)

@@ -59,9 +59,9 @@ def test_a_nowcaster_has_a_label_and_a_scale(
     ("specification", "message"),
     [
         ("best", "not known"),
-        ("linear@much", "@much is not a number; give a factor such as @0.5"),
+        ("linear@much", "could not convert string to float: 'much'; give NAME or NAME@0.5"),
         ("linear@", "cannot be used"),
-        ("", "it is not of the form NAME-or-FILE"),
+        ("", "cannot be used"),
         ("missing.npz", "there is no nowcaster file"),
     ],
 )

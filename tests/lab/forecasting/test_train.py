@@ -13,6 +13,7 @@ import pytest
 import wnn_jax
 from tests.helpers import assert_trees_equal
 from tests.lab.conftest import TINY
+from tests.lab.forecasting.conftest import KIND
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting import train as train_module
 from wnn_jax.lab.forecasting.kinds import KINDS, NowcasterKind
@@ -23,7 +24,6 @@ from wnn_jax.lab.jobs import lock
 from wnn_jax.lab.tasks.families import SPLITS, TEST_SPLITS
 
 Options = Callable[..., Train]
-_DEFAULT: str = Train.kind
 
 
 def params_of(folder: Path) -> Any:
@@ -86,7 +86,7 @@ def interrupt_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow_but(1)
-@pytest.mark.parametrize("step", [23, 5, 10])
+@pytest.mark.parametrize("step", [23, 5])
 def test_an_interrupted_training_run_goes_on_to_the_same_nowcaster(
     trained: Path, tmp_path: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch, step: int
 ):
@@ -101,7 +101,7 @@ def test_an_interrupted_training_run_goes_on_to_the_same_nowcaster(
 
 
 def change_kind(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    kinds: dict[str, NowcasterKind] = {**KINDS, _DEFAULT: dataclasses.replace(KINDS[_DEFAULT], **changes)}
+    kinds: dict[str, NowcasterKind] = {**KINDS, KIND: dataclasses.replace(KINDS[KIND], **changes)}
     monkeypatch.setattr(train_module, "KINDS", kinds)
 
 
@@ -113,7 +113,7 @@ def _ascent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_ascent")
 def test_the_best_nowcaster_is_kept_through_an_interruption(
-    tmp_path: Path, trained: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch
 ):
     changes = {"learning_rate": 0.1, "num_steps": 12, "validate_every": 2}
     undisturbed, resumed = tmp_path / "undisturbed", tmp_path / "resumed"
@@ -125,10 +125,6 @@ def test_the_best_nowcaster_is_kept_through_an_interruption(
             train(tiny_train(resumed, **changes))
     train(tiny_train(resumed, **changes))
     assert_same(resumed, undisturbed)
-    # The file of another nowcaster is not taken for the best one.
-    shutil.copy(trained / "nowcaster.npz", resumed)
-    with pytest.raises(UsageError, match=r"nowcaster\.npz is not the nowcaster that this training run kept at step 2"):
-        train(tiny_train(resumed, **changes))
 
 
 def test_selection_never_sees_the_test_runs(collection: Path, trained: Path, tmp_path: Path, tiny_train: Options):
@@ -147,7 +143,7 @@ def test_selection_never_sees_the_test_runs(collection: Path, trained: Path, tmp
     [
         ({"num_steps": 31}, r"another training run: num_steps was 30 and is 31\. Go on with the same options"),
         ({"seed": 1, "num_weights": 8}, r"num_weights was 16 and is 8; seed was 0 and is 1"),
-        ({"kind": "wnn"}, "kind was pooled-linear and is wnn"),
+        ({"kind": "wnn"}, "kind was wnn-plus and is wnn"),
     ],
 )
 def test_what_is_different_is_named(trained: Path, tiny_train: Options, changes: dict[str, Any], message: str):
@@ -160,10 +156,8 @@ def test_what_is_different_is_named(trained: Path, tiny_train: Options, changes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds a training run of another version; choose another folder"),
-        ('{"key": "ab", "description": {}}', "holds a training run of another version; choose another folder"),
-        ("{", r"training\.json is damaged .*; choose another --output"),
-        ("[]", r"training\.json is damaged .*; choose another --output"),
+        (None, r"holds a training run of another version, or training\.json is damaged .*; choose another folder"),
+        ("[]", r"or training\.json is damaged .*; choose another folder"),
     ],
 )
 def test_a_folder_of_another_version_is_not_overwritten(
@@ -184,31 +178,18 @@ def test_one_process_trains_in_a_folder(tmp_path: Path, tiny_train: Options):
 
 
 def test_training_stops_when_nothing_improves(tmp_path: Path, tiny_train: Options):
-    train(tiny_train(tmp_path, num_steps=1000, learning_rate=1e-30, validate_every=2, patience=2))
-    assert len((tmp_path / "metrics.csv").read_text().splitlines()) < 30
+    train(tiny_train(tmp_path, learning_rate=1e-30, validate_every=2, patience=2))
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) < 10
 
 
 def test_a_training_run_that_diverges_at_once_is_an_error(
     tmp_path: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch
 ):
-    init = KINDS[_DEFAULT].init
+    init = KINDS[KIND].init
     change_kind(monkeypatch, init=lambda key, roles: jax.tree.map(lambda x: x * np.nan, init(key, roles)))
     for _ in range(2):
         with pytest.raises(UsageError, match=r"--learning-rate 0\.003: the training run diverged before the first"):
             train(tiny_train(tmp_path))
-
-
-def test_bad_collections_are_named_before_anything_is_written(collection: Path, tmp_path: Path, tiny_train: Options):
-    folder = shutil.copytree(collection, tmp_path / "collection")
-    options = tiny_train(tmp_path / "output", collection=(folder,))
-    (folder / "run-00004.npz").write_bytes(b"?")
-    with pytest.raises(UsageError, match=r"run-00004\.npz"):
-        train(options)
-    for index in (4, 5):
-        (folder / f"run-0000{index}.npz").unlink()
-    with pytest.raises(UsageError, match="has no finished run for"):
-        train(options)
-    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +197,6 @@ def test_bad_collections_are_named_before_anything_is_written(collection: Path, 
     [
         ({"num_steps": 0}, "--num-steps 0 must be positive"),
         ({"learning_rate": -1.0}, r"--learning-rate -1\.0 must be positive"),
-        ({"min_stride": 5, "max_stride": 4}, "--min-stride 5 must not exceed --max-stride 4"),
         ({"kind": "other"}, "--kind 'other' is not known; choose from wnn, wnn-plus, pooled-linear"),
     ],
 )

@@ -12,16 +12,7 @@ import numpy as np
 def write_prepared(
     data_dir: Path, name: str, version: str, splits: Mapping[str, int], shape: tuple[int, ...], num_classes: int
 ) -> None:
-    """Prepare a data set of random images with the writer of TensorFlow Datasets itself.
-
-    Args:
-      data_dir: the folder of prepared data sets.
-      name: the name of the data set, with its configuration, if any.
-      version: the version of the data set.
-      splits: the number of examples of each split.
-      shape: height, width and channels.
-      num_classes: number of different labels.
-    """
+    """Prepare a data set of random images with the writer of TensorFlow Datasets itself."""
     import tensorflow_datasets as tfds
 
     folder, _, config = name.partition("/")

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wnn_jax.lab.tasks.data import DATASETS, ImageDataset, LabeledImages, Source, TextDataset
+from wnn_jax.lab.tasks.data import DATASETS, Source
+from wnn_jax.lab.tasks.data.datasets import ImageDataset, LabeledImages, TextDataset
 
 SHAPES = {
     "cifar10": (32, 32, 3),

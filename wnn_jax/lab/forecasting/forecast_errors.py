@@ -104,9 +104,8 @@ def forecast_errors(
 ) -> Iterator[list[ErrorRow]]:
     """Measure the errors of a nowcaster at the beginning, the middle and the end of runs, at two spacings.
 
-    Yields:
-      For every run, one row per role, stage, spacing and horizon: the sum of absolute errors, and the same sum for
-      forecasting no change. A nowcaster without horizons has rows for its own horizon only.
+    For every run, yield one row per role, stage, spacing and horizon: the sum of absolute errors, and the same sum for
+    forecasting no change. A nowcaster without horizons has rows for its own horizon only.
     """
     context = nowcaster.context
     takes_horizon = getattr(nowcaster, "takes_horizon", True)
@@ -119,6 +118,13 @@ def forecast_errors(
     for run in trajectories:
         rows: list[ErrorRow] = []
         roles = tuple((leaf.name, leaf.role) for leaf in run.leaves)
+        of_run = {
+            "nowcaster": label,
+            "run": f"{run.family.name} {run.index}",
+            "split": run.split,
+            "task": f"{run.settings.architecture} on {run.settings.dataset}",
+            "optimizer": run.settings.optimizer,
+        }
         for stage, start, stride in _places(run, context - 1 + max(MIN_HORIZON, horizons[0])):
             windows = [read_window(run, leaf, start, stride, context) for leaf in run.leaves]
             history = [
@@ -134,20 +140,10 @@ def forecast_errors(
                     total = sums.setdefault(leaf.role, [0.0, 0.0])
                     total[0] += float(np.abs(predicted - actual).sum(dtype=np.float64))
                     total[1] += float(np.abs(last - actual).sum(dtype=np.float64))
-                row = {
-                    "nowcaster": label,
-                    "run": f"{run.family.name} {run.index}",
-                    "split": run.split,
-                    "task": f"{run.settings.architecture} on {run.settings.dataset}",
-                    "optimizer": run.settings.optimizer,
-                    "stage": stage,
-                    "spacing": stride * run.settings.snapshot_every,
-                    "horizon": horizon,
-                }
-                rows += [
-                    {**row, "role": role, "error": error, "no_change": no_change}
-                    for role, (error, no_change) in sums.items()
-                ]
+                spacing = stride * run.settings.snapshot_every
+                row = {**of_run, "stage": stage, "spacing": spacing, "horizon": horizon}
+                for role, (error, no_change) in sums.items():
+                    rows.append({**row, "role": role, "error": error, "no_change": no_change})
         yield rows
 
 

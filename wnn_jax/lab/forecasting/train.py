@@ -112,16 +112,14 @@ def describe_data(splits: Mapping[Any, Sequence[Trajectory]]) -> dict[str, Any]:
 def _keep_best(
     kind: NowcasterKind, file: Path, record: Mapping[str, Any], patience: int
 ) -> Callable[[TrainState, Sequence[Evaluation]], bool]:
-    """Make a function that keeps the best nowcaster so far in a file, and says when to stop.
+    """Make a function that keeps the best nowcaster so far in a file, and says when to stop."""
 
-    The trainer calls it before it saves the checkpoint. So the file holds the best nowcaster of all evaluations in the
-    checkpoint, or of a later evaluation, which a resumed run repeats bit for bit.
-    """
-
+    # The trainer calls it before it saves the checkpoint. So the file holds the best nowcaster of all evaluations in
+    # the checkpoint, or of a later evaluation, which a resumed run repeats bit for bit.
     def select(state: TrainState, evaluations: Sequence[Evaluation]) -> bool:
         rows = [{"step": each.step, "train_loss": each.train_loss, **each.scores[WEIGHTS]} for each in evaluations]
-        seconds = ({"seconds": each.seconds} for each in evaluations)
-        save_rows([row | time for row, time in zip(rows, seconds, strict=True)], file.parent / "metrics.csv")
+        timed = [{**row, "seconds": each.seconds} for row, each in zip(rows, evaluations, strict=True)]
+        save_rows(timed, file.parent / "metrics.csv")
         best = min(evaluations, key=_error)
         if best is evaluations[-1] and math.isfinite(_error(best)):
             nowcaster = kind.nowcaster(jax.device_get(state.params), record={**record, "validation": _finite(rows[-1])})
@@ -166,29 +164,24 @@ def _locked_folder(folder: Path, description: Mapping[str, Any]) -> Generator[No
     with lock(file) as is_granted:
         if not is_granted:
             raise UsageError(f"--output {folder}: another process trains there. Wait for it, or choose another folder.")
-        if any((folder / name).exists() for name in (file.name, "checkpoints", "nowcaster.npz")):
-            _check_same_run(file, description)
-        else:
+        if not any((folder / name).exists() for name in (file.name, "checkpoints", "nowcaster.npz")):
             with replace_on_success(file) as temporary:
                 temporary.write_text(json.dumps(description, indent=1) + "\n")
+        try:
+            before: dict[str, Any] = json.loads(file.read_bytes())
+            changed = [name for name in description if before.get(name) != description[name]]
+        except (OSError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"--output {folder} holds a training run of another version, or {file.name} is damaged ({error!r}); "
+                "choose another folder."
+            ) from error
+        if changed:
+            changes = "; ".join(f"{name} was {before.get(name)} and is {description[name]}" for name in changed)
+            raise UsageError(
+                f"--output {folder} holds another training run: {changes}. Go on with the same options and "
+                "collections, or choose another folder."
+            )
         yield
-
-
-def _check_same_run(file: Path, description: Mapping[str, Any]) -> None:
-    try:
-        before: dict[str, Any] = json.loads(file.read_bytes())
-        changed = [name for name in description if before.get(name) != description[name]]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"--output {file.parent} holds a training run of another version, or {file.name} is damaged ({error!r}); "
-            "choose another folder."
-        ) from error
-    if changed:
-        changes = "; ".join(f"{name} was {before.get(name)} and is {description[name]}" for name in changed)
-        raise UsageError(
-            f"--output {file.parent} holds another training run: {changes}. Go on with the same options and "
-            "collections, or choose another folder."
-        )
 
 
 def _error(evaluation: Evaluation) -> float:

@@ -1,14 +1,8 @@
-import functools
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy import ndimage
 
-from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.data import describe_augment, random_affine, random_mirror
+from wnn_jax.lab.tasks.data.datasets import random_affine, random_mirror
 
 
 def test_each_image_is_transformed_as_scipy_does():
@@ -17,7 +11,7 @@ def test_each_image_is_transformed_as_scipy_does():
     angles = np.deg2rad(jax.random.uniform(keys[0], [8], minval=-10.0, maxval=10.0))
     shifts = np.asarray(jax.random.uniform(keys[1], [8, 2], minval=-0.15, maxval=0.15)) * [15, 11]
     zooms = np.asarray(jax.random.uniform(keys[2], [8, 2], minval=0.7, maxval=1.3))
-    changed = random_affine(key, images)
+    changed = jax.jit(random_affine)(key, images)
     assert changed.shape == images.shape
     center = np.array([7, 5])
     for image, actual, angle, shift, zoom in zip(np.asarray(images), changed, angles, shifts, zooms, strict=True):
@@ -34,16 +28,3 @@ def test_half_of_the_images_are_mirrored():
     mirrored = np.all(changed == np.asarray(images)[:, :, ::-1], axis=(1, 2, 3))
     assert np.all(same ^ mirrored)
     assert 150 < mirrored.sum() < 250
-
-
-def brighten(key: Any, images: Any, *, factor: float) -> Any:
-    return jnp.clip(factor * images, 0, 1)
-
-
-def test_augmentations_are_told_apart_by_name_and_options():
-    assert describe_augment(None) is None
-    assert describe_augment(random_mirror) == {"name": "random_mirror", "options": {}}
-    bright = functools.partial(brighten, factor=2.0)
-    assert describe_augment(bright) == {"name": "brighten", "options": {"factor": 2.0}}
-    with pytest.raises(UsageError, match="has no name by which results could be told apart; write a function"):
-        describe_augment(lambda key, images: images)
