@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import all_optimizations
 from wnn_jax.lab.forecasting.collect import Collect, collect
 from wnn_jax.lab.tasks.families import FAMILIES, TaskFamily
 
@@ -58,7 +57,7 @@ def _few_batches_for_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collected folder. Not to be changed: copy it first."""
     folder = tmp_path_factory.mktemp("collection")
-    with pytest.MonkeyPatch.context() as patch, all_optimizations():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("wnn_jax.lab.tasks.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
         collect(Collect(output=folder, family=TINY, num_runs=NUM_RUNS, num_processes=1))
     return folder

@@ -16,9 +16,6 @@ from wnn_jax.lab.forecasting.collect import Collect, collect, train_run
 from wnn_jax.lab.forecasting.trajectories import finished_runs, load_trajectories, save_trajectory
 from wnn_jax.lab.tasks.families import SPLITS
 
-# As the collection was made.
-pytestmark = pytest.mark.usefixtures("optimized")
-
 
 def tiny(output: Path, **changes: Any) -> Collect:
     settings: dict[str, Any] = {"family": TINY, "num_runs": NUM_RUNS, "num_processes": 1}
@@ -125,18 +122,6 @@ def test_another_family_does_not_mix_in(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(UsageError, match=r"holds runs of another task family.*Collect into another folder"):
             collect(tiny(tmp_path, first_run=2, num_runs=4))
     assert finished_runs(tmp_path) == [0, 2, 3]
-
-
-def test_a_run_that_diverges_at_its_last_step_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def diverging(*arguments: Any) -> Any:
-        # Training losses are those of the parameters before a step. No loss sees the parameters after the last step.
-        snapshots, *scores = train_run(*arguments)
-        return [*snapshots[:-1], jax.tree.map(lambda x: x * np.nan, snapshots[-1])], *scores
-
-    monkeypatch.setattr(collect_module, "train_run", diverging)
-    collect(tiny(tmp_path, num_runs=1))
-    assert finished_runs(tmp_path) == [0]
-    assert load_trajectories([tmp_path]) == []
 
 
 def test_a_budget_ends_a_collection(tmp_path: Path):

@@ -1,5 +1,4 @@
 import csv
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,10 @@ def test_a_straight_line_is_forecast_by_a_line(straight: list[Trajectory]):
     assert {row["stage"] for row in rows} == {"early", "middle", "late"}
     for horizon in HORIZONS:
         assert relative_error(rows, horizon=horizon) == pytest.approx(0, abs=1e-4)
+    assert np.isnan(relative_error(rows, horizon=6))
+    assert relative_error(errors_of(LINEAR, straight, scale=0.0)) == pytest.approx(1)
     halfway = errors_of(LINEAR, straight, scale=0.5)
     assert relative_error(halfway, horizon=5, role="dense") == pytest.approx(0.5, abs=1e-4)
-
-
-def test_no_change_has_a_relative_error_of_one(straight: list[Trajectory]):
-    rows = errors_of(wnn_jax.leafwise(lambda history, role, horizon: history[-1]), straight)
-    assert relative_error(rows) == pytest.approx(1)
-    assert np.isnan(relative_error(rows, horizon=6))
 
 
 def test_a_nowcaster_without_horizon_is_judged_at_its_own(straight: list[Trajectory], wnn: Any):
@@ -138,15 +133,6 @@ def test_bad_nowcasters_are_named(collection: Path, tmp_path: Path, nowcasters: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_collection_without_such_runs_is_named(collection: Path, tmp_path: Path):
-    shutil.copytree(collection, tmp_path / "collection")
-    for run in load_trajectories([tmp_path / "collection"]):
-        if run.split.startswith("test"):
-            run.file.unlink()
-    with pytest.raises(UsageError, match="has no finished run for 'test'; collect more runs"):
-        forecast(Forecast(nowcasters=("linear",), collection=(tmp_path / "collection",), output=tmp_path / "output"))
-
-
 def test_all_nowcasters_forecast_the_same_runs(
     collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -164,5 +150,7 @@ def test_all_nowcasters_forecast_the_same_runs(
     errors = read_csv(tmp_path / "forecast-errors.csv")
     assert {(row["nowcaster"], row["split"]) for row in errors} == {("linear", "test"), ("wnn", "test")}
     refused = {"dense"}
-    with pytest.raises(UsageError, match="--nowcasters linear wnn: there is no run that all of them can forecast"):
+    with pytest.raises(
+        UsageError, match="wnn: --collection has no finished run for 'test' that all of them can"
+    ):
         forecast(options)

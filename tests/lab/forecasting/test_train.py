@@ -115,7 +115,7 @@ def _ascent(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_best_nowcaster_is_kept_through_an_interruption(
     tmp_path: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch
 ):
-    changes = {"learning_rate": 0.1, "num_steps": 12, "validate_every": 2}
+    changes = {"learning_rate": 0.01, "num_steps": 12, "validate_every": 2}
     undisturbed, resumed = tmp_path / "undisturbed", tmp_path / "resumed"
     train(tiny_train(undisturbed, **changes))
     assert record_of(undisturbed)["validation"]["step"] == 2

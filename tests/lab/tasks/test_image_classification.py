@@ -22,7 +22,7 @@ def make_task(**changes: Any) -> ImageClassification:
 
 def test_accuracy_and_loss_are_of_the_logits():
     task = make_task()
-    params, _ = task.init(jax.random.key(0))
+    params, _ = jax.jit(task.init)(jax.random.key(0))
     batch = next(task.evaluation_batches("test"))
     logits: Any = task.model.apply({"params": params}, task.dataset.preprocess(batch["images"]))
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))
@@ -37,12 +37,14 @@ def test_accuracy_and_loss_are_of_the_logits():
 def test_the_augmentation_is_given_the_key_of_the_step():
     # Recorded results rely on it.
     plain, augmented = make_task(), make_task(augment=random_affine)
-    params, _ = plain.init(jax.random.key(0))
+    params, _ = jax.jit(plain.init)(jax.random.key(0))
     batch, key = plain.batch(0, 0), jax.random.key(5)
-    images = random_affine(key, jnp.asarray(batch["images"], jnp.float32) / 16) - plain.dataset.mean_image[None]
+    images = (
+        jax.jit(random_affine)(key, jnp.asarray(batch["images"], jnp.float32) / 16) - plain.dataset.mean_image[None]
+    )
     logits: Any = plain.model.apply({"params": params}, images)
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
-    np.testing.assert_allclose(augmented.loss(params, {}, batch, key)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(augmented.loss)(params, {}, batch, key)[0], expected, rtol=1e-5)
     assert_equal(augmented.measure(params, {}, batch), plain.measure(params, {}, batch))
 
 

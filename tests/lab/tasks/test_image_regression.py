@@ -34,7 +34,7 @@ def test_the_image_fades_away():
 
 def test_predicting_nothing_costs_the_variance_of_the_noise():
     task = make_task()
-    params, _ = task.init(jax.random.key(0))
+    params, _ = jax.jit(task.init)(jax.random.key(0))
     loss, _ = task.loss(params, {}, task.batch(0, 0), jax.random.key(0))
     assert float(loss) == pytest.approx(1, abs=0.05)
     sums = task.measure(params, {}, next(task.evaluation_batches("validation")))
@@ -72,7 +72,7 @@ def test_noise_in_training_is_of_the_key():
 
 def test_the_error_of_a_reconstruction_is_of_all_pixels():
     task = Reconstruction(dataset=synthetic_images("mnist-14"), model=MLP(14 * 14, (4,)), batch_size=8)
-    params, _ = task.init(jax.random.key(0))
+    params, _ = jax.jit(task.init)(jax.random.key(0))
     batch = next(task.evaluation_batches("test"))
     images = batch["images"] / 255
     errors = np.mean((np.asarray(task.model.apply({"params": params}, images)) - images.reshape(40, -1)) ** 2)

@@ -53,7 +53,7 @@ def test_evaluation_is_on_consecutive_pieces():
 
 def test_perplexity_is_the_exponential_of_the_loss():
     task = make_task()
-    params, _ = task.init(jax.random.key(0))
+    params, _ = jax.jit(task.init)(jax.random.key(0))
     batch = next(task.evaluation_batches("test"))
     sums = jax.jit(task.measure)(params, {}, batch)
     tokens = batch["tokens"].astype(np.int32)

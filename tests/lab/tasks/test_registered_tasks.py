@@ -19,7 +19,7 @@ from wnn_jax.lab.tasks.data import DATASETS
 LEARNING_RATES = {"mnist-diffusion": 3e-3, "cifar10-16-diffusion": 3e-3}
 
 # One of each kind of task, except diffusion. The others are other networks.
-QUICK = {"digits-cnn", "cifar10-16-three-conv", "mnist-mlp", "mnist-autoencoder", "shakespeare-transformer"}
+QUICK = {"digits-cnn", "mnist-autoencoder", "shakespeare-transformer"}
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,12 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
         raise UsageError(f"--nowcasters {labels} must name at least one, and none twice.")
     splits = EVALUATED_SPLITS[options.split]
     trajectories = [run for run in load_trajectories(options.collection) if run.split in splits]
-    if not trajectories:
-        folders = " ".join(map(str, options.collection))
-        raise UsageError(f"--collection {folders} has no finished run for {options.split!r}; collect more runs.")
     used = [run for run in trajectories if all(can_forecast(nowcaster, run) for nowcaster, _ in nowcasters.values())]
     if not used:
-        raise UsageError(f"--nowcasters {labels}: there is no run that all of them can forecast.")
+        raise UsageError(
+            f"--nowcasters {labels}: --collection has no finished run for {options.split!r} that all of them can "
+            "forecast; collect more runs."
+        )
     if left_out := {run.settings.architecture for run in trajectories} - {run.settings.architecture for run in used}:
         names = ", ".join(sorted(left_out))
         Console().print(f"left out, because not all nowcasters can forecast them: {names}", soft_wrap=True)

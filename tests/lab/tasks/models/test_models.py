@@ -17,10 +17,6 @@ LANGUAGE_MODELS = {name for name in ARCHITECTURES if name.startswith("transforme
 NORMALIZED = {"vgg", "resnet", "mobilenet-v2", "shufflenet-v2", "densenet"}
 
 
-# The gradient of the DenseNet has NaNs without optimisations, by a fault of XLA's on CPU.
-pytestmark = pytest.mark.usefixtures("optimized")
-
-
 def example(name: str) -> jax.Array:
     if name in LANGUAGE_MODELS:
         return jax.random.randint(jax.random.key(1), [3, 7], 0, NUM_CLASSES)
@@ -47,7 +43,8 @@ def test_images_of_any_size_become_logits(name: str, shape: tuple[int, ...]):
     assert logits.shape == (2, NUM_CLASSES)
 
 
-# One of each kind, of few layers.
+# One of each kind, of few layers. The gradient of the DenseNet has NaNs without optimisations, by a fault of XLA's on
+# CPU. Slow tests have the optimisations.
 QUICK = {"mlp-64", "cnn-8-16", "three-conv-8-16-16", "resnet", "transformer-1x32"}
 
 
