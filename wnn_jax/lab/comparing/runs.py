@@ -38,7 +38,7 @@ class Run:
 
     @property
     def file(self) -> Path:
-        """The folder of its checkpoints, which a lock stands beside."""
+        """The folder of its checkpoints, which also names its lock."""
         return self.folder / "checkpoints" / self.key[:12]
 
     def is_done(self) -> bool:
