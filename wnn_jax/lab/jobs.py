@@ -32,7 +32,7 @@ class JobLike(Protocol):
 
     @property
     def file(self) -> Path:
-        """The file that names the job's lock. Its folder must exist."""
+        """The result, or what stands for it. The lock file is next to it, in a folder that exists."""
         ...
 
     def is_done(self) -> bool:
