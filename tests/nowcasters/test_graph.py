@@ -17,7 +17,6 @@ from wnn_jax.lab.tasks.models import ARCHITECTURES, LSTM, MLP, UNet, takes_train
 from wnn_jax.nowcasters import neural_graph
 from wnn_jax.nowcasters.nino._description import build_graph
 from wnn_jax.nowcasters.nino._graph import KINDS, Graph, Tensor
-from wnn_jax.nowcasters.nino._laplacian import laplacian_eigenvectors
 from wnn_jax.nowcasters.nino.nowcaster import tensors_of
 
 IMAGES = jnp.zeros((1, 16, 16, 3))
@@ -41,19 +40,20 @@ def graph_of(params: Any, description: Any = None) -> Graph:
 def edges_of(graph: Graph, params: Any) -> list[tuple[int, int, int]]:
     """Source, target and kind of every edge, sorted."""
     edges = list(zip(graph.sources.tolist(), graph.targets.tolist(), graph.kinds.tolist(), strict=True))
-    for leaf, block in zip(jax.tree.leaves(params), graph.blocks, strict=True):
-        _, rows, columns = block.layout.sizes(leaf.shape)
+    assert len(graph.blocks) == len(jax.tree.leaves(params))
+    for block in graph.blocks:
+        _, rows, columns = block.piece.tensor.sizes
         ends = block.ends.at(np.arange(rows * columns), np)
         edges += [(int(source), int(target), block.kind) for source, target in zip(*ends, strict=True)]
     return sorted(edges)
 
 
 def dense_laplacian(graph: Graph, params: Any) -> np.ndarray:
-    adjacency = np.zeros([graph.num_nodes] * 2)
+    adjacency = np.zeros([len(graph.degrees)] * 2)
     for source, target, _ in edges_of(graph, params):
         adjacency[source, target] = adjacency[target, source] = source != target
     inverse = 1 / np.sqrt(adjacency.sum(axis=0))
-    return np.eye(graph.num_nodes) - inverse[:, None] * adjacency * inverse[None]
+    return np.eye(len(adjacency)) - inverse[:, None] * adjacency * inverse[None]
 
 
 def kernel(*shape: int) -> Any:
@@ -287,7 +287,6 @@ def test_queries_keys_and_values_in_one_leaf(heads: tuple[int, ...]):
         assert description[what] == {names.get(path, path): value for path, value in expected[what].items()}
     assert [description[what] for what in ("heads", "residual")] == [expected[what] for what in ("heads", "residual")]
     graph, graph_of_three = graph_of(joined, description), graph_of(separate, expected)
-    assert graph.num_nodes == graph_of_three.num_nodes
     assert sorted(graph.degrees) == sorted(graph_of_three.degrees)
 
 
@@ -436,7 +435,7 @@ def test_a_description_that_makes_no_graph(changes: Any, message: str):
         ("Dense_0/bias", ["input", "dense_0"], r"must be one name of neurons, because the leaf has the shape \(64,\)"),
         ("Dense_0/kernel", ["dense_0"], "must be two names of neurons"),
         ("Dense_0/kernel", None, r"graph\['edges'\]\['Dense_0/kernel'\]=None must be a list of names"),
-        ("Dense_1/bias", ["dense_0"], "the leaf 'Dense_1/bias' has 10 of the neurons 'dense_0', of which there are 64"),
+        ("Dense_1/bias", ["dense_0"], "the leaf 'Dense_1/bias' has 10 of the neurons 'dense_0', but there are 64"),
         ("Dense_2/bias", ["dense_0"], "graph is of another model: the parameters have no leaf 'Dense_2/bias'"),
     ],
 )
@@ -474,10 +473,11 @@ def test_a_model_that_no_builder_knows_can_be_described():
 def test_every_node_has_a_loop_and_its_degree(params: Any):
     graph = graph_of(params)
     edges = edges_of(graph, params)
-    degrees = np.bincount([target for _, target, _ in edges], minlength=graph.num_nodes)
+    nodes = range(len(graph.positions))
+    degrees = np.bincount([target for _, target, _ in edges], minlength=len(nodes))
     np.testing.assert_array_equal(graph.degrees, degrees)
-    assert {(node, node, KINDS["self"]) for node in range(graph.num_nodes)} <= set(edges)
-    assert {node for edge in edges if edge[0] != edge[1] for node in edge[:2]} == set(range(graph.num_nodes))
+    assert {(node, node, KINDS["self"]) for node in nodes} <= set(edges)
+    assert {node for edge in edges if edge[0] != edge[1] for node in edge[:2]} == set(nodes)
 
 
 def test_a_depthwise_convolution_connects_each_channel_with_itself():
@@ -490,7 +490,7 @@ def test_a_depthwise_convolution_connects_each_channel_with_itself():
 
 def test_a_large_window_is_cut_into_edges_of_nine_elements():
     graph = graph_of(model_of("lenet"))
-    assert graph.blocks[1].layout.cuts((5, 5, 3, 6)) == [slice(0, 9), slice(9, 18), slice(18, 25)]
+    assert graph.blocks[1].piece.tensor.cuts == [slice(0, 9), slice(9, 18), slice(18, 25)]
     # Three edges from each of 3 channels, one from the bias, and a loop.
     first = graph.blocks[1].ends.first_column
     np.testing.assert_array_equal(graph.degrees[first : first + 6], 3 * 3 + 1 + 1)
@@ -508,13 +508,13 @@ def test_layouts_are_read_and_written_back():
         (("wte", "weight"), (7, 4), "embedding", (1, 7, 4)),
     ):
         tensor, leaf = Tensor("", names, shape, role), jnp.asarray(rng.normal(size=shape))
-        matrix = tensor.layout.to_matrix(leaf)
+        matrix = tensor.to_matrix(leaf)
         assert tensor.sizes == sizes
         assert matrix.shape == (sizes[0], sizes[1] * sizes[2])
-        np.testing.assert_array_equal(tensor.layout.from_matrix(matrix, shape), leaf)
+        np.testing.assert_array_equal(tensor.from_matrix(matrix), leaf)
     weights = jnp.arange(6.0).reshape(2, 3)
-    flax = Tensor("", ("dense", "kernel"), (2, 3), "dense").layout.to_matrix(weights)
-    equinox = Tensor("", ("linear", "weight"), (3, 2), "dense").layout.to_matrix(weights.T)
+    flax = Tensor("", ("dense", "kernel"), (2, 3), "dense").to_matrix(weights)
+    equinox = Tensor("", ("linear", "weight"), (3, 2), "dense").to_matrix(weights.T)
     np.testing.assert_array_equal(flax, equinox)
 
 
@@ -522,7 +522,7 @@ def test_layouts_are_read_and_written_back():
 
 
 def assert_eigenvectors(graph: Graph, params: Any, number: int) -> None:
-    vectors = laplacian_eigenvectors(graph.links, graph.num_nodes, number).astype(np.float64)
+    vectors = graph.positions[:, :number].astype(np.float64)
     laplacian = dense_laplacian(graph, params)
     values = np.linalg.eigvalsh(laplacian)[1 : number + 1]
     np.testing.assert_allclose(laplacian @ vectors, vectors * values[None], atol=1e-6)
@@ -539,7 +539,7 @@ def test_places_are_eigenvectors_of_the_laplacian(params: Any):
 
 
 def test_a_graph_of_few_nodes_has_fewer_places():
-    vectors = laplacian_eigenvectors(graph_of({"Dense_0": kernel(1, 2)}).links, 3, 8)
+    vectors = graph_of({"Dense_0": kernel(1, 2)}).positions
     assert vectors.shape == (3, 8)
     assert np.abs(vectors[:, :2]).min(axis=0).max() > 0
     np.testing.assert_array_equal(vectors[:, 2:], 0)

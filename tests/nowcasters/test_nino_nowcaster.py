@@ -71,19 +71,19 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
     graph = build_graph(neural_graph(history[0]) if description is None else description, tensors)
     leaves = list(zip(*map(jax.tree.leaves, history), strict=True))
     features, ends, kinds, scales = [], [], [], []
-    for piece, block in zip(graph.pieces, graph.blocks, strict=True):
+    for piece, kind, block_ends in graph.blocks:
         exact = np.stack([np.asarray(snapshot, np.float64) for snapshot in leaves[piece.leaf]])
         mean, std = exact.mean(), exact.std(ddof=1)
         scales.append((mean, std))
-        matrices = np.stack([block.layout.to_matrix(piece.of(snapshot)) for snapshot in exact], axis=-1)
+        matrices = np.stack([piece.tensor.to_matrix(piece.of(snapshot)) for snapshot in exact], axis=-1)
         window, size = matrices.shape[:2]
         for begin in range(0, window, 9):
             cut = (matrices[begin : begin + 9] - mean) / (std + 1e-6)
             padded = np.zeros([size, 9, 5])
             padded[:, : len(cut)] = np.moveaxis(cut, 1, 0)
             features.append(padded.reshape(size, 45))
-            ends.append(np.stack(block.ends.at(np.arange(size), np)))
-            kinds.append(np.full(size, block.kind))
+            ends.append(np.stack(block_ends.at(np.arange(size), np)))
+            kinds.append(np.full(size, kind))
     others = np.zeros([len(graph.kinds), 9, 5])
     others[:, 0] = np.where(graph.kinds == KINDS["self"], 2, 1)[:, None]
     sources, targets = np.concatenate([*ends, np.stack([graph.sources, graph.targets])], axis=1)
@@ -97,16 +97,15 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
     )[:, horizon - 1]
     forecast, start = [leaf[-1] for leaf in leaves], 0
     remaining = iter(features)
-    for piece, block, (mean, std) in zip(graph.pieces, graph.blocks, scales, strict=True):
-        shape = piece.of(leaves[piece.leaf][0]).shape
-        window = block.layout.sizes(shape)[0]
+    for (piece, _, _), (mean, std) in zip(graph.blocks, scales, strict=True):
+        window = piece.tensor.sizes[0]
         cuts = []
         for begin in range(0, window, 9):
             feature, size = next(remaining), min(9, window - begin)
             change = outputs[start : start + len(feature), :size]
             cuts.append((feature.reshape(-1, 9, 5)[:, :size, -1] + change) * std + mean)
             start += len(feature)
-        new = block.layout.from_matrix(jnp.asarray(np.concatenate(cuts, axis=1).T), shape)
+        new = piece.tensor.from_matrix(jnp.asarray(np.concatenate(cuts, axis=1).T))
         forecast[piece.leaf] = piece.put(forecast[piece.leaf], new)
     return jax.tree.unflatten(jax.tree.structure(history[0]), forecast)
 
@@ -242,8 +241,8 @@ def test_the_graph_of_the_published_code(golden: dict[str, np.ndarray], golden_h
     tensors, _ = tensors_of(golden_history[0], wnn_jax.default_roles(golden_history[0]))
     graph = build_graph(neural_graph(golden_history[0]), tensors)
     edges = [(graph.sources, graph.targets, graph.kinds)]
-    for tensor, block in zip(tensors, graph.blocks, strict=True):
-        _, rows, columns = block.layout.sizes(tensor.shape)
+    for block in graph.blocks:
+        _, rows, columns = block.piece.tensor.sizes
         edges.append((*block.ends.at(np.arange(rows * columns), np), np.full(rows * columns, block.kind)))
     ours = np.concatenate([np.stack(part) for part in edges], axis=1)
     theirs = np.stack([*golden["nino/edge_index"], golden["nino/edge_type"]])
@@ -389,7 +388,7 @@ def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: An
 
 def test_a_graph_is_saved_with_it(params: Any, tmp_path: Path):
     tensors, _ = tensors_of(walk()[0], wnn_jax.default_roles(walk()[0]))
-    num_nodes = build_graph(neural_graph(walk()[0]), tensors).num_nodes
+    num_nodes = len(build_graph(neural_graph(walk()[0]), tensors).positions)
     given: Any = {**neural_graph(walk()[0]), "positions": np.full([num_nodes, 8], 0.1)}
     nowcaster = NiNo(params, graph=given, default_horizon=7)
     given["edges"].clear()  # It has a copy.

@@ -126,26 +126,33 @@ class Chunks:
         return tuple(jax.lax.dynamic_slice_in_dim(array, start, self._chunk_size, axis=-1) for array in arrays)
 
 
-def chunks_of(leaves: Sequence[LeafHistory], chunk_size: int) -> Iterator[tuple[Chunks, list[int]]]:
-    """Puts leaves into sequences of chunks.
+def chunks_of(
+    leaves: Sequence[LeafHistory], chunk_size: int, apart: Sequence[Any] | None = None
+) -> Iterator[tuple[Chunks, list[int]]]:
+    """Put the leaves that are not empty into sequences of chunks.
 
     Args:
-      leaves: flat and not empty, of one dtype: arrays `[n]`, or `[k, n]` of one `k`.
-      chunk_size: the largest number of weights in a chunk, or of the `k` that belong together.
+      leaves: arrays `[n]` or `[k, n]`. Another dtype or another `k` begins another sequence.
+      chunk_size: the largest number of weights in a chunk, or of groups of `k` weights.
+      apart: what else keeps a leaf apart, for each leaf.
 
     Yields:
       The chunks of some leaves, and the indices of these leaves, in their order.
     """
-    part: list[int] = []
-    total = 0
-    for index in sorted(range(len(leaves)), key=lambda index: leaves[index][0].shape[-1]):
-        size = leaves[index][0].shape[-1]
-        if part and total + size > _MAX_WEIGHTS:
-            yield Chunks([leaves[index] for index in part], chunk_size), part
-            part, total = [], 0
-        part.append(index)
-        total += size
-    if part:
+    groups: dict[Any, list[int]] = {}
+    for index, (first, *_) in enumerate(leaves):
+        if first.size:
+            groups.setdefault((first.dtype, first.shape[:-1], apart and apart[index]), []).append(index)
+    for indices in groups.values():
+        part: list[int] = []
+        total = 0
+        for index in sorted(indices, key=lambda index: leaves[index][0].shape[-1]):
+            size = leaves[index][0].shape[-1]
+            if part and total + size > _MAX_WEIGHTS:
+                yield Chunks([leaves[index] for index in part], chunk_size), part
+                part, total = [], 0
+            part.append(index)
+            total += size
         yield Chunks([leaves[index] for index in part], chunk_size), part
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,26 +95,21 @@ class LeafMap:
         self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
     ) -> list[jax.Array]:
         """See `ShardMap.map_shards`."""
+        flat = [tuple(array.reshape(-1) for array in leaf) for leaf in leaves]
         mapped = [leaf[0] for leaf in leaves]
-        groups: dict[Any, list[int]] = {}
-        for index, leaf in enumerate(leaves):
-            if leaf[0].size:
-                key = leaf[0].dtype, mesh_axes[index] if self.needs_scale else ()
-                groups.setdefault(key, []).append(index)
-        for (_, axes), indices in groups.items():
-            flat = [tuple(array.reshape(-1) for array in leaves[index]) for index in indices]
-            for chunks, positions in chunks_of(flat, self.chunk_size or default_chunk_size()):
-                map_chunks = functools.partial(_map_chunks, self, chunks, operands, axes)
-                if len(positions) == 1:
-                    results = map_chunks()
-                else:
-                    # XLA frees the temporaries of a conditional after it. Otherwise all sequences would have theirs at
-                    # the same time.
-                    unmapped = [flat[position][0] for position in positions]
-                    true = jax.lax.optimization_barrier(True)
-                    results = jax.lax.cond(true, map_chunks, lambda unmapped=unmapped: unmapped)
-                for position, result in zip(positions, results, strict=True):
-                    mapped[indices[position]] = result.reshape(mapped[indices[position]].shape)
+        apart = mesh_axes if self.needs_scale else None
+        for chunks, indices in chunks_of(flat, self.chunk_size or default_chunk_size(), apart):
+            map_chunks = functools.partial(_map_chunks, self, chunks, operands, apart[indices[0]] if apart else ())
+            if len(indices) == 1:
+                results = map_chunks()
+            else:
+                # XLA frees the temporaries of a conditional after it. Otherwise all sequences would have theirs at the
+                # same time.
+                unmapped = [flat[index][0] for index in indices]
+                true = jax.lax.optimization_barrier(True)
+                results = jax.lax.cond(true, map_chunks, lambda unmapped=unmapped: unmapped)
+            for index, result in zip(indices, results, strict=True):
+                mapped[index] = result.reshape(leaves[index][0].shape)
         return mapped
 
 
@@ -140,6 +135,20 @@ def finite_or_last(forecast: jax.Array, history: LeafHistory) -> jax.Array:
     """The forecast in the dtype of the history, or the last snapshot where that dtype has no such value."""
     forecast = forecast.astype(history[-1].dtype)
     return jnp.where(jnp.isfinite(forecast), forecast, history[-1])
+
+
+def check_network(name: str, params: Any, network: str, draw: Callable[[], Any]) -> None:
+    """Raise a `ValueError` unless parameters have the shapes that `draw` makes; it may fail for other parameters."""
+    actual = jax.tree.map(jnp.shape, dict(params) if isinstance(params, Mapping) else params)
+    try:
+        expected = jax.tree.map(jnp.shape, jax.eval_shape(draw))
+    except (KeyError, TypeError, ValueError, IndexError):
+        expected = None
+    if expected is None or actual != expected:
+        raise ValueError(
+            f"{name} are not the parameters of a {network}: they have the shapes {actual} where "
+            f"{expected or 'others'} are expected."
+        )
 
 
 def check_chunk_size(chunk_size: Any) -> int | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from wnn_jax._checks import check_int
 from wnn_jax._roles import ROLES
 from wnn_jax._window import LeafHistory, clip_horizon, summarize_nowcaster
-from wnn_jax.nowcasters._leaves import CONTEXT, map_by_role
+from wnn_jax.nowcasters._leaves import CONTEXT, check_network, map_by_role
 
 NUM_HORIZONS = 40
 
@@ -43,15 +43,8 @@ class MultiHorizonNowcaster:
     by_name: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        try:
-            expected = jax.tree.map(jnp.shape, jax.eval_shape(self.network.draw, jax.random.key(0)))
-        except (KeyError, TypeError, ValueError, IndexError):
-            expected = None
-        if expected is None or jax.tree.map(jnp.shape, dict(self.params)) != expected:
-            raise ValueError(
-                f"params are not the parameters of a {self.network_class.__name__}: they have the shapes "
-                f"{jax.tree.map(jnp.shape, self.params)} where {expected or 'others'} are expected."
-            )
+        name = self.network_class.__name__
+        check_network("params", self.params, name, lambda: self.network.draw(jax.random.key(0)))
         default_horizon = check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
         object.__setattr__(self, "default_horizon", default_horizon)
 

@@ -13,7 +13,14 @@ from wnn_jax._checks import check_bool
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import wide_dtype
 from wnn_jax._window import LeafHistory, summarize_nowcaster
-from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, check_chunk_size, finite_or_last, map_by_role
+from wnn_jax.nowcasters._leaves import (
+    CONTEXT,
+    LeafMap,
+    check_chunk_size,
+    check_network,
+    finite_or_last,
+    map_by_role,
+)
 from wnn_jax.nowcasters._multi_horizon import Dense
 
 _published_init = nn.initializers.variance_scaling(0.1, "fan_in", "uniform")
@@ -117,13 +124,8 @@ class WNN:
             raise ValueError(f"params has the roles {sorted(self.params)}; give at least one of {', '.join(ROLES)}.")
         check_bool("published_bias", self.published_bias, "whether biases are forecast as by the published code")
         object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
-        expected = jax.tree.map(jnp.shape, jax.eval_shape(_init_network, jax.random.key(0)))
         for role, network in self.params.items():
-            if jax.tree.map(jnp.shape, network) != expected:
-                raise ValueError(
-                    f"params[{role!r}] are not the parameters of a TwoStreamNetwork: they have the shapes "
-                    f"{jax.tree.map(jnp.shape, network)} where {expected} are expected."
-                )
+            check_network(f"params[{role!r}]", network, "TwoStreamNetwork", lambda: _init_network(jax.random.key(0)))
 
     def __repr__(self) -> str:
         return summarize_nowcaster(self, self.params)
