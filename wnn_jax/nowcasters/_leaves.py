@@ -1,4 +1,4 @@
-"""Elementwise functions of many leaves: a bounded number of weights at a time, without moving shards."""
+"""Elementwise functions of many leaves, and checks of arguments that several nowcasters have."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from wnn_jax._checks import check_int
 from wnn_jax._trees import MeshAxes, map_where_they_are
-from wnn_jax._window import LeafHistory, check_length
+from wnn_jax._window import LeafHistory, check_length, clip_horizon
 from wnn_jax.nowcasters._chunks import Chunks, chunks_of
 from wnn_jax.nowcasters._scale import scales_of
 
@@ -30,20 +30,10 @@ def map_by_role(
     handled: Iterable[str],
     by_name: bool = False,
 ) -> Any:
-    """Forecasts a tree of parameters from 5 snapshots, all leaves of one role at once.
+    """Forecast a tree of parameters from 5 snapshots, all leaves of one role at once.
 
-    Args:
-      history: the snapshots, oldest first.
-      roles: a tree like the parameters with a role name at each leaf.
-      predict: `(role, histories of leaves) -> forecasts`, of the shapes of the leaves.
-      handled: the roles to forecast. Leaves of other roles keep their last value.
-      by_name: whether to group leaves by their names without numbers, too. Such leaves are sharded alike.
-
-    Returns:
-      The forecast: the tree, shapes and dtypes of the parameters.
-
-    Raises:
-      ValueError: if there are not 5 snapshots.
+    `predict` maps a role and the histories of leaves to forecasts of their shapes. Leaves of roles that are not
+    `handled` keep their last value. `by_name` also keeps leaves apart whose names differ in more than numbers.
     """
     check_length(history, CONTEXT)
     leaf_roles, treedef = jax.tree_util.tree_flatten_with_path(roles)
@@ -68,15 +58,10 @@ def map_by_role(
 class LeafMap:
     """An elementwise function, applied to whole leaves.
 
-    The temporaries of the function exist for one chunk only, whatever the size of the leaves. Each device maps its own
-    shards, over explicit and automatic mesh axes alike. One loop maps all leaves of a dtype, up to 8 million weights,
-    so that XLA compiles the function once or a few times.
-
-    Attributes:
-      fn: `(tuple of [n] arrays, *operands) -> [n] array`, for weights of one or several tensors. It must have no arrays
-        of its own: give them as operands.
-      chunk_size: the largest `n` for `fn`, or `None` for 8192 on CPU and 131,072 elsewhere.
-      needs_scale: whether the first operand of `fn` is the `Scale` of the tensor of each weight, arrays `[n]`.
+    `fn` maps a tuple of arrays `[n]` and operands to an array `[n]`. It must have no arrays of its own. Its temporaries
+    exist for one chunk only, at most `chunk_size` weights. Each device maps its own shards. One loop maps all leaves of
+    a dtype, up to 8 million weights, so that XLA compiles the function once or a few times. With `needs_scale`, the
+    first operand is the `Scale` of the tensor of each weight, arrays `[n]`.
     """
 
     fn: Callable[..., jax.Array]
@@ -84,11 +69,7 @@ class LeafMap:
     needs_scale: bool = False
 
     def __call__(self, leaves: Sequence[LeafHistory], *operands: Any) -> list[jax.Array]:
-        """Applies the function to the histories of leaves, with trees of unsharded arrays as operands.
-
-        Returns:
-          For each leaf an array of its shape and dtype.
-        """
+        """Map the histories of leaves to arrays of their shapes and dtypes; operands are trees of unsharded arrays."""
         return map_where_they_are(self, leaves, operands)
 
     def map_shards(
@@ -132,7 +113,7 @@ def _map_chunks(leaf_map: LeafMap, chunks: Chunks, operands: Any, mesh_axes: Mes
 
 
 def finite_or_last(forecast: jax.Array, history: LeafHistory) -> jax.Array:
-    """The forecast in the dtype of the history, or the last snapshot where that dtype has no such value."""
+    """Return the forecast in the dtype of the history, or the last snapshot where this dtype has no such value."""
     forecast = forecast.astype(history[-1].dtype)
     return jnp.where(jnp.isfinite(forecast), forecast, history[-1])
 
@@ -152,7 +133,7 @@ def check_network(name: str, params: Any, network: str, draw: Callable[[], Any])
 
 
 def check_chunk_size(chunk_size: Any) -> int | None:
-    """Raises a `ValueError` unless it is an int of at least 1, or `None`."""
+    """Raise a `ValueError` unless it is an int of at least 1, or `None`."""
     if chunk_size is None:
         return None
     meaning = (
@@ -163,5 +144,18 @@ def check_chunk_size(chunk_size: Any) -> int | None:
 
 
 def default_chunk_size() -> int:
-    """How many weights go through a network at a time, where the user does not say it."""
+    """Return how many weights go through a network at a time by default."""
     return _CHUNK_SIZE_ON_CPU if jax.default_backend() == "cpu" else _CHUNK_SIZE_ELSEWHERE
+
+
+def known_horizon(horizon: Any, default: int, num_horizons: int | None = None) -> jax.Array:
+    """Return the horizon to forecast; a traced horizon is clipped to the range, another one must be an int in it."""
+    horizon = default if horizon is None else horizon
+    if not isinstance(horizon, jax.Array):
+        horizon = check_horizon("horizon", horizon, num_horizons)
+    return clip_horizon(horizon) if num_horizons is None else clip_horizon(horizon, num_horizons)
+
+
+def check_horizon(name: str, horizon: Any, num_horizons: int | None) -> int:
+    """Raise a `ValueError` unless the nowcaster forecasts this horizon."""
+    return check_int(name, horizon, "how many snapshots ahead to forecast", minimum=1, maximum=num_horizons)

@@ -14,8 +14,15 @@ from jax.sharding import PartitionSpec
 from wnn_jax._checks import check_int
 from wnn_jax._roles import ROLES, default_roles, names_along
 from wnn_jax._window import LeafHistory, check_length, summarize_nowcaster
-from wnn_jax.nowcasters._leaves import CONTEXT, check_chunk_size, check_network, default_chunk_size
-from wnn_jax.nowcasters._multi_horizon import NUM_HORIZONS, check_horizon, known_horizon
+from wnn_jax.nowcasters._leaves import (
+    CONTEXT,
+    check_chunk_size,
+    check_horizon,
+    check_network,
+    default_chunk_size,
+    known_horizon,
+)
+from wnn_jax.nowcasters._multi_horizon import NUM_HORIZONS
 from wnn_jax.nowcasters.nino._builders import build_description
 from wnn_jax.nowcasters.nino._description import Description, build_graph, check_description
 from wnn_jax.nowcasters.nino._graph import MAX_WINDOW, NUM_KINDS, NUM_POSITIONS, Graph, Tensor
