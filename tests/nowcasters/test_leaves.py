@@ -40,10 +40,6 @@ def test_leaves_come_back_in_their_order(chunk_size: int | None):
         np.testing.assert_array_equal(mapped, slope(leaf))
 
 
-def test_no_leaves():
-    assert LeafMap(slope)([]) == []
-
-
 @pytest.mark.parametrize(("chunk_size", "sizes"), [(4, {4}), (2, {2}), (100, {100}), (1000, {20 * 19})])
 def test_one_call_for_all_leaves_has_no_more_than_a_chunk(chunk_size: int, sizes: set[int]):
     calls: list[int] = []
@@ -55,12 +51,6 @@ def test_one_call_for_all_leaves_has_no_more_than_a_chunk(chunk_size: int, sizes
     LeafMap(record_call, chunk_size)([pair((2, 3)), pair((6,)), pair((7,))] * 20)
     assert len(calls) == 1
     assert set(calls) == sizes
-
-
-@pytest.mark.parametrize("chunk_size", [2, 100])
-def test_the_result_has_the_dtype_of_the_arrays(chunk_size: int):
-    (mapped,) = LeafMap(lambda chunk: slope(chunk).astype(jnp.float32), chunk_size)([pair((5,), jnp.bfloat16)])
-    assert mapped.dtype == jnp.bfloat16
 
 
 def weighted(chunk: Pair, weights: dict[str, jax.Array], offset: Any) -> jax.Array:
@@ -159,7 +149,7 @@ SPECS = [
 ]
 
 
-@pytest.mark.slow_but(2)
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("in_mesh_context", [True, False])
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 def test_shards_stay_where_they_are(axis_type: AxisType, in_mesh_context: bool):

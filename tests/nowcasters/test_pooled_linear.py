@@ -61,19 +61,6 @@ def test_what_is_trained_is_what_forecasts(nowcaster: PooledLinear, shape: tuple
     assert_close(weights[-1] + changes[:, 11], predicted.reshape(-1)[chosen])
 
 
-def test_rows_and_columns_are_told_apart(nowcaster: PooledLinear):
-    """What is known of rows changes everywhere with how one of them moves, but nowhere as in that one."""
-    history = [np.asarray(snapshot) for snapshot in random_history((4, 6))]
-    factor = np.array([[1], [1], [0.1], [1]], np.float32)
-    pools = nowcaster.statistics(history)
-    quieter = nowcaster.statistics([history[-1] + factor * (snapshot - history[-1]) for snapshot in history])
-    moved = np.abs(quieter.row - pools.row).max(axis=(1, 2))
-    assert moved.argmax() == 2
-    assert moved[2] > 5 * np.delete(moved, 2).max()
-    # The rms of the row beside that of the tensor, as half a logarithm.
-    assert quieter.row[2, 0, 0] < pools.row[2, 0, 0] - 0.5
-
-
 def test_a_weight_that_did_not_move_stays_whatever_its_row_does(nowcaster: PooledLinear):
     history = [snapshot.at[1, 2].set(0.1).at[:, 3].set(-2.0) for snapshot in random_history((4, 6))]
     predicted = predict(nowcaster.params, history)

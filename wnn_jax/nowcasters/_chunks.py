@@ -139,6 +139,11 @@ def chunks_of(
         yield Chunks([leaves[index] for index in part], chunk_size), part
 
 
+def for_each_chunk(num_chunks: int, fn: Callable[[Any, jax.Array], jax.Array], value: jax.Array) -> jax.Array:
+    """Apply `fn(index, value)` to one chunk after the other."""
+    return fn(0, value) if num_chunks == 1 else jax.lax.fori_loop(0, num_chunks, fn, value)
+
+
 def _array(numbers: Any) -> jax.Array:
     """Make an array of ints. It is not constant, because `custom_partitioning` does not take constants."""
     return jnp.stack([jnp.full([], number, jnp.int32) for number in numbers])

@@ -2,18 +2,18 @@
 
 import dataclasses
 import functools
-import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wnn_jax._checks import check_int
 from wnn_jax._trees import MeshAxes, map_where_they_are
 from wnn_jax._window import LeafHistory, check_length, clip_horizon
-from wnn_jax.nowcasters._chunks import Chunks, chunks_of
+from wnn_jax.nowcasters._chunks import Chunks, chunks_of, for_each_chunk
 from wnn_jax.nowcasters._scale import scales_of
 
 CONTEXT = 5
@@ -27,7 +27,7 @@ def map_by_role(
     roles: Any,
     predict: Callable[[str, list[LeafHistory]], Sequence[jax.Array]],
     *,
-    handled: Iterable[str],
+    handled: Collection[str],
     by_name: bool = False,
 ) -> Any:
     """Forecast a tree of parameters from 5 snapshots, all leaves of one role at once.
@@ -41,10 +41,9 @@ def map_by_role(
     snapshots = [treedef.flatten_up_to(snapshot) for snapshot in history]
     leaves: list[LeafHistory] = [tuple(map(jnp.asarray, leaf)) for leaf in zip(*snapshots, strict=True)]
     forecast = [leaf[-1] for leaf in leaves]
-    known = set(handled)
     groups: dict[tuple[str, str], list[int]] = {}
     for index, (path, role) in enumerate(leaf_roles):
-        if role in known:
+        if role in handled:
             name = re.sub(r"\d+", "", jax.tree_util.keystr(path)) if by_name else ""
             groups.setdefault((role, name), []).append(index)
     for (role, _), indices in groups.items():
@@ -72,9 +71,7 @@ class LeafMap:
         """Map the histories of leaves to arrays of their shapes and dtypes; operands are trees of unsharded arrays."""
         return map_where_they_are(self, leaves, operands)
 
-    def map_shards(
-        self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
-    ) -> list[jax.Array]:
+    def map_shards(self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]) -> list[Any]:
         """See `ShardMap.map_shards`."""
         flat = [tuple(array.reshape(-1) for array in leaf) for leaf in leaves]
         mapped = [leaf[0] for leaf in leaves]
@@ -103,13 +100,8 @@ def _map_chunks(leaf_map: LeafMap, chunks: Chunks, operands: Any, mesh_axes: Mes
         result = leaf_map.fn(chunk.history, *scale, *operands).astype(mapped.dtype)
         return jax.lax.dynamic_update_slice_in_dim(mapped, result, chunk.start, axis=0)
 
-    mapped = chunks.zeros()
-    if chunks.num_chunks == 1:
-        mapped = write_chunk(0, mapped)
-    else:
-        mapped = jax.lax.fori_loop(0, chunks.num_chunks, write_chunk, mapped)
-    ends = itertools.accumulate(chunks.sizes)
-    return [mapped[end - size : end] for end, size in zip(ends, chunks.sizes, strict=True)]
+    mapped = for_each_chunk(chunks.num_chunks, write_chunk, chunks.zeros())
+    return jnp.split(mapped, np.cumsum(chunks.sizes)[:-1])
 
 
 def finite_or_last(forecast: jax.Array, history: LeafHistory) -> jax.Array:
@@ -136,10 +128,8 @@ def check_chunk_size(chunk_size: Any) -> int | None:
     """Raise a `ValueError` unless it is an int of at least 1, or `None`."""
     if chunk_size is None:
         return None
-    meaning = (
-        f"how many weights to forecast at a time, or None for {_CHUNK_SIZE_ON_CPU} on CPU and {_CHUNK_SIZE_ELSEWHERE} "
-        "elsewhere"
-    )
+    default = f"{_CHUNK_SIZE_ON_CPU} on CPU and {_CHUNK_SIZE_ELSEWHERE} elsewhere"
+    meaning = f"how many weights to forecast at a time, or None for {default}"
     return check_int("chunk_size", chunk_size, meaning, minimum=1)
 
 

@@ -60,20 +60,7 @@ class MultiHorizonNowcaster:
         return cls(cls.network_class(**sizes).draw(key))
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecast a tree of parameters.
-
-        Args:
-          history: 5 parameter trees, oldest first.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced horizon is clipped
-            to this range.
-
-        Returns:
-          The forecast, a tree like the parameters.
-
-        Raises:
-          ValueError: if `horizon` is out of range or no int, or `history` does not have 5 trees.
-        """
+        """Forecast a tree of parameters; see `Nowcaster`. A horizon that is an array is clipped to the known range."""
         known = known_horizon(horizon, self.default_horizon, self.network.num_horizons)
 
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:

@@ -129,19 +129,7 @@ class CurveFit:
         return summarize_nowcaster(self, kind=self.kind)
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecast a tree of parameters; see `Nowcaster`.
-
-        Args:
-          history: five trees like the parameters, oldest first, evenly spaced.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, an int >= 1, or an array, which is clipped to this range. `None` is 5.
-
-        Returns:
-          The forecast: the tree, shapes and dtypes of the parameters.
-
-        Raises:
-          ValueError: if `history` does not have five snapshots, or `horizon` is out of its range.
-        """
+        """Forecast a tree of parameters; see `Nowcaster`. A horizon that is an array is clipped to 1 and more."""
         time = CONTEXT - 1 + known_horizon(horizon, self.default_horizon)
 
         def predict(_: str, leaves: list[LeafHistory]) -> list[jax.Array]:

@@ -32,13 +32,7 @@ _NUM_FEATURES = _NUM_CHANGES + 2 * len(_LAGS) + 3
 
 
 class Pools(NamedTuple):
-    """Numbers of the rows, the columns and the whole of a tensor: arrays that broadcast with it.
-
-    Attributes:
-      row: `[1, ..., rows, 1, features]` for a tensor `[..., rows, columns]`. A vector is a single row.
-      column: `[1, ..., 1, columns, features]`.
-      tensor: `[1, ..., 1, 1, features]`.
-    """
+    """Numbers of rows `[..., rows, 1, features]`, columns `[..., 1, columns, features]`, and the whole of a tensor."""
 
     row: Any
     column: Any
@@ -97,15 +91,13 @@ class PooledLinear(MultiHorizonNowcaster):
     columns still tell one neuron from another. Columns are the outputs of a matrix, its last axis. Rows are its inputs,
     the axis before, pooled over the window of a convolution. A vector is a single row of columns.
 
-    A weight costs some fifty multiply-adds. The temporary memory is at most the size of the largest leaf, or of its
-    history where several leaves have one shape. Devices exchange only sums of rows and columns. Over automatic mesh
-    axes this needs leaves of one shape to be sharded alike if their names differ in numbers only.
-
-    The inputs of the networks do not depend on the scale of the weights or of their changes.
+    The temporary memory is at most the size of the largest leaf, or of its history if several leaves have one shape.
+    Devices exchange only sums of rows and columns. Over automatic mesh axes this needs leaves of one shape to be
+    sharded alike if their names differ in numbers only.
 
     Attributes:
       params: the parameters of its networks.
-      default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
+      default_horizon: how many snapshots ahead it forecasts if `horizon` is `None`.
       record: how the networks were trained; kept by `wnn_jax.save`.
 
     Raises:

@@ -132,19 +132,7 @@ class WNN:
         return cls({role: _init_network(role_key) for role, role_key in zip(roles, keys, strict=True)})
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: None = None) -> Any:
-        """Forecast a tree of parameters.
-
-        Args:
-          history: 5 parameter trees, oldest first.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: must be `None`, because the training of these networks fixes their horizon.
-
-        Returns:
-          The forecast, a tree like the parameters.
-
-        Raises:
-          ValueError: if `horizon` is not `None`, or `history` does not have 5 trees.
-        """
+        """Forecast a tree of parameters; see `Nowcaster`. The training of these networks fixes their horizon."""
         if horizon is not None:
             raise ValueError(f"horizon={horizon!r} was given, but WNN takes none: it is fixed by the training.")
         return map_by_role(history, roles, self._predict_leaves, handled=self.params)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wnn_jax.nowcasters._chunks import for_each_chunk
+
 Layer = Mapping[str, Any]
 # On accelerators the default rounds the factors to fewer bits than the published outputs agree in.
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -112,11 +114,6 @@ class Messages:
         if layer is not None:
             kernel, by_kind = _dot(kernel, layer["kernel"]), dense(by_kind, layer)
         return _dot(edges.features, kernel) + by_kind[edges.kinds]
-
-
-def for_each_chunk(num_chunks: int, fn: Callable[[Any, jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    """Apply `fn(index, value)` to one chunk after the other."""
-    return fn(0, value) if num_chunks == 1 else jax.lax.fori_loop(0, num_chunks, fn, value)
 
 
 def dense(inputs: jax.Array, layer: Layer) -> jax.Array:

@@ -10,11 +10,11 @@ import numpy as np
 
 from wnn_jax._trees import wide_dtype
 from wnn_jax._window import LeafHistory
-from wnn_jax.nowcasters._chunks import Chunk, Chunks, chunks_of
+from wnn_jax.nowcasters._chunks import Chunk, Chunks, chunks_of, for_each_chunk
 from wnn_jax.nowcasters._leaves import CONTEXT, finite_or_last
 from wnn_jax.nowcasters._scale import Scale, scales_of, standardize
 from wnn_jax.nowcasters.nino._graph import KINDS, Ends, Graph
-from wnn_jax.nowcasters.nino._messages import Edges, Layer, Messages, dense, for_each_chunk
+from wnn_jax.nowcasters.nino._messages import Edges, Layer, Messages, dense
 
 
 class Cut(NamedTuple):

@@ -158,18 +158,7 @@ class NiNo:
         self._graph_of(params, roles)
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecast a tree like the parameters.
-
-        Args:
-          history: 5 parameter trees, oldest first.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced horizon is clipped
-            to this range.
-
-        Raises:
-          ValueError: if `horizon` is out of range or no int, `history` does not have 5 trees, or there is no graph of
-            such parameters.
-        """
+        """Forecast a tree of parameters; see `Nowcaster`. A horizon that is an array is clipped to 1, ..., 40."""
         check_length(history, CONTEXT)
         chosen = known_horizon(horizon, self.default_horizon, NUM_HORIZONS) - 1
         graph = self._graph_of(history[-1], roles)
