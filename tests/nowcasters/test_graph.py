@@ -453,7 +453,7 @@ def test_layouts_are_read_and_written_back():
     ):
         tensor, leaf = Tensor("", names, shape, role), jnp.asarray(rng.normal(size=shape))
         matrix = tensor.to_matrix(leaf)
-        assert tensor.sizes == sizes
+        assert tensor.sizes == list(sizes)
         assert matrix.shape == (sizes[0], sizes[1] * sizes[2])
         np.testing.assert_array_equal(tensor.from_matrix(matrix), leaf)
 

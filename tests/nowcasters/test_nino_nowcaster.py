@@ -99,12 +99,11 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
     forecast, start = [leaf[-1] for leaf in leaves], 0
     remaining = iter(features)
     for (piece, _, _), (mean, std) in zip(graph.blocks, scales, strict=True):
-        window = piece.tensor.sizes[0]
         cuts = []
-        for begin in range(0, window, 9):
-            feature, size = next(remaining), min(9, window - begin)
+        for cut in piece.tensor.cuts:
+            feature, size = next(remaining).reshape(-1, 9, 5), cut.stop - cut.start
             change = outputs[start : start + len(feature), :size]
-            cuts.append((feature.reshape(-1, 9, 5)[:, :size, -1] + change) * std + mean)
+            cuts.append((feature[:, :size, -1] + change) * std + mean)
             start += len(feature)
         new = piece.tensor.from_matrix(jnp.asarray(np.concatenate(cuts, axis=1).T))
         forecast[piece.leaf] = piece.put(forecast[piece.leaf], new)

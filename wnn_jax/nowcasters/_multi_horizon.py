@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wnn_jax._roles import ROLES
 from wnn_jax._window import LeafHistory, summarize_nowcaster
@@ -100,8 +101,9 @@ class HorizonNetwork(nn.Module):
     num_hidden: int = 3
     num_horizons: int = NUM_HORIZONS
 
-    # Not annotated, and so no field.
+    # Not annotated, and so no fields.
     outputs_per_horizon = ()
+    example = np.zeros([1, CONTEXT], np.float32)
 
     @nn.compact
     def __call__(self, inputs: Any, role: jax.Array, horizon: Any = None) -> Any:
@@ -119,13 +121,9 @@ class HorizonNetwork(nn.Module):
         """Apply the first, linear layer, without the role: `[*shape, width]`. Used in `__call__` only."""
         return Dense(self.width, name="expand")(inputs)
 
-    def example(self) -> Any:
-        """Make inputs of the shapes that it takes."""
-        return jnp.zeros([1, CONTEXT])
-
     def draw(self, key: jax.Array) -> Any:
         """Make random parameters."""
-        return self.init(key, self.example(), jnp.array(0))["params"]
+        return self.init(key, self.example, jnp.array(0))["params"]
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Self:

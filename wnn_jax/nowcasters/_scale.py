@@ -27,12 +27,12 @@ def scales_of(chunks: Chunks, num_snapshots: int, mesh_axes: tuple[str, ...] = (
     dtype = wide_dtype(chunks.dtype)
     counts = num_snapshots * jax.lax.psum(1, mesh_axes) * chunks.counts().astype(dtype)
     # Values are measured from one value, so that a tensor that does not vary has a deviation of exactly zero.
-    anchors = _over_mesh(jax.lax.pmax, chunks.firsts().astype(dtype), mesh_axes)
+    anchors = jax.lax.pmax(chunks.firsts().astype(dtype), mesh_axes)
 
     def distance(snapshot: jax.Array, anchor: jax.Array) -> jax.Array:
         return jnp.abs(snapshot.astype(dtype) - anchor)
 
-    units = units_of(_over_mesh(jax.lax.pmax, chunks.fold(distance, [anchors], largest=True), mesh_axes))
+    units = units_of(jax.lax.pmax(chunks.fold(distance, [anchors], largest=True), mesh_axes))
 
     def value(snapshot: jax.Array, anchor: jax.Array, unit: jax.Array) -> jax.Array:
         return (snapshot.astype(dtype) - anchor) / unit
@@ -40,8 +40,8 @@ def scales_of(chunks: Chunks, num_snapshots: int, mesh_axes: tuple[str, ...] = (
     def square(snapshot: jax.Array, anchor: jax.Array, unit: jax.Array, mean: jax.Array) -> jax.Array:
         return (value(snapshot, anchor, unit) - mean) ** 2
 
-    means = _over_mesh(jax.lax.psum, chunks.fold(value, [anchors, units], largest=False), mesh_axes) / counts
-    squares = _over_mesh(jax.lax.psum, chunks.fold(square, [anchors, units, means], largest=False), mesh_axes)
+    means = jax.lax.psum(chunks.fold(value, [anchors, units], largest=False), mesh_axes) / counts
+    squares = jax.lax.psum(chunks.fold(square, [anchors, units, means], largest=False), mesh_axes)
     return Scale(anchors + units * means, units * jnp.sqrt(squares / (counts - 1)))
 
 
@@ -52,7 +52,3 @@ def units_of(largest: Any) -> Any:
     # Neither a unit nor its reciprocal, by which a compiler may multiply, is denormal.
     exponents = xp.clip(xp.frexp(largest)[1] - 1, limits.minexp + 1, limits.maxexp - 4)
     return xp.ldexp(xp.ones_like(largest), exponents)
-
-
-def _over_mesh(combine: Any, values: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-    return combine(values, mesh_axes) if mesh_axes else values

@@ -54,18 +54,14 @@ class PoolNetwork(HorizonNetwork):
 class PooledNetwork(HorizonNetwork):
     """Choose coefficients for every row, every column and the tensor, with a network for each kind."""
 
+    example = Pools(*[np.zeros([1, _NUM_FEATURES], np.float32)] * 3)
+
     @nn.compact
     def __call__(self, inputs: Pools, role: jax.Array, horizon: Any = None) -> Pools:
         """Map the features of the pools to their coefficients; see `HorizonNetwork`."""
         sizes = self.width, self.num_hidden, self.num_horizons
-        networks = (PoolNetwork(*sizes, name=name) for name in Pools._fields)
-        return Pools(
-            *(network((pool, inputs.tensor), role, horizon) for network, pool in zip(networks, inputs, strict=True))
-        )
-
-    def example(self) -> Pools:
-        """See `HorizonNetwork.example`."""
-        return Pools(*[jnp.zeros([1, _NUM_FEATURES])] * len(Pools._fields))
+        pools = inputs._asdict().items()
+        return Pools(*(PoolNetwork(*sizes, name=name)((pool, inputs.tensor), role, horizon) for name, pool in pools))
 
     @classmethod
     def of(cls, params: Any) -> Self:
@@ -235,14 +231,19 @@ def _features(history: Sequence[Any]) -> Pools:
 
 def _pool_features(means: Any, count: int, reference: Any) -> Any:
     """Return the features of pools of `count` weights; `reference` is a size to compare the size of changes with."""
-    xp = _namespace(means)
-    changes, squares, lagged = means[..., :_NUM_CHANGES], means[..., _SQUARES], means[..., _SQUARES.stop :]
-    rms = _rms(means)
-    common = _ratio(changes, rms)
+    xp, rms = _namespace(means), _rms(means)
+
+    def ratio(value: Any, size: Any) -> Any:
+        return value / xp.where(size == 0, 1, size)
+
+    def log_ratio(value: Any, size: Any) -> Any:
+        return xp.log(xp.clip(ratio(value, size), 1e-4, 1e4)) / 2  # From -4.6 to 4.6.
+
+    common = ratio(means[..., :_NUM_CHANGES], rms)
     features = [
-        _log_ratio(rms, reference),
-        _log_ratio(squares**0.5, rms),
-        _ratio(lagged, rms**2),
+        log_ratio(rms, reference),
+        log_ratio(means[..., _SQUARES] ** 0.5, rms),
+        ratio(means[..., _SQUARES.stop :], rms**2),
         (common**2).mean(axis=-1, keepdims=True) ** 0.5,
         *((common[..., lag:] * common[..., :-lag]).mean(axis=-1, keepdims=True) for lag in _LAGS),
         xp.full_like(rms, math.log(count) / 8),
@@ -253,16 +254,6 @@ def _pool_features(means: Any, count: int, reference: Any) -> Any:
 def _rms(means: Any) -> Any:
     """Return the root mean square of all changes of pools, `[..., 1]`, from their moments."""
     return means[..., _SQUARES].mean(axis=-1, keepdims=True) ** 0.5
-
-
-def _ratio(value: Any, size: Any) -> Any:
-    """Return a value in units of a size, or the value itself where the size is zero."""
-    return value / _namespace(size).where(size == 0, 1, size)
-
-
-def _log_ratio(value: Any, size: Any) -> Any:
-    """Return half the logarithm of a ratio, from -4.6 to 4.6."""
-    return (xp := _namespace(size)).log(xp.clip(_ratio(value, size), 1e-4, 1e4)) / 2
 
 
 def _namespace(array: Any) -> Any:

@@ -5,7 +5,7 @@ All names that count are listed here, for Flax linen, Flax nnx and Equinox. A mo
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from wnn_jax.nowcasters.nino._description import split_tensors
@@ -88,20 +88,17 @@ class _Module:
             module = module.children.setdefault(name, _Module((*module.path, name)))
         return module
 
-    def walk(self) -> Iterator["_Module"]:
-        """Yield itself and all modules in it."""
-        yield self
-        for child in self.children.values():
-            yield from child.walk()
+    def walk(self) -> list["_Module"]:
+        """Return itself and all modules in it."""
+        return [self, *(module for child in self.children.values() for module in child.walk())]
 
     @property
     def parts(self) -> list["_Module"]:
         """The modules in it, without containers."""
-        nested = [
-            child.parts if child.kind in _CONTAINERS and not child.tensors else [child]
-            for child in self.children.values()
-        ]
-        return [part for parts in nested for part in parts]
+        parts: list[_Module] = []
+        for child in self.children.values():
+            parts += child.parts if child.kind in _CONTAINERS and not child.tensors else [child]
+        return parts
 
     @property
     def layers(self) -> list["_Module"]:
@@ -111,8 +108,7 @@ class _Module:
     @property
     def matrix(self) -> Tensor:
         """Its first matrix, or its first vector if it has no matrix."""
-        tensors = [tensor for module in self.walk() for tensor in module.tensors]
-        return min(tensors, key=lambda tensor: tensor.is_vector)
+        return min((tensor for module in self.walk() for tensor in module.tensors), key=lambda tensor: tensor.is_vector)
 
     @property
     def is_norm(self) -> bool:
@@ -124,7 +120,7 @@ class _Module:
 
 
 class _Neurons(NamedTuple):
-    """The output of a layer. A dense layer may be given all positions of an image."""
+    """The output of a layer."""
 
     name: str
     size: int
@@ -190,7 +186,7 @@ class _Builder:
             _refuse(block.matrix, "its residual block has no layer before it, or no layer")
         if not shortcuts and before.size == after.size:
             self.residual.append([before.name, after.name])
-        elif len(shortcuts) != 1 or shortcuts[0].matrix.sizes[1:] != (before.size, after.size):
+        elif len(shortcuts) != 1 or shortcuts[0].matrix.sizes[1:] != [before.size, after.size]:
             _refuse(block.matrix, "its residual block has no projection from its input to its output")
         for shortcut in shortcuts:
             self.edges[shortcut.matrix.path] = [before.name, after.name]
@@ -200,7 +196,7 @@ class _Builder:
 
     def _place(self, module: _Module, neurons: _Neurons) -> None:
         """Put the vectors of a module at some neurons."""
-        for vector in [tensor for inner in module.walk() for tensor in inner.tensors if tensor.is_vector]:
+        for vector in (tensor for inner in module.walk() for tensor in inner.tensors if tensor.is_vector):
             if vector.sizes[2] != neurons.size:
                 _refuse(vector, f"it has {vector.sizes[2]} elements for {neurons.size} neurons")
             self.edges[vector.path] = [neurons.name]

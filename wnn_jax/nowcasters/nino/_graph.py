@@ -63,10 +63,9 @@ class Tensor(NamedTuple):
         return (), axes[:1], axes[1:]
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
+    def sizes(self) -> list[int]:
         """Elements of a window, rows and columns."""
-        window, rows, columns = (math.prod(self.shape[axis] for axis in axes) for axes in self.axes)
-        return window, rows, columns
+        return [math.prod(self.shape[axis] for axis in axes) for axes in self.axes]
 
     @property
     def cuts(self) -> list[slice]:
@@ -87,24 +86,20 @@ class Tensor(NamedTuple):
 class Ends(NamedTuple):
     """Where the edges of a tensor begin and end: ints, or arrays of them for edges of several tensors.
 
-    Attributes:
-      first_row: the node of the first row. Other rows and columns belong to the nodes that follow.
-      num_row_nodes: how many nodes the rows belong to. A node has several rows if it is a channel of an image whose
-        positions were flattened.
-      row_repeats: how many successive rows belong to one node.
-      first_column: the node of the first column.
-      num_columns: how many columns there are.
-      is_diagonal: whether every column has its own row, as in a depthwise convolution.
-      is_reversed: whether the edges lead from columns to rows.
+    Rows and columns belong to nodes that follow one another. A node has several rows if it is a channel of an image
+    whose positions were flattened.
     """
 
     first_row: Any
     num_row_nodes: Any
     row_repeats: Any
+    """How many successive rows belong to one node."""
     first_column: Any
     num_columns: Any
     is_diagonal: Any
+    """Whether every column has its own row, as in a depthwise convolution."""
     is_reversed: Any
+    """Whether the edges lead from columns to rows."""
 
     def at(self, position: Any, xp: Any = jnp) -> tuple[Any, Any]:
         """Return the sources and the targets of edges at places `[n]` in the matrix, row by row."""
@@ -150,20 +145,13 @@ class Block(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A neural graph.
-
-    Attributes:
-      blocks: the edges of each tensor, in the order of the leaves.
-      sources: the sources of edges without a tensor: residual connections, heads, and loops.
-      targets: the targets of these edges.
-      kinds: the kinds of these edges.
-      degrees: `[nodes]`, how many edges lead to each node.
-      positions: `[nodes, 8]`, the place of each node: as given, or eigenvectors of the Laplacian.
-    """
+    """A neural graph: the edges of tensors in the order of leaves, and residual connections, heads and loops."""
 
     blocks: tuple[Block, ...]
     sources: np.ndarray
     targets: np.ndarray
     kinds: np.ndarray
     degrees: np.ndarray
+    """`[nodes]`, how many edges lead to each node."""
     positions: np.ndarray
+    """`[nodes, 8]`, the place of each node: as given, or eigenvectors of the Laplacian."""

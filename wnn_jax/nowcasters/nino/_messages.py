@@ -15,21 +15,15 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Edges(NamedTuple):
-    """Edges of a graph.
-
-    Attributes:
-      sources: `[n]`, the nodes where they begin.
-      targets: `[n]`, the nodes where they end.
-      kinds: `[n]`, what they are, see `KINDS`.
-      features: `[n, up to 45]`, the normalised histories of the elements of a window, one after another.
-      is_new: `[n]`, `False` for edges that another chunk has too. These do not count.
-    """
+    """Edges of a graph: the nodes where they begin and end, and their `KINDS`, arrays `[n]`."""
 
     sources: Any
     targets: Any
     kinds: Any
     features: Any
+    """`[n, up to 45]`, the normalised histories of the elements of a window, one after another."""
     is_new: Any
+    """`[n]`, `False` for edges that another chunk has too. These do not count."""
 
 
 class Messages:
@@ -61,15 +55,14 @@ class Messages:
 
     def last_hidden(self, edges: Edges) -> jax.Array:
         """Return the last hidden layer of some edges, `[n, width]`."""
-        level = len(self._rounds)
-        return jax.nn.silu(dense(self._hidden(level, edges), self._after_edge(level, self._params["hidden"])))
+        level, layer = len(self._rounds), self._params["hidden"]
+        return jax.nn.silu(dense(self._hidden(level, edges), self._after_edge(level, layer)))
 
     def _pass_messages(self, level: int, layers: Layer, nodes: jax.Array, degrees: jax.Array) -> jax.Array:
         """Return the nodes after a round."""
         # A message to node i is s (A v_i + B v_j + b) + t, with s and t linear in the edge. Only the sums of s B v_j
         # and of the edges are computed edge by edge.
-        width = nodes.shape[1]
-        kernel = layers["message"]["kernel"]
+        width, kernel = nodes.shape[1], layers["message"]["kernel"]
         of_targets = dense(nodes, {**layers["message"], "kernel": kernel[:width]})
         of_sources = _dot(nodes, kernel[width:])
         gain = {name: array[..., :width] for name, array in layers["modulation"].items()}
