@@ -118,7 +118,7 @@ def test_what_is_beyond_the_dtype_stays(cls: Any, params: Any):
 def test_each_leaf_is_forecast_by_its_role(cls: Any, params: Any):
     leaf = random_history((40,))
     history = [{role: [snapshot] for role in ROLES} for snapshot in leaf]
-    predicted = cls(params)(history, {role: [role] for role in ROLES}, None)
+    predicted = jax.jit(lambda history: cls(params)(history, {role: [role] for role in ROLES}, None))(history)
     for role in ROLES:
         assert_close(predicted[role][0], predict(cls, params, leaf, role), rtol=1e-6)
     assert len({np.asarray(prediction).tobytes() for prediction in jax.tree.leaves(predicted)}) == len(ROLES)
