@@ -1,7 +1,7 @@
 """Haiku: train a transformed function.
 
-- `nowcast` takes the parameters as they are. It knows Haiku's names: `w`, `b`, `scale` and `offset`.
-- Haiku keeps the state of `hk.transform_with_state` apart, so `nowcast` does not forecast it.
+- Pass Haiku's parameters to `nowcast` without a change. It knows the names `w`, `b`, `scale` and `offset`.
+- With `hk.transform_with_state`, Haiku keeps the state apart from the parameters, so `nowcast` does not forecast it.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
 """Flax linen: use a `TrainState` with batch normalisation and an average of the weights.
 
 - Put `nowcast()` into the chain that you pass to `TrainState.create`. The rest of the loop stays the same. An average
-  of the parameters changes no update, so it may come after `nowcast`.
-- Running statistics of batch normalisation are not parameters, so they are not forecast. They follow the parameters
-  with every batch. The default's jumps are small enough for that.
-- Averaged weights never saw a batch. Estimate their batch statistics before you evaluate.
+  of the parameters does not change updates, so it may come after `nowcast`.
+- Running statistics of batch normalisation are not parameters, so `nowcast` does not forecast them. They adapt to the
+  parameters with every batch. The jumps of the default are small enough for that.
+- The running statistics do not fit averaged weights. Estimate new ones before you evaluate the average.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """Low-rank adapters: freeze the base, and forecast only the adapters.
 
-- With `optax.partition`, the frozen base has no optimizer, so it keeps no moments and no history.
-- Under a partition `nowcast` sees only the adapters. If you pass `roles`, pass a function. The default knows adapters
-  called `a` and `b`. Here they have other names, so `roles` says that they are matrices.
+- With `optax.partition`, the frozen base has no optimizer, so it takes no memory for moments or history.
+- Under a partition `nowcast` sees only the adapters. If you pass `roles`, pass a function. By default `nowcast`
+  recognises adapters called `a` and `b`. Here they have other names, so `roles` says that they are matrices.
 
 The base learns upright digits. The adapters learn digits that lie on their side.
 """

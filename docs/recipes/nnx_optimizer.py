@@ -1,6 +1,7 @@
 """Flax nnx: use `nowcast()` in an `nnx.Optimizer`.
 
-- Pass the chain as usual, with `wrt=nnx.Param`. Only parameters are forecast, not statistics, counters or keys.
+- Pass the chain as usual, with `wrt=nnx.Param`. `nowcast` then forecasts only parameters, not statistics, counters or
+  keys.
 - The optimizer's state holds nnx variables. `nnx.as_pure` takes the arrays out of them, for `wnn_jax.metrics`.
 """
 

@@ -1,9 +1,10 @@
 """Save and resume with Orbax, bit for bit.
 
-- Save the parameters together with the optimizer's state. The history is a part of that state. Without it, the next
-  jump has to wait for a new history.
+- Save the parameters together with the optimizer's state, which contains the history. Without a history, the next jump
+  comes later.
 - Orbax needs shapes and dtypes to restore. `jax.eval_shape` of `init` gives them without making an array.
-- Later batches depend on the step that was reached. Derive their keys from the step, or save the key too.
+- After a restart, each step must get the same batch as before. Derive its key from the number of the step, or save the
+  key too.
 """
 
 import tempfile

@@ -1,9 +1,9 @@
 """Sweep over learning rates: give each method its own best one.
 
 - The best learning rate with a nowcast may be a half, a quarter or less of the best one without. If both methods use
-  the learning rate that was tuned for one of them, the comparison is decided before it begins. Here the best ones are
-  3.2e-2 without and 4e-3 with a nowcast, and the two methods end level.
-- Choose the learning rate on validation data, as a mean over several seeds. Look at the test data once, at that
+  the learning rate that was tuned for one of them, the comparison is unfair. Here the best ones are 3.2e-2 without and
+  4e-3 with a nowcast, and the two methods end level.
+- Choose the learning rate on validation data, by the mean over several seeds. Look at the test data once, at that
   learning rate.
 - If the best one is the first or the last of the grid, extend the grid.
 

@@ -1,8 +1,8 @@
 """Plain Optax: run the whole training loop in one `jax.lax.scan`.
 
-- The state of `nowcast` is a tree of arrays whose shapes never change, so `scan` carries it.
-- `wnn_jax.metrics` works inside the scan, which returns its scalars for every step.
-- Donate parameters and state: then a step without a visit to the history copies nothing of it.
+- The state of `nowcast` is a tree of arrays with fixed shapes, so `scan` can carry it.
+- Call `wnn_jax.metrics` inside the scan to get its scalars for every step.
+- Donate parameters and state. Then most steps do not copy the history.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Several seeds: train them at once with `jax.vmap`.
 
-- The forecast stays inside a conditional. It runs only on steps on which some seed jumps.
-- Seeds are independent. If the jump of one seed is not finite, only that jump is rejected.
-- All counts have an axis of seeds. Never report a result of a single seed.
+- The forecast stays inside a conditional under `vmap`. It runs only on steps at which some seed jumps.
+- Seeds are independent. If the jump of one seed is not finite, `nowcast` rejects only that jump.
+- Each count has one value for each seed. Never report the result of a single seed.
 """
 
 from typing import Any

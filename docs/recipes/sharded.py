@@ -2,8 +2,8 @@
 
 - The history takes the shardings of the parameters that you pass to `init`. Under `jit` with automatic axes, pass
   `out_shardings` too. [Train on several hosts](../guides/several-hosts.md) has the code.
-- No weight leaves its device for a forecast. If the rows of a matrix are on several devices, each block is
-  orthogonalised by itself. So the default's jumps depend a little on the sharding.
+- No weight leaves its device for a forecast. If a matrix is sharded, each device orthogonalises its own part. So the
+  jumps of the default depend a little on the sharding.
 - A CPU can act as several devices: call `jax.config.update("jax_num_cpu_devices", 8)` before you make the first array.
 """
 

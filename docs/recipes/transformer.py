@@ -1,9 +1,9 @@
 """Transformer: combine warm-up, cosine, clipping, weight decay and gradient accumulation.
 
 - Clipping, decay and schedule belong to the optimizer's own step. Accumulation makes one step of four calls. `nowcast`
-  comes last and counts calls, so a visit every 40 calls is one every 10 steps.
-- If the learning rate decays, the optimizer's displacement shrinks, and the jumps shrink with it.
-- Start with the best learning rate of plain training. Then try a half and a quarter of it.
+  comes last and counts calls, so a visit every 40 calls is a visit every 10 steps.
+- If the learning rate decays, the optimizer's steps get shorter, and the jumps with them.
+- Start with the learning rate that is best without `nowcast`. Then try half of it and a quarter of it.
 """
 
 from typing import Any

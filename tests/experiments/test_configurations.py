@@ -106,7 +106,7 @@ def test_a_benchmark_has_several_tasks_and_its_rivals(name: str, count: int) -> 
         assert len(comparison.seeds) >= 3
         # The learning rates of the long language model are the best of those of the shorter one.
         num_rates = 2 if comparison.num_steps == 10_000 else 4
-        assert all(len(comparison.rates_of(method)) >= num_rates for method in comparison.methods)
+        assert all(len(comparison.learning_rates_of(method)) >= num_rates for method in comparison.methods)
 
 
 @pytest.mark.slow

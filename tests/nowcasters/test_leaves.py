@@ -1,5 +1,6 @@
 """How a function is applied to many leaves: chunk by chunk, with statistics of whole tensors, where the shards are."""
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -15,7 +16,7 @@ from wnn_jax.nowcasters._chunks import chunks_of
 from wnn_jax.nowcasters._leaves import LeafMap
 from wnn_jax.nowcasters._scale import Scale, scales_of
 
-SHAPES = [(), (0,), (3, 0), (1,), (5,), (3, 7), (2, 3, 2, 5)]
+SHAPES = [(), (3, 0), (5,), (3, 7), (2, 3, 2)]
 Pair = tuple[jax.Array, jax.Array]
 
 
@@ -30,18 +31,14 @@ def pair(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Pair:
     return first.astype(dtype), (first**2 % 50).astype(dtype)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 21, 50, 1000, None])
+@pytest.mark.parametrize("chunk_size", [1, 21, 50, None])
 def test_leaves_come_back_in_their_order(chunk_size: int | None):
-    shapes = [*SHAPES, *reversed(SHAPES), (7, 3), (21,)]
+    shapes = [*SHAPES, *reversed(SHAPES)]
     leaves = [pair(shape, dtype) for shape, dtype in zip(shapes, itertools.cycle([jnp.float32, jnp.float16]))]
     leaves = [(first + index, last + index) for index, (first, last) in enumerate(leaves)]
-    for leaf, mapped in zip(leaves, LeafMap(slope, chunk_size)(leaves), strict=True):
+    for leaf, mapped in zip(leaves, jax.jit(LeafMap(slope, chunk_size))(leaves), strict=True):
         assert (mapped.shape, mapped.dtype) == (leaf[0].shape, leaf[0].dtype)
         np.testing.assert_array_equal(mapped, slope(leaf))
-
-
-def test_no_leaves():
-    assert LeafMap(slope)([]) == []
 
 
 @pytest.mark.parametrize(("chunk_size", "sizes"), [(4, {4}), (2, {2}), (100, {100}), (1000, {20 * 19})])
@@ -52,15 +49,9 @@ def test_one_call_for_all_leaves_has_no_more_than_a_chunk(chunk_size: int, sizes
         calls.append(chunk[0].size)
         return slope(chunk)
 
-    LeafMap(record_call, chunk_size)([pair((2, 3)), pair((6,)), pair((7,))] * 20)
+    jax.eval_shape(LeafMap(record_call, chunk_size), [pair((2, 3)), pair((6,)), pair((7,))] * 20)
     assert len(calls) == 1
     assert set(calls) == sizes
-
-
-@pytest.mark.parametrize("chunk_size", [2, 100])
-def test_the_result_has_the_dtype_of_the_arrays(chunk_size: int):
-    (mapped,) = LeafMap(lambda chunk: slope(chunk).astype(jnp.float32), chunk_size)([pair((5,), jnp.bfloat16)])
-    assert mapped.dtype == jnp.bfloat16
 
 
 def weighted(chunk: Pair, weights: dict[str, jax.Array], offset: Any) -> jax.Array:
@@ -74,9 +65,8 @@ OPERANDS = {"first": jnp.array(2.0), "last": jnp.array([[1.0, 0.0, 3.0]])}, 7
 @pytest.mark.parametrize("chunk_size", [1, 4, 1000])
 def test_every_call_is_given_whole_operands_that_may_be_traced(chunk_size: int):
     first, last = pair((3, 7))
-    for transform in (jax.jit, lambda fn: fn):
-        (mapped,) = transform(lambda *operands: LeafMap(weighted, chunk_size)([(first, last)], *operands))(*OPERANDS)
-        np.testing.assert_array_equal(mapped, 2 * first + 4 * last + 7)
+    (mapped,) = jax.jit(LeafMap(weighted, chunk_size))([(first, last)], *OPERANDS)
+    np.testing.assert_array_equal(mapped, 2 * first + 4 * last + 7)
 
 
 # Statistics of whole tensors. Their leaves have 5 snapshots.
@@ -96,7 +86,7 @@ def standardized(leaf: Any) -> np.ndarray:
     return (values[0] - values.mean()) / values.std(ddof=1)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 5, 8, 1000])
+@pytest.mark.parametrize("chunk_size", [5, 1000])
 def test_each_weight_is_told_of_its_own_tensor(chunk_size: int):
     leaves = [history(shape, seed) for seed, shape in enumerate([(3, 4), (6,), (12,), (2,), (6,)])]
     mapped = LeafMap(standard, chunk_size, needs_scale=True)(leaves)
@@ -111,7 +101,7 @@ def scales(leaves: Any) -> Scale:
     return jax.tree.map(lambda numbers: numbers[order], scales_of(chunks, 5))
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (2, 100, 2), (2**15, 7, 50_001), (4096, 4095)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 100, 2), (2**15, 7, 50_001)], ids=str)
 @pytest.mark.parametrize("exponent", [-100, 0, 100])
 def test_scales_are_those_of_numpy(sizes: tuple[int, ...], exponent: int):
     """In float32, where the squares of the first and the last would vanish or overflow."""
@@ -159,7 +149,7 @@ SPECS = [
 ]
 
 
-@pytest.mark.slow_but(2)
+@pytest.mark.slow_but(1)
 @pytest.mark.parametrize("in_mesh_context", [True, False])
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 def test_shards_stay_where_they_are(axis_type: AxisType, in_mesh_context: bool):
@@ -176,10 +166,7 @@ def test_shards_stay_where_they_are(axis_type: AxisType, in_mesh_context: bool):
         return compiled.as_text() or ""
 
     maps = LeafMap(lambda chunk, *operands: weighted(chunk[:2], *operands), 5), LeafMap(standard, 5, needs_scale=True)
-    if in_mesh_context:
-        with jax.set_mesh(mesh):
-            elementwise, summed = check(maps[0], *OPERANDS), check(maps[1])
-    else:
+    with jax.set_mesh(mesh) if in_mesh_context else contextlib.nullcontext():
         elementwise, summed = check(maps[0], *OPERANDS), check(maps[1])
     assert "while" in elementwise
     assert not [name for name in COLLECTIVES if name in elementwise]

@@ -17,6 +17,7 @@ from tests.helpers import (
     assert_close,
     assert_dots_are_precise,
     assert_trees_close,
+    bounded,
     published_arrays,
     published_file,
     pull_to_one,
@@ -71,19 +72,19 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
     graph = build_graph(neural_graph(history[0]) if description is None else description, tensors)
     leaves = list(zip(*map(jax.tree.leaves, history), strict=True))
     features, ends, kinds, scales = [], [], [], []
-    for piece, block in zip(graph.pieces, graph.blocks, strict=True):
+    for piece, kind, block_ends in graph.blocks:
         exact = np.stack([np.asarray(snapshot, np.float64) for snapshot in leaves[piece.leaf]])
         mean, std = exact.mean(), exact.std(ddof=1)
         scales.append((mean, std))
-        matrices = np.stack([block.layout.to_matrix(piece.of(snapshot)) for snapshot in exact], axis=-1)
+        matrices = np.stack([piece.tensor.to_matrix(piece.of(snapshot)) for snapshot in exact], axis=-1)
         window, size = matrices.shape[:2]
         for begin in range(0, window, 9):
             cut = (matrices[begin : begin + 9] - mean) / (std + 1e-6)
             padded = np.zeros([size, 9, 5])
             padded[:, : len(cut)] = np.moveaxis(cut, 1, 0)
             features.append(padded.reshape(size, 45))
-            ends.append(np.stack(block.ends.at(np.arange(size), np)))
-            kinds.append(np.full(size, block.kind))
+            ends.append(np.stack(block_ends.at(np.arange(size), np)))
+            kinds.append(np.full(size, kind))
     others = np.zeros([len(graph.kinds), 9, 5])
     others[:, 0] = np.where(graph.kinds == KINDS["self"], 2, 1)[:, None]
     sources, targets = np.concatenate([*ends, np.stack([graph.sources, graph.targets])], axis=1)
@@ -97,16 +98,14 @@ def by_reference(params: Any, history: list[Any], horizon: int, description: Any
     )[:, horizon - 1]
     forecast, start = [leaf[-1] for leaf in leaves], 0
     remaining = iter(features)
-    for piece, block, (mean, std) in zip(graph.pieces, graph.blocks, scales, strict=True):
-        shape = piece.of(leaves[piece.leaf][0]).shape
-        window = block.layout.sizes(shape)[0]
+    for (piece, _, _), (mean, std) in zip(graph.blocks, scales, strict=True):
         cuts = []
-        for begin in range(0, window, 9):
-            feature, size = next(remaining), min(9, window - begin)
+        for cut in piece.tensor.cuts:
+            feature, size = next(remaining).reshape(-1, 9, 5), cut.stop - cut.start
             change = outputs[start : start + len(feature), :size]
-            cuts.append((feature.reshape(-1, 9, 5)[:, :size, -1] + change) * std + mean)
+            cuts.append((feature[:, :size, -1] + change) * std + mean)
             start += len(feature)
-        new = block.layout.from_matrix(jnp.asarray(np.concatenate(cuts, axis=1).T), shape)
+        new = piece.tensor.from_matrix(jnp.asarray(np.concatenate(cuts, axis=1).T))
         forecast[piece.leaf] = piece.put(forecast[piece.leaf], new)
     return jax.tree.unflatten(jax.tree.structure(history[0]), forecast)
 
@@ -168,27 +167,19 @@ def test_queries_keys_and_values_in_one_leaf(params: Any, tmp_path: Path):
         exact = walk(ATTENTION, dtype=jnp.float64)
         joined = list(map(fused, exact))
         description = neural_graph(joined[0], num_heads=2)
-        expected = by_reference(params, joined, 5, description)
+        num_nodes = len(build_graph(description, tensors_of(joined[0], wnn_jax.default_roles(joined[0]))[0]).degrees)
+        description["positions"] = np.random.default_rng(0).normal(size=(num_nodes, 8)).astype(np.float32)
+        expected = by_reference(params, joined, 7, description)
     history = list(map(fused, walk(ATTENTION)))
-    wnn_jax.save(NiNo(params, graph=description), tmp_path / "nino.npz")
+    nowcaster = NiNo(params, graph=description, default_horizon=7)
+    description["edges"].clear()  # The nowcaster has a copy.
+    wnn_jax.save(nowcaster, tmp_path / "nino.npz")
     loaded = wnn_jax.load(tmp_path / "nino.npz")
     assert isinstance(loaded, NiNo)
+    assert (loaded.graph, loaded.default_horizon) == (nowcaster.graph, 7)
     roles = wnn_jax.default_roles(history[0])
     predicted = jax.jit(lambda history: loaded(history, roles))(history)
     jax.tree.map(assert_close, predicted, expected)
-
-
-def test_messages_go_from_inputs_to_outputs(params: Any):
-    """The weights of a layer are told of those two layers before, and not of those after."""
-
-    def changed_by(changed: str, leaf: str) -> float:
-        history = walk()
-        for time, snapshot in enumerate(history):
-            snapshot[changed]["kernel"] = snapshot[changed]["kernel"] + 10.0 * (-1) ** time
-        return float(np.abs(predict(params, history)[leaf]["kernel"] - predict(params, walk())[leaf]["kernel"]).max())
-
-    assert changed_by("Conv_0", "Dense_0") > 1e-4
-    assert changed_by("Dense_0", "Conv_0") == 0
 
 
 # Against the published code
@@ -242,8 +233,8 @@ def test_the_graph_of_the_published_code(golden: dict[str, np.ndarray], golden_h
     tensors, _ = tensors_of(golden_history[0], wnn_jax.default_roles(golden_history[0]))
     graph = build_graph(neural_graph(golden_history[0]), tensors)
     edges = [(graph.sources, graph.targets, graph.kinds)]
-    for tensor, block in zip(tensors, graph.blocks, strict=True):
-        _, rows, columns = block.layout.sizes(tensor.shape)
+    for block in graph.blocks:
+        _, rows, columns = block.piece.tensor.sizes
         edges.append((*block.ends.at(np.arange(rows * columns), np), np.full(rows * columns, block.kind)))
     ours = np.concatenate([np.stack(part) for part in edges], axis=1)
     theirs = np.stack([*golden["nino/edge_index"], golden["nino/edge_type"]])
@@ -272,12 +263,6 @@ def test_low_precision_leaves_are_forecast_in_float32(params: Any, dtype: Any):
     mixed = [{**tree, "Dense_0": wide_tree["Dense_0"]} for tree, wide_tree in zip(history, wide, strict=True)]
     expected["Dense_0"] = predict(params, wide)["Dense_0"]
     assert_trees_close(predict(params, mixed), expected, rtol=1e-2, atol=1e-2)
-
-
-@pytest.mark.slow
-def test_a_model_that_never_moved_stays(params: Any):
-    snapshot = jax.tree.map(lambda shape: jnp.full(shape, 0.1), SHAPES, is_leaf=is_shape)
-    jax.tree.map(functools.partial(assert_close, rtol=1e-5), predict(params, [snapshot] * 5), snapshot)
 
 
 def test_what_is_not_finite_comes_back_as_it_was(params: Any):
@@ -309,12 +294,9 @@ def test_sharded_parameters(params: Any, axis_type: AxisType):
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
         sharded = [jax.device_put(snapshot, shardings) for snapshot in history]
         predicted = jax.jit(predict, out_shardings=shardings if axis_type == AxisType.Auto else None)(params, sharded)
-        jax.tree.map(lambda leaf, sharding: assert_sharded(leaf, sharding), predicted, shardings)
+        equal = jax.tree.map(lambda leaf, other: leaf.sharding.is_equivalent_to(other, leaf.ndim), predicted, shardings)
+        assert all(jax.tree.leaves(equal))
     assert_trees_close(predicted, predict(params, history), rtol=1e-5, atol=1e-5)
-
-
-def assert_sharded(leaf: jax.Array, sharding: NamedSharding) -> None:
-    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
 def test_matrix_products_are_precise(params: Any):
@@ -357,24 +339,6 @@ def test_compilation_is_of_the_network_and_of_little_for_every_leaf(params: Any)
 # As a nowcaster
 
 
-def test_it_jumps_in_a_training(params: Any):
-    nowcaster = NiNo(params)
-    tx = optax.chain(optax.sgd(0.1), wnn_jax.nowcast(nowcaster, snapshot_every=1))
-    before = walk()[0]
-    steps = train(tx, before, 5)
-    plain = train(optax.sgd(0.1), before, 5)
-    assert_trees_close(steps[3].params, plain[3].params)
-    predicted = predict(params, [step.params for step in plain])
-
-    def bound(new: jax.Array, *window: jax.Array) -> jax.Array:
-        reach = 5 * np.ptp(np.stack(window), axis=0)
-        return jnp.clip(new, window[-1] - reach, window[-1] + reach)
-
-    expected = jax.tree.map(bound, predicted, *[step.params for step in plain])
-    assert_trees_close(steps[4].params, expected, rtol=1e-4, atol=1e-4)
-    assert int(optax.tree.get(steps[4].state, "num_nowcasts")) == 1
-
-
 def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: Any):
     tx = wnn_jax.nowcast(NiNo(params), snapshot_every=1)
     model = {"decoder": {"kernel": jnp.zeros((4, 8))}, "encoder": {"kernel": jnp.zeros((8, 4))}}
@@ -387,28 +351,17 @@ def test_what_cannot_be_read_is_refused_when_the_state_is_initialised(params: An
         wnn_jax.nowcast(given, snapshot_every=1).init(walk()[0])
 
 
-def test_a_graph_is_saved_with_it(params: Any, tmp_path: Path):
-    tensors, _ = tensors_of(walk()[0], wnn_jax.default_roles(walk()[0]))
-    num_nodes = build_graph(neural_graph(walk()[0]), tensors).num_nodes
-    given: Any = {**neural_graph(walk()[0]), "positions": np.full([num_nodes, 8], 0.1)}
-    nowcaster = NiNo(params, graph=given, default_horizon=7)
-    given["edges"].clear()  # It has a copy.
-    nowcaster.check_params(walk()[0], wnn_jax.default_roles(walk()[0]))
-    wnn_jax.save(nowcaster, tmp_path / "nino.npz")
-    loaded = wnn_jax.load(tmp_path / "nino.npz")
-    assert isinstance(loaded, NiNo)
-    assert (loaded.graph, loaded.default_horizon) == (nowcaster.graph, 7)
-    jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), dict(nowcaster.params))
-
-
-def test_masked_parameters(params: Any):
-    """It forecasts the part of a model that it is shown."""
+def test_it_jumps_in_a_training_of_masked_parameters(params: Any):
+    """It forecasts the part of a model that it is given."""
     mask = {name: name.startswith("Dense") for name in SHAPES}
     tx = optax.masked(wnn_jax.nowcast(NiNo(params), snapshot_every=1), mask)
     steps = train(optax.chain(optax.sgd(0.1), tx), walk()[0], 5, gradient=pull_to_one)
-    plain = train(optax.sgd(0.1), walk()[0], 5)
-    assert_trees_close(steps[-1].params["Conv_0"], plain[-1].params["Conv_0"])
-    assert np.abs(steps[-1].params["Dense_0"]["kernel"] - plain[-1].params["Dense_0"]["kernel"]).max() > 1e-4
+    plain = [step.params for step in train(optax.sgd(0.1), walk()[0], 5, gradient=pull_to_one)]
+    window = [{"Dense_0": tree["Dense_0"]} for tree in plain]
+    expected = plain[-1] | bounded(predict(params, window), window, 5)
+    assert_trees_close(steps[3].params, plain[3])
+    assert_trees_close(steps[4].params, expected, rtol=1e-4, atol=1e-4)
+    assert int(optax.tree.get(steps[4].state, "num_nowcasts")) == 1
 
 
 @pytest.mark.parametrize("horizon", [0, 41, 2.5])

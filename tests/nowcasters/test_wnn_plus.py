@@ -3,9 +3,6 @@
 import functools
 from typing import Any
 
-import hypothesis
-import hypothesis.extra.numpy as hnp
-import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
@@ -46,20 +43,6 @@ def test_agrees_with_the_reference(network: Any, role: str, horizon: int, shape:
     assert np.abs(predicted - history[-1]).max() > 0.01 * np.std(history)
 
 
-@pytest.mark.slow
-@hypothesis.settings(max_examples=30)
-@hypothesis.given(
-    hnp.arrays(np.float32, (5, 4), elements=st.floats(-100, 100, width=32, allow_subnormal=False)),
-    st.integers(1, 40),
-    st.sampled_from(ROLES),
-)
-def test_agrees_with_the_reference_on_any_history(network: Any, history: np.ndarray, horizon: int, role: str):
-    predicted = predict(network, list(history), role, horizon)
-    expected = reference.wnn_plus(list(history.astype(np.float64)), network, ROLES.index(role), horizon)
-    # A tensor that is nearly constant is normalised by little more than the rounding error of its mean.
-    np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-5 * np.abs([*history, expected]).max() + 1e-9)
-
-
 # Against the published code
 
 
@@ -98,12 +81,3 @@ def test_the_reference_predicts_what_the_published_code_does(
         history = list(np.moveaxis(golden[f"history/{name}"], -1, 0).astype(np.float64))
         predicted = reference.wnn_plus(history, nowcaster.params, ROLES.index(role), 10)
         assert_close(predicted, golden[f"{key}/k10/{name}"])
-
-
-@pytest.mark.slow_but(1)
-@pytest.mark.parametrize(("width", "num_published"), PUBLISHED_SIZES.values(), ids=PUBLISHED_SIZES)
-def test_init_has_the_published_size(width: int, num_published: int):
-    params = WNNPlus.init(jax.random.key(0), width=width).params
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert num_params == num_published - (15 - len(ROLES)) * width
-    assert WNNPlus.init(jax.random.key(0)).network.width == PUBLISHED_SIZES["wnn_plus"][0]

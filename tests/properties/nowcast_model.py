@@ -1,7 +1,7 @@
 """A plain model of `wnn_jax.nowcast`, written from its documentation.
 
-The model is told where the parameters are at each step, so that rounding does not add up. It checks where the step
-leads and what `wnn_jax.metrics` counts.
+The model is given the parameters of each step, so that rounding does not add up. It checks where the step leads and the
+counts of `wnn_jax.metrics`.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Landing(NamedTuple):
 
 @functools.cache
 def nowcaster_of(name: str) -> Any:
-    """A rule by its name in wnn_jax, or `KIND-CONTEXT` of a rule that only tests need, or a drift beyond its bound."""
+    """Make a rule by its name in wnn_jax, a rule `KIND-CONTEXT` that only tests need, or a drift beyond its bound."""
 
     def ahead(history: Any, role: str, horizon: Any) -> Any:
         horizon = 5 if horizon is None else horizon
@@ -79,7 +79,7 @@ class Model:
     mean: Tree = dataclasses.field(default_factory=Tree)
 
     def check_step(self, settings: Settings, params: Tree, updates: Tree, actual: Tree, metrics: Any) -> None:
-        """Takes a step from `params`, for which `nowcast` made `actual` from `updates`, and compares."""
+        """Take a step from `params`, for which `nowcast` made `actual` from `updates`, and compare."""
         every, counts = int(settings.snapshot_every), self.counts
         is_misplaced = self._is_misplaced(params)
         if is_misplaced is None:
@@ -95,11 +95,8 @@ class Model:
         is_drift = isinstance(nowcaster_of(self.nowcaster), Drift)
         if is_due:
             self.last_visit = self.count, every
-            landing = (
-                self._visit(after, scale, every)
-                if is_drift
-                else self._record(after, params, scale, max(round(horizon), 1))
-            )
+            horizon = max(round(horizon), 1)
+            landing = self._visit(after, scale, every) if is_drift else self._record(after, params, scale, horizon)
         if landing is not None:
             is_accepted = all(np.isfinite(leaf).all() for leaf in landing.params.values())
             counts["num_nowcasts" if is_accepted else "num_rejected"] += 1
@@ -116,52 +113,50 @@ class Model:
             for name, update in updates.items():
                 assert update.tobytes() == actual[name].tobytes(), f"{name}: another update, and there is no jump"
         if is_drift and is_due:
-            # What a rejected jump was made of is not finite.
+            # A rejected jump is not finite.
             self.history = [*self.history, _wide(left)] if landing is None or is_accepted else []
         self.before, self.left, self.count = params, left, self.count + 1
         expected = {**counts, "steps_since_nowcast": self.count - self.last_nowcast - 1}
         assert {name: int(metrics[name]) for name in expected} == expected
 
     def _is_misplaced(self, params: Tree) -> bool | None:
-        """Whether the parameters are not where the last update led, or `None` where that is hard to say."""
+        """Tell whether the parameters are not where the last update led, or return `None` if this is hard to tell."""
         if self.left is None or self.before is None:
             return False
-        found, left, before = (
+        actual, left, before = (
             {name: leaf for name, leaf in _wide(tree).items() if leaf.size and np.isfinite(leaf).all()}
             for tree in (params, self.left, self.before)
         )
-        if found.keys() - left.keys():
+        if actual.keys() - left.keys():
             return True
-        distances = [np.abs(found[name] - left[name]).ravel() for name in found.keys() & left.keys()]
-        lengths = [np.abs(left[name] - before[name]).ravel() for name in left.keys() & before.keys()]
-        distance, length = (float(np.linalg.norm(np.concatenate([*some, [0.0]]))) for some in (distances, lengths))
-        if distance == 0:
-            return False
+        distance, length = (
+            float(np.sqrt(sum(((one[name] - other[name]) ** 2).sum() for name in one.keys() & other.keys())))
+            for one, other in ((actual, left), (left, before))
+        )
+        if distance == 0 or self.layout != "points":  # Only single weights are checked exactly.
+            return None if distance else False
         largest = max(float(np.abs(leaf).max()) for leaf in left.values())
-        if self.layout == "points":
-            # All single weights are looked at, exactly.
-            if distance < 0.24 * length:
-                return False
-            return True if distance > 0.26 * length + 1e-5 * largest else None
-        return True if min(float(some.min()) for some in distances) > 30 * (length + largest) else None
+        if 0.24 * length <= distance <= 0.26 * length + 1e-5 * largest:
+            return None
+        return distance > 0.25 * length
 
     def _record(self, after: Tree, params: Tree, scale: float, horizon: int) -> Landing | None:
-        """Takes a snapshot, or jumps and begins another window."""
+        """Take a snapshot, or jump and begin another window."""
         self.history.append(after)
         if len(self.history) < nowcaster_of(self.nowcaster).context:
             return None
         window, self.history = self.history, []
         forecast, snapshots = _wide(_forecast(self.nowcaster)(window, np.int32(horizon))), [*map(_wide, window)]
-        # A window of one snapshot has no range but that of the step.
+        # The range of a window of one snapshot is the range of the step.
         ranged = snapshots if len(snapshots) > 1 else [*snapshots, _wide(params)]
         landed, tolerance, num_cut = Tree(), Tree(), [0, 0]
         for name, last in snapshots[-1].items():
             extremes = np.stack([snapshot[name] for snapshot in ranged])
             reach, is_frozen = horizon * np.ptp(extremes, axis=0), np.all(extremes == extremes[0], axis=0)
             move = scale * np.clip(forecast[name] - last, -reach, reach)
-            # At a scale of 0, too, a forecast that is not finite is rejected.
+            # Even at a scale of 0, a forecast that is not finite is rejected.
             landed[name] = last + np.where(is_frozen, 0, np.where(np.isfinite(forecast[name]), move, np.nan))
-            # In a forecast far ahead rounding is as much larger.
+            # Rounding grows with the horizon.
             rounding = (1 + horizon) * 64 * _EPS * 2 * np.abs(last)
             slack = np.minimum(2e-3 * reach + rounding, 2 * reach + 64 * _EPS * np.abs(last))
             size = np.abs(last) + np.abs(landed[name]) + np.abs(params[name].astype(float))
@@ -172,7 +167,7 @@ class Model:
         return Landing(landed, tolerance, (num_cut[0], num_cut[1]))
 
     def _visit(self, after: Tree, scale: float, every: int) -> Landing | None:
-        """Goes on along the running mean of the displacement, or begins to remember where the parameters are."""
+        """Go on along the running mean of the displacement, or begin to remember where the parameters are."""
         drift, own = nowcaster_of(self.nowcaster), _wide(after)
         if not self.history:
             self.mean = {name: np.zeros_like(leaf) for name, leaf in own.items()}
@@ -193,8 +188,7 @@ class Model:
                 direction = reference.orthogonalize(direction, COEFFICIENTS)
             move = scale * gain * direction
             landed[name] = leaf + move
-            size = np.abs(leaf) + np.abs(landed[name])
-            rounding = 8 * float(jnp.finfo(after[name].dtype).eps) * size
+            rounding = 8 * float(jnp.finfo(after[name].dtype).eps) * (np.abs(leaf) + np.abs(landed[name]))
             tolerance[name] = 5e-3 * np.linalg.norm(move) + rounding + 1e-9
         return Landing(landed, tolerance, (0, 0))
 

@@ -1,4 +1,4 @@
-"""Training runs in which everything changes: `nowcast` agrees with a plain model of its documentation at every step."""
+"""Training runs in which everything changes: `nowcast` agrees with a plain model at every step."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ import wnn_jax
 from tests.properties.nowcast_model import NEVER, TABLE_SIZE, Model, Settings, nowcaster_of
 from tests.properties.strategies import Tree, generators, num_examples
 
-# A single weight is found exactly where it is; of larger tensors only sums and extremes are looked at.
+# Only single weights are checked exactly for being misplaced.
 _LAYOUTS = {
     "points": {"kernel": (1, 1), "bias": (1,), "scale": ()},
     "tensors": {"kernel": (5, 4), "bias": (4,), "nothing": (0, 2)},
@@ -26,7 +26,7 @@ _MASKED = "embedding"
 
 
 class Config(NamedTuple):
-    """What a step is compiled for."""
+    """The settings that a step is compiled for."""
 
     nowcaster: str
     layout: str
@@ -37,12 +37,11 @@ class Config(NamedTuple):
 _CONFIGS = (
     Config("drift", "tensors"),
     Config("ahead-5", "points"),
-    Config("wild-3", "points"),
     Config("linear", "tensors"),
+    Config("wild-3", "points"),
     Config("far-drift", "points", is_masked=True),
     Config("ahead-1", "tensors", dtype="bfloat16"),
     Config("wild-6", "tensors", is_masked=True),
-    Config("wild-2", "points"),
     Config("ahead-2", "tensors", dtype="bfloat16", is_masked=True),
     Config("slow-drift", "tensors"),
     Config("drift", "tensors", dtype="bfloat16"),
@@ -60,7 +59,8 @@ def _tables(values: list[float]) -> st.SearchStrategy[np.ndarray]:
 _SETTINGS = st.builds(
     Settings,
     st.sampled_from([2, 1, 3, 5, 9]).map(np.int32),
-    st.sampled_from([0, 0, 3, 10]).map(np.int32),
+    # In the middle of a training run, a later start is a pause.
+    st.sampled_from([0, 0, 3, 10, 60]).map(np.int32),
     st.one_of(st.just(NEVER), st.just(NEVER), st.integers(11, 200)).map(np.int32),
     _tables([5.0, 1.0, 2.0, 40.0, 0.0, -3.0, 2.6, 1e6, np.nan]),
     _tables([1.0, 1.0, 1.0, 0.5, 2.0, 0.0, -0.5]),
@@ -68,6 +68,7 @@ _SETTINGS = st.builds(
 
 
 def _event(method: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw the name of a method of `Training`, and its arguments."""
     return st.tuples(st.just(method), st.fixed_dictionaries(arguments))
 
 
@@ -75,7 +76,6 @@ _EVENTS = st.one_of(
     _event("train", num_steps=st.just(1), rng=generators(), factor=st.sampled_from([1.0, 0.0, 0.5, 0.9, -1.0, 3.0])),
     _event("change_the_settings", settings=_SETTINGS),
     _event("change_the_nowcaster"),
-    _event("pause", num_steps=st.integers(1, 12)),
     _event("restore", index=st.integers(0, 10)),
     _event("edit", by=st.sampled_from([1e3, 1e-4])),
     _event("go_back_without_the_state"),
@@ -90,7 +90,7 @@ _SEGMENTS = _event(
 )
 
 
-@pytest.mark.slow_but(6)
+@pytest.mark.slow_but(4)
 @pytest.mark.parametrize("config", _CONFIGS, ids=lambda config: "-".join(map(str, config)))
 @hypothesis.settings(max_examples=num_examples(0.2))
 @hypothesis.given(
@@ -108,12 +108,12 @@ class Training:
     """A training run, and its model."""
 
     def __init__(self, config: Config, settings: Settings, rng: np.random.Generator) -> None:
-        shapes = {**_LAYOUTS[config.layout], **({_MASKED: (3,)} if config.is_masked else {})}
+        shapes = _LAYOUTS[config.layout] | ({_MASKED: (3,)} if config.is_masked else {})
         self.config, self.settings, self.names = config, settings, list(_LAYOUTS[config.layout])
         self.params = {name: rng.normal(0, 0.5, shape).astype(config.dtype) for name, shape in shapes.items()}
         self.state = _transformation(config, settings).init(jax.tree.map(jnp.asarray, self.params))
         self.model = Model(config.nowcaster, config.layout)
-        # All that a checkpoint holds, and what the model knew then.
+        # The content of a checkpoint, and the model of that time.
         self.moments = [(self.params, self.state, copy.deepcopy(self.model))]
 
     def train(
@@ -125,7 +125,7 @@ class Training:
         broken: str | None = None,
         factor: float = 1.0,
     ) -> None:
-        """Takes steps of a direction and noise. What comes after `nowcast` multiplies its updates by `factor`."""
+        """Take steps of a direction and noise. The next transformation multiplies updates by `factor`."""
         directions = {name: rng.normal(size=leaf.shape) for name, leaf in self.params.items()}
         for _ in range(num_steps):
             updates = {name: size * (leaf + rng.normal(size=leaf.shape)) for name, leaf in directions.items()}
@@ -147,9 +147,6 @@ class Training:
 
     def change_the_settings(self, settings: Settings) -> None:
         self.settings = settings
-
-    def pause(self, num_steps: int) -> None:
-        self.settings = self.settings._replace(start=np.int32(self.model.count + num_steps), stop=np.int32(NEVER))
 
     def change_the_nowcaster(self) -> None:
         self.model.nowcaster = _SUCCESSORS.get(self.config.nowcaster, self.config.nowcaster)
@@ -182,11 +179,8 @@ def _transformation(config: Config, settings: Settings) -> Any:
         horizon=look_up(settings.horizons) if "drift" not in config.nowcaster else None,
         scale=look_up(settings.scales),
     )
-    return optax.masked(tx, _is_forecast) if config.is_masked else tx
-
-
-def _is_forecast(params: dict[str, Any]) -> dict[str, bool]:
-    return {name: name != _MASKED for name in params}
+    mask: Any = {name: name != _MASKED for name in (*_LAYOUTS[config.layout], _MASKED)}
+    return optax.masked(tx, mask) if config.is_masked else tx
 
 
 @functools.cache

@@ -1,1 +1,1 @@
-"""Nowcasters of your own: collect trajectories, train on them, evaluate, export."""
+"""The laboratory: make nowcasters, and compare methods of training."""

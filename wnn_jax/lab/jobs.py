@@ -32,7 +32,7 @@ class JobLike(Protocol):
 
     @property
     def file(self) -> Path:
-        """The file that the job's lock stands beside. Its folder must exist."""
+        """The result, or what stands for it. The lock file is next to it, in a folder that exists."""
         ...
 
     def is_done(self) -> bool:
@@ -45,7 +45,7 @@ Job = TypeVar("Job", bound=JobLike)
 
 @contextlib.contextmanager
 def lock(file: Path) -> Generator[bool]:
-    """Hold a lock beside a file that is to be made.
+    """Hold a lock in the folder of a file that is to be made.
 
     The operating system ends the lock with its process. Where the file system has no locks, every lock is granted: then
     a result may be made twice, which does no harm.

@@ -10,8 +10,7 @@ from wnn_jax.nowcasters.wnn import WNN as WNN
 from wnn_jax.nowcasters.wnn_plus import WNNPlus as WNNPlus
 
 # The classes that can be saved, by the names in their files. Each is a dataclass whose fields make an equal nowcaster:
-# `params`, if there is one, is a tree of weights, and all others are of types that JSON has. `roles` lists the roles
-# that it forecasts.
+# `params`, if there is one, is a tree of weights, and all others are of types that JSON has.
 CLASSES = {cls.__name__: cls for cls in (WNN, WNNPlus, NiNo, PooledLinear, CurveFit, Drift)}
 
 # The nowcasters that have a name and need no file.

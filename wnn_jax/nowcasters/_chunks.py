@@ -1,4 +1,4 @@
-"""Many leaves as one sequence of equal chunks, so that XLA compiles what is done to a chunk only once."""
+"""Many leaves as one sequence of equal chunks, so that XLA compiles the work on a chunk only once."""
 
 import functools
 import itertools
@@ -10,37 +10,30 @@ import jax.numpy as jnp
 
 from wnn_jax._window import LeafHistory
 
-# The forecasts of a sequence of leaves are one array until it is cut into leaves, and this bounds its size.
+# The forecasts of a sequence of leaves are one array until it is cut into leaves. This bounds its size.
 _MAX_WEIGHTS = 2**23
 
 
 class Chunk(NamedTuple):
-    """Some weights.
-
-    Attributes:
-      history: snapshots, arrays `[..., n]`.
-      leaf: `[n]`, the number of the leaf that each weight is in.
-      start: the position of the first weight among all weights of the sequence.
-      is_new: `[n]`, `False` for weights that another chunk has as well: all chunks have one size.
-    """
+    """Some weights, arrays `[n]`: all chunks have one size, so a weight may be in two of them, and new in only one."""
 
     history: LeafHistory
+    """Snapshots, arrays `[..., n]`."""
     leaf: jax.Array
+    """The number of the leaf that each weight is in."""
     start: jax.Array
+    """The position of the first weight among all weights of the sequence, a scalar."""
     is_new: jax.Array
 
 
 class Chunks:
-    """Flat leaves of one dtype, cut along their last axis.
+    """Flat leaves of one dtype, sorted by size, cut along their last axis.
 
     Large leaves are read in place. Leaves of less than a chunk are joined into one array first.
-
-    Args:
-      leaves: sorted by size.
-      chunk_size: the largest number of weights in a chunk.
     """
 
     def __init__(self, leaves: Sequence[LeafHistory], chunk_size: int) -> None:
+        self._leaves = leaves
         self.sizes = [leaf[0].shape[-1] for leaf in leaves]
         self.dtype = leaves[0][0].dtype
         self._chunk_size = min(chunk_size, sum(self.sizes))
@@ -57,15 +50,15 @@ class Chunks:
         self.num_chunks = sum(self._num_chunks)
 
     def zeros(self) -> jax.Array:
-        """An array for one number of every weight, of the dtype and mesh of the leaves."""
+        """Make an array for one number of every weight, of the dtype and mesh of the leaves."""
         return jnp.broadcast_to(jnp.zeros_like(self._sources[0][0].reshape(-1)[0]), (sum(self.sizes),))
 
     def counts(self) -> jax.Array:
-        """The number of weights in every leaf, `[leaves]`."""
+        """Return the number of weights in every leaf, `[leaves]`."""
         return _array(self.sizes)
 
     def read(self, index: Any) -> Chunk:
-        """The chunk of this number. Write results in the order of chunks: the padding reaches into the next leaf."""
+        """Read the chunk of this number. Write results in the order of chunks: padding reaches into the next leaf."""
         ends = _array(itertools.accumulate(self._num_chunks))
         source = jnp.sum(index >= ends)
         length = _array(self._lengths)[source]
@@ -78,21 +71,14 @@ class Chunks:
         return Chunk(history, leaf, before + start, (within >= begin) & (within < length))
 
     def firsts(self) -> jax.Array:
-        """The first weight of every leaf, `[leaves]`."""
-        large = self._sources[1:] if self._num_small else self._sources
-        firsts = [arrays[0][:1] for arrays in large]
-        if self._num_small:
-            small = _array(self.sizes[: self._num_small])
-            firsts.insert(0, self._sources[0][0][jnp.cumsum(small) - small])
-        return jnp.concatenate(firsts)
+        """Return the first weight of every leaf, `[leaves]`."""
+        return jnp.concatenate([leaf[0][:1] for leaf in self._leaves])
 
     def fold(self, function: Callable[..., jax.Array], numbers: Sequence[jax.Array], *, largest: bool) -> jax.Array:
-        """Sums a function over the snapshots and weights of every leaf, or finds its maximum: `[leaves]`.
+        """Sum a function over the snapshots and weights of every leaf, or find its maximum: `[leaves]`.
 
-        Args:
-          function: `(snapshot, *numbers) -> array`, elementwise; never negative where its maximum is wanted.
-          numbers: arrays `[leaves]`. The function is given those of its leaf.
-          largest: whether to find the maximum.
+        The function is given a snapshot and the numbers of its leaf, from arrays `[leaves]`. It is elementwise, and not
+        negative if its maximum is wanted.
         """
         combine, reduce = (jnp.maximum, jnp.max) if largest else (jnp.add, jnp.sum)
 
@@ -113,7 +99,7 @@ class Chunks:
         return jax.lax.fori_loop(self._num_chunks[0] if self._num_small else 0, self.num_chunks, add_chunk, start)
 
     def _small_leaves(self) -> Iterator[tuple[slice, list[jax.Array]]]:
-        """The small leaves of one size at once: models have many, of few sizes. Snapshots are `[leaves, weights]`."""
+        """Yield the small leaves of one size, of which models have many, at once: snapshots `[leaves, weights]`."""
         start = first = 0
         for size, alike in itertools.groupby(self.sizes[: self._num_small]):
             number = len(list(alike))
@@ -126,29 +112,38 @@ class Chunks:
         return tuple(jax.lax.dynamic_slice_in_dim(array, start, self._chunk_size, axis=-1) for array in arrays)
 
 
-def chunks_of(leaves: Sequence[LeafHistory], chunk_size: int) -> Iterator[tuple[Chunks, list[int]]]:
-    """Puts leaves into sequences of chunks.
+def chunks_of(
+    leaves: Sequence[LeafHistory], chunk_size: int, apart: Sequence[Any] | None = None
+) -> Iterator[tuple[Chunks, list[int]]]:
+    """Put the leaves that are not empty into sequences of chunks.
 
-    Args:
-      leaves: flat and not empty, of one dtype: arrays `[n]`, or `[k, n]` of one `k`.
-      chunk_size: the largest number of weights in a chunk, or of the `k` that belong together.
+    Leaves are arrays `[n]` or `[k, n]`. Another dtype, `k` or item of `apart` begins another sequence.
 
     Yields:
       The chunks of some leaves, and the indices of these leaves, in their order.
     """
-    part: list[int] = []
-    total = 0
-    for index in sorted(range(len(leaves)), key=lambda index: leaves[index][0].shape[-1]):
-        size = leaves[index][0].shape[-1]
-        if part and total + size > _MAX_WEIGHTS:
-            yield Chunks([leaves[index] for index in part], chunk_size), part
-            part, total = [], 0
-        part.append(index)
-        total += size
-    if part:
+    groups: dict[Any, list[int]] = {}
+    for index, (first, *_) in enumerate(leaves):
+        if first.size:
+            groups.setdefault((first.dtype, first.shape[:-1], apart and apart[index]), []).append(index)
+    for indices in groups.values():
+        part: list[int] = []
+        total = 0
+        for index in sorted(indices, key=lambda index: leaves[index][0].shape[-1]):
+            size = leaves[index][0].shape[-1]
+            if part and total + size > _MAX_WEIGHTS:
+                yield Chunks([leaves[index] for index in part], chunk_size), part
+                part, total = [], 0
+            part.append(index)
+            total += size
         yield Chunks([leaves[index] for index in part], chunk_size), part
 
 
+def for_each_chunk(num_chunks: int, fn: Callable[[Any, jax.Array], jax.Array], value: jax.Array) -> jax.Array:
+    """Apply `fn(index, value)` to one chunk after the other."""
+    return fn(0, value) if num_chunks == 1 else jax.lax.fori_loop(0, num_chunks, fn, value)
+
+
 def _array(numbers: Any) -> jax.Array:
-    """An array of ints. Not a constant one, because `custom_partitioning` does not take constants."""
+    """Make an array of ints. It is not constant, because `custom_partitioning` does not take constants."""
     return jnp.stack([jnp.full([], number, jnp.int32) for number in numbers])

@@ -1,19 +1,19 @@
-"""Elementwise functions of many leaves: a bounded number of weights at a time, without moving shards."""
+"""Elementwise functions of many leaves, and checks of arguments that several nowcasters have."""
 
 import dataclasses
 import functools
-import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wnn_jax._checks import check_int
 from wnn_jax._trees import MeshAxes, map_where_they_are
-from wnn_jax._window import LeafHistory, check_length
-from wnn_jax.nowcasters._chunks import Chunks, chunks_of
+from wnn_jax._window import LeafHistory, check_length, clip_horizon
+from wnn_jax.nowcasters._chunks import Chunks, chunks_of, for_each_chunk
 from wnn_jax.nowcasters._scale import scales_of
 
 CONTEXT = 5
@@ -27,23 +27,13 @@ def map_by_role(
     roles: Any,
     predict: Callable[[str, list[LeafHistory]], Sequence[jax.Array]],
     *,
-    handled: Iterable[str],
+    handled: Collection[str],
     by_name: bool = False,
 ) -> Any:
-    """Forecasts a tree of parameters from 5 snapshots, all leaves of one role at once.
+    """Forecast a tree of parameters from 5 snapshots, all leaves of one role at once.
 
-    Args:
-      history: the snapshots, oldest first.
-      roles: a tree like the parameters with a role name at each leaf.
-      predict: `(role, histories of leaves) -> forecasts`, of the shapes of the leaves.
-      handled: the roles to forecast. Leaves of other roles keep their last value.
-      by_name: whether to group leaves by their names without numbers, too. Such leaves are sharded alike.
-
-    Returns:
-      The forecast: the tree, shapes and dtypes of the parameters.
-
-    Raises:
-      ValueError: if there are not 5 snapshots.
+    `predict` maps a role and the histories of leaves to forecasts of their shapes. Leaves of roles that are not
+    `handled` keep their last value. `by_name` also keeps leaves apart whose names differ in more than numbers.
     """
     check_length(history, CONTEXT)
     leaf_roles, treedef = jax.tree_util.tree_flatten_with_path(roles)
@@ -51,10 +41,9 @@ def map_by_role(
     snapshots = [treedef.flatten_up_to(snapshot) for snapshot in history]
     leaves: list[LeafHistory] = [tuple(map(jnp.asarray, leaf)) for leaf in zip(*snapshots, strict=True)]
     forecast = [leaf[-1] for leaf in leaves]
-    known = set(handled)
     groups: dict[tuple[str, str], list[int]] = {}
     for index, (path, role) in enumerate(leaf_roles):
-        if role in known:
+        if role in handled:
             name = re.sub(r"\d+", "", jax.tree_util.keystr(path)) if by_name else ""
             groups.setdefault((role, name), []).append(index)
     for (role, _), indices in groups.items():
@@ -68,15 +57,10 @@ def map_by_role(
 class LeafMap:
     """An elementwise function, applied to whole leaves.
 
-    The temporaries of the function exist for one chunk only, whatever the size of the leaves. Each device maps its own
-    shards, over explicit and automatic mesh axes alike. One loop maps all leaves of a dtype, up to 8 million weights,
-    so that XLA compiles the function once or a few times.
-
-    Attributes:
-      fn: `(tuple of [n] arrays, *operands) -> [n] array`, for weights of one or several tensors. It must have no arrays
-        of its own: give them as operands.
-      chunk_size: the largest `n` for `fn`, or `None` for 8192 on CPU and 131,072 elsewhere.
-      needs_scale: whether the first operand of `fn` is the `Scale` of the tensor of each weight, arrays `[n]`.
+    `fn` maps a tuple of arrays `[n]` and operands to an array `[n]`. It must have no arrays of its own. Its temporaries
+    exist for one chunk only, at most `chunk_size` weights. Each device maps its own shards. One loop maps all leaves of
+    a dtype, up to 8 million weights, so that XLA compiles the function once or a few times. With `needs_scale`, the
+    first operand is the `Scale` of the tensor of each weight, arrays `[n]`.
     """
 
     fn: Callable[..., jax.Array]
@@ -84,37 +68,26 @@ class LeafMap:
     needs_scale: bool = False
 
     def __call__(self, leaves: Sequence[LeafHistory], *operands: Any) -> list[jax.Array]:
-        """Applies the function to the histories of leaves, with trees of unsharded arrays as operands.
-
-        Returns:
-          For each leaf an array of its shape and dtype.
-        """
+        """Map the histories of leaves to arrays of their shapes and dtypes; operands are trees of unsharded arrays."""
         return map_where_they_are(self, leaves, operands)
 
-    def map_shards(
-        self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
-    ) -> list[jax.Array]:
+    def map_shards(self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]) -> list[Any]:
         """See `ShardMap.map_shards`."""
+        flat = [tuple(array.reshape(-1) for array in leaf) for leaf in leaves]
         mapped = [leaf[0] for leaf in leaves]
-        groups: dict[Any, list[int]] = {}
-        for index, leaf in enumerate(leaves):
-            if leaf[0].size:
-                key = leaf[0].dtype, mesh_axes[index] if self.needs_scale else ()
-                groups.setdefault(key, []).append(index)
-        for (_, axes), indices in groups.items():
-            flat = [tuple(array.reshape(-1) for array in leaves[index]) for index in indices]
-            for chunks, positions in chunks_of(flat, self.chunk_size or default_chunk_size()):
-                map_chunks = functools.partial(_map_chunks, self, chunks, operands, axes)
-                if len(positions) == 1:
-                    results = map_chunks()
-                else:
-                    # XLA frees the temporaries of a conditional after it. Otherwise all sequences would have theirs at
-                    # the same time.
-                    unmapped = [flat[position][0] for position in positions]
-                    true = jax.lax.optimization_barrier(True)
-                    results = jax.lax.cond(true, map_chunks, lambda unmapped=unmapped: unmapped)
-                for position, result in zip(positions, results, strict=True):
-                    mapped[indices[position]] = result.reshape(mapped[indices[position]].shape)
+        apart = mesh_axes if self.needs_scale else None
+        for chunks, indices in chunks_of(flat, self.chunk_size or default_chunk_size(), apart):
+            map_chunks = functools.partial(_map_chunks, self, chunks, operands, apart[indices[0]] if apart else ())
+            if len(indices) == 1:
+                results = map_chunks()
+            else:
+                # XLA frees the temporaries of a conditional after it. Otherwise all sequences would have theirs at the
+                # same time.
+                unmapped = [flat[index][0] for index in indices]
+                true = jax.lax.optimization_barrier(True)
+                results = jax.lax.cond(true, map_chunks, lambda unmapped=unmapped: unmapped)
+            for index, result in zip(indices, results, strict=True):
+                mapped[index] = result.reshape(leaves[index][0].shape)
         return mapped
 
 
@@ -127,32 +100,52 @@ def _map_chunks(leaf_map: LeafMap, chunks: Chunks, operands: Any, mesh_axes: Mes
         result = leaf_map.fn(chunk.history, *scale, *operands).astype(mapped.dtype)
         return jax.lax.dynamic_update_slice_in_dim(mapped, result, chunk.start, axis=0)
 
-    mapped = chunks.zeros()
-    if chunks.num_chunks == 1:
-        mapped = write_chunk(0, mapped)
-    else:
-        mapped = jax.lax.fori_loop(0, chunks.num_chunks, write_chunk, mapped)
-    ends = itertools.accumulate(chunks.sizes)
-    return [mapped[end - size : end] for end, size in zip(ends, chunks.sizes, strict=True)]
+    mapped = for_each_chunk(chunks.num_chunks, write_chunk, chunks.zeros())
+    return jnp.split(mapped, np.cumsum(chunks.sizes)[:-1])
 
 
 def finite_or_last(forecast: jax.Array, history: LeafHistory) -> jax.Array:
-    """The forecast in the dtype of the history, or the last snapshot where that dtype has no such value."""
+    """Return the forecast in the dtype of the history, or the last snapshot where this dtype has no such value."""
     forecast = forecast.astype(history[-1].dtype)
     return jnp.where(jnp.isfinite(forecast), forecast, history[-1])
 
 
+def check_network(name: str, params: Any, network: str, draw: Callable[[], Any]) -> None:
+    """Raise a `ValueError` unless parameters have the shapes that `draw` makes; it may fail for other parameters."""
+    actual = jax.tree.map(jnp.shape, dict(params) if isinstance(params, Mapping) else params)
+    try:
+        expected = jax.tree.map(jnp.shape, jax.eval_shape(draw))
+    except (KeyError, TypeError, ValueError, IndexError):
+        expected = None
+    if expected is None or actual != expected:
+        raise ValueError(
+            f"{name} are not the parameters of a {network}: they have the shapes {actual} where "
+            f"{expected or 'others'} are expected."
+        )
+
+
 def check_chunk_size(chunk_size: Any) -> int | None:
-    """Raises a `ValueError` unless it is an int of at least 1, or `None`."""
+    """Raise a `ValueError` unless it is an int of at least 1, or `None`."""
     if chunk_size is None:
         return None
-    meaning = (
-        f"how many weights to forecast at a time, or None for {_CHUNK_SIZE_ON_CPU} on CPU and {_CHUNK_SIZE_ELSEWHERE} "
-        "elsewhere"
-    )
+    default = f"{_CHUNK_SIZE_ON_CPU} on CPU and {_CHUNK_SIZE_ELSEWHERE} elsewhere"
+    meaning = f"how many weights to forecast at a time, or None for {default}"
     return check_int("chunk_size", chunk_size, meaning, minimum=1)
 
 
 def default_chunk_size() -> int:
-    """How many weights go through a network at a time, where the user does not say it."""
+    """Return how many weights go through a network at a time by default."""
     return _CHUNK_SIZE_ON_CPU if jax.default_backend() == "cpu" else _CHUNK_SIZE_ELSEWHERE
+
+
+def known_horizon(horizon: Any, default: int, num_horizons: int | None = None) -> jax.Array:
+    """Return the horizon to forecast; a traced horizon is clipped to the range, another one must be an int in it."""
+    horizon = default if horizon is None else horizon
+    if not isinstance(horizon, jax.Array):
+        horizon = check_horizon("horizon", horizon, num_horizons)
+    return clip_horizon(horizon) if num_horizons is None else clip_horizon(horizon, num_horizons)
+
+
+def check_horizon(name: str, horizon: Any, num_horizons: int | None) -> int:
+    """Raise a `ValueError` unless the nowcaster forecasts this horizon."""
+    return check_int(name, horizon, "how many snapshots ahead to forecast", minimum=1, maximum=num_horizons)

@@ -1,4 +1,4 @@
-"""What networks that know all roles and many horizons have in common."""
+"""The common part of networks that know all roles and many horizons."""
 
 import dataclasses
 import functools
@@ -8,15 +8,15 @@ from typing import Any, ClassVar, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from wnn_jax._checks import check_int
 from wnn_jax._roles import ROLES
-from wnn_jax._window import LeafHistory, clip_horizon, summarize_nowcaster
-from wnn_jax.nowcasters._leaves import CONTEXT, map_by_role
+from wnn_jax._window import LeafHistory, summarize_nowcaster
+from wnn_jax.nowcasters._leaves import CONTEXT, check_horizon, check_network, known_horizon, map_by_role
 
 NUM_HORIZONS = 40
 
-# The default precision of accelerators has fewer bits than the published outputs agree in.
+# The default precision of accelerators has too few bits to agree with the published outputs.
 HIGHEST = jax.lax.Precision.HIGHEST
 Dense = functools.partial(nn.Dense, precision=HIGHEST)
 
@@ -25,8 +25,7 @@ Dense = functools.partial(nn.Dense, precision=HIGHEST)
 class MultiHorizonNowcaster:
     """A network that forecasts every weight from its own history and statistics of its tensor.
 
-    A subclass has `network_class`, `statistics` and `changes`, which the training of the network uses as they are, and
-    `forecast_leaves`.
+    A subclass has `network_class`, `forecast_leaves`, and `statistics` and `changes`, which training uses, too.
     """
 
     params: Mapping[str, Any]
@@ -43,15 +42,8 @@ class MultiHorizonNowcaster:
     by_name: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        try:
-            expected = jax.tree.map(jnp.shape, jax.eval_shape(self.network.draw, jax.random.key(0)))
-        except (KeyError, TypeError, ValueError, IndexError):
-            expected = None
-        if expected is None or jax.tree.map(jnp.shape, dict(self.params)) != expected:
-            raise ValueError(
-                f"params are not the parameters of a {self.network_class.__name__}: they have the shapes "
-                f"{jax.tree.map(jnp.shape, self.params)} where {expected or 'others'} are expected."
-            )
+        name = self.network_class.__name__
+        check_network("params", self.params, name, lambda: self.network.draw(jax.random.key(0)))
         default_horizon = check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
         object.__setattr__(self, "default_horizon", default_horizon)
 
@@ -60,29 +52,16 @@ class MultiHorizonNowcaster:
 
     @property
     def network(self) -> "HorizonNetwork":
-        """The network that `params` belong to."""
+        """Return the network that `params` belong to."""
         return self.network_class.of(self.params)
 
     @classmethod
     def init(cls, key: jax.Array, **sizes: Any) -> Self:
-        """A randomly initialised network, to be trained; `sizes` are those that differ from the defaults."""
+        """Make a random network, to be trained; `sizes` are the ones that differ from the defaults."""
         return cls(cls.network_class(**sizes).draw(key))
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecasts a tree of parameters.
-
-        Args:
-          history: 5 parameter trees, oldest first.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced horizon is clipped
-            to that range.
-
-        Returns:
-          The forecast, a tree like the parameters.
-
-        Raises:
-          ValueError: if `horizon` is out of range or no int, or `history` does not have 5 trees.
-        """
+        """Forecast a tree of parameters; see `Nowcaster`. A horizon that is an array is clipped to the known range."""
         known = known_horizon(horizon, self.default_horizon, self.network.num_horizons)
 
         def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
@@ -91,82 +70,64 @@ class MultiHorizonNowcaster:
         return map_by_role(history, roles, predict, handled=ROLES, by_name=self.by_name)
 
     def forecast_leaves(self, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
-        """Forecasts leaves, 5 snapshots each, of the role with this index in `ROLES`; the horizon may be traced."""
+        """Forecast leaves, 5 snapshots each, of the role with this index in `ROLES`; the horizon may be traced."""
         raise NotImplementedError
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Any:
-        """The statistics of a whole tensor, a tree of arrays as `changes` takes them for all its weights.
-
-        Args:
-          history: its snapshots, oldest first, arrays of one shape, not empty.
-        """
+        """Return the statistics of a tensor that is not empty, a tree of arrays as `changes` takes them."""
         raise NotImplementedError
 
     @classmethod
     def statistics_of(cls, history: Sequence[Any], chosen: Any) -> Any:
-        """The statistics for `chosen` weights of a tensor: `[n]` ints, their positions in the flat tensor."""
+        """Return the statistics for `chosen` weights of a tensor: `[n]` ints, their positions in the flat tensor."""
         del chosen
         return cls.statistics(history)
 
     def changes(
         self, history: tuple[jax.Array, ...], statistics: Any, role: jax.Array, horizon: Any = None
     ) -> jax.Array:
-        """Forecasts how far weights of one tensor will have moved from their last snapshot.
+        """Forecast how far weights of one tensor will have moved, `[n]`, or `[n, num_horizons]` without a horizon.
 
-        Args:
-          history: 5 arrays `[n]`, oldest first, of float32 or wider.
-          statistics: of the tensor or of each weight: a tree of arrays that broadcast with the history.
-          role: the index of the tensor's role in `ROLES`.
-          horizon: a horizon for `[n]` changes, or `None` for `[n, num_horizons]`.
+        The history is 5 arrays `[n]` of float32 or wider. The statistics broadcast with it.
         """
         raise NotImplementedError
 
 
 class HorizonNetwork(nn.Module):
-    """A network with hidden layers that know the role, and an output per horizon.
-
-    Attributes:
-      width: features of the hidden layers.
-      num_hidden: how many hidden layers there are.
-      num_horizons: how many snapshots ahead it forecasts.
-    """
+    """A network with hidden layers of a width that know the role, and an output per horizon."""
 
     width: int = 128
     num_hidden: int = 3
     num_horizons: int = NUM_HORIZONS
 
-    # Not annotated, and so no field.
+    # Not annotated, and so no fields.
     outputs_per_horizon = ()
+    example = np.zeros([1, CONTEXT], np.float32)
 
     @nn.compact
     def __call__(self, inputs: Any, role: jax.Array, horizon: Any = None) -> Any:
-        """Maps inputs `[*shape, inputs]` to `[*shape, num_horizons, *outputs_per_horizon]`.
+        """Map inputs `[*shape, inputs]` to `[*shape, num_horizons, *outputs_per_horizon]`.
 
         With a `horizon`, an int that may be traced, it computes the outputs of this horizon only, without their axis.
         """
-        embedded = nn.Embed(len(ROLES), self.width, name="role")(role)
         x = self.expand(inputs)
-        x = x + _with_rank(embedded, x.ndim)
+        x = x + _with_rank(nn.Embed(len(ROLES), self.width, name="role")(role), x.ndim)
         for index in range(self.num_hidden):
             x = nn.silu(Dense(self.width, name=f"hidden_{index}")(x))
         return HorizonLayer(self.num_horizons, self.outputs_per_horizon, name="output")(x, horizon)
 
     def expand(self, inputs: Any) -> jax.Array:
-        """The first, linear layer, without the role: `[*shape, width]`. Used in `__call__` only."""
+        """Apply the first, linear layer, without the role: `[*shape, width]`. Used in `__call__` only."""
         return Dense(self.width, name="expand")(inputs)
 
-    def example(self) -> Any:
-        """Inputs of the shapes that it takes."""
-        return jnp.zeros([1, CONTEXT])
-
     def draw(self, key: jax.Array) -> Any:
-        """Random parameters."""
-        return self.init(key, self.example(), jnp.array(0))["params"]
+        """Make random parameters."""
+        return self.init(key, self.example, jnp.array(0))["params"]
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Self:
-        """The network that has such parameters."""
+        """Return the network that has such parameters."""
         width, num_horizons = jnp.shape(params["output"]["kernel"])[:2]
         return cls(width, sum(name.startswith("hidden_") for name in params), num_horizons)
 
@@ -179,7 +140,7 @@ class HorizonLayer(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, horizon: Any = None) -> jax.Array:
-        """Maps `[..., f]` to `[..., num_horizons, *shape]`, or to `[..., *shape]` where a horizon is given."""
+        """Map `[..., f]` to `[..., num_horizons, *shape]`, or to `[..., *shape]` with a horizon."""
         shape = (self.num_horizons, *self.shape)
         # Small, so that training starts near the last value.
         kernel = self.param("kernel", nn.initializers.normal(0.01), (features.shape[-1], *shape))
@@ -193,20 +154,3 @@ class HorizonLayer(nn.Module):
 
 def _with_rank(array: jax.Array, rank: int) -> jax.Array:
     return jnp.expand_dims(jnp.asarray(array), tuple(range(rank - array.ndim)))
-
-
-def known_horizon(horizon: Any, default: int, num_horizons: int) -> jax.Array:
-    """The horizon to forecast, as an array; a traced horizon is clipped to the range of the network.
-
-    Raises:
-      ValueError: if it is not traced, and out of that range or no int.
-    """
-    horizon = default if horizon is None else horizon
-    if not isinstance(horizon, jax.Array):
-        horizon = check_horizon("horizon", horizon, num_horizons)
-    return clip_horizon(horizon, num_horizons)
-
-
-def check_horizon(name: str, horizon: Any, num_horizons: int) -> int:
-    """Raises a `ValueError` unless the network forecasts this horizon."""
-    return check_int(name, horizon, "how many snapshots ahead to forecast", minimum=1, maximum=num_horizons)

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of whole tensors, and the unit in which no square overflows."""
+"""The mean and the standard deviation of whole tensors, and the unit in which no square overflows."""
 
 from typing import Any, NamedTuple
 
@@ -11,39 +11,28 @@ from wnn_jax.nowcasters._chunks import Chunks
 
 
 class Scale(NamedTuple):
-    """Mean and unbiased standard deviation of all values in the history of a tensor; of several: arrays.
-
-    References:
-      Knyazev et al., ICLR 2025.
-    """
+    """The mean and the unbiased standard deviation of all values in the history of a tensor, or arrays of these."""
 
     mean: Any
     std: Any
 
 
 def standardize(values: Any, scale: Scale) -> Any:
-    """Values in units of their tensors' standard deviations from the means, NumPy or JAX arrays."""
-    # The constant is that of the published code.
+    """Return values in standard deviations from the mean (Knyazev et al., ICLR 2025; the constant is from its code)."""
     return (values - scale.mean) / (scale.std + 1e-6)
 
 
 def scales_of(chunks: Chunks, num_snapshots: int, mesh_axes: tuple[str, ...] = ()) -> Scale:
-    """The scale of every leaf, arrays `[leaves]`, a chunk at a time.
-
-    Args:
-      chunks: of leaves, or of one device's shards of them.
-      num_snapshots: how many snapshots a history has.
-      mesh_axes: the mesh axes over which the leaves are sharded.
-    """
+    """Return the scale of every leaf, arrays `[leaves]`; chunks are of shards over the `mesh_axes`."""
     dtype = wide_dtype(chunks.dtype)
     counts = num_snapshots * jax.lax.psum(1, mesh_axes) * chunks.counts().astype(dtype)
-    # Values are measured from one of them, so that a tensor that does not vary has a deviation of exactly zero.
-    anchors = _over_mesh(jax.lax.pmax, chunks.firsts().astype(dtype), mesh_axes)
+    # Values are measured from one value, so that a tensor that does not vary has a deviation of exactly zero.
+    anchors = jax.lax.pmax(chunks.firsts().astype(dtype), mesh_axes)
 
     def distance(snapshot: jax.Array, anchor: jax.Array) -> jax.Array:
         return jnp.abs(snapshot.astype(dtype) - anchor)
 
-    units = units_of(_over_mesh(jax.lax.pmax, chunks.fold(distance, [anchors], largest=True), mesh_axes))
+    units = units_of(jax.lax.pmax(chunks.fold(distance, [anchors], largest=True), mesh_axes))
 
     def value(snapshot: jax.Array, anchor: jax.Array, unit: jax.Array) -> jax.Array:
         return (snapshot.astype(dtype) - anchor) / unit
@@ -51,19 +40,15 @@ def scales_of(chunks: Chunks, num_snapshots: int, mesh_axes: tuple[str, ...] = (
     def square(snapshot: jax.Array, anchor: jax.Array, unit: jax.Array, mean: jax.Array) -> jax.Array:
         return (value(snapshot, anchor, unit) - mean) ** 2
 
-    means = _over_mesh(jax.lax.psum, chunks.fold(value, [anchors, units], largest=False), mesh_axes) / counts
-    squares = _over_mesh(jax.lax.psum, chunks.fold(square, [anchors, units, means], largest=False), mesh_axes)
+    means = jax.lax.psum(chunks.fold(value, [anchors, units], largest=False), mesh_axes) / counts
+    squares = jax.lax.psum(chunks.fold(square, [anchors, units, means], largest=False), mesh_axes)
     return Scale(anchors + units * means, units * jnp.sqrt(squares / (counts - 1)))
 
 
 def units_of(largest: Any) -> Any:
-    """Powers of two of the size of the largest absolute values, NumPy or JAX arrays of float32 or wider."""
+    """Return powers of two of the size of the largest absolute values, NumPy or JAX arrays of float32 or wider."""
     xp = np if isinstance(largest, np.ndarray) else jnp
     limits = jnp.finfo(largest.dtype)
     # Neither a unit nor its reciprocal, by which a compiler may multiply, is denormal.
     exponents = xp.clip(xp.frexp(largest)[1] - 1, limits.minexp + 1, limits.maxexp - 4)
     return xp.ldexp(xp.ones_like(largest), exponents)
-
-
-def _over_mesh(combine: Any, values: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-    return combine(values, mesh_axes) if mesh_axes else values

@@ -12,24 +12,23 @@ import numpy as np
 from wnn_jax._checks import check_choice, check_int
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import choose
-from wnn_jax._window import LeafHistory, clip_horizon, summarize_nowcaster
-from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, finite_or_last, map_by_role
+from wnn_jax._window import LeafHistory, summarize_nowcaster
+from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, finite_or_last, known_horizon, map_by_role
 
-# Five points leave the two parameters of a sigmoid nearly interchangeable: the usual damping factors of 10 both ways
-# would take twice the steps. The least damping keeps the 2x2 system solvable in float32.
+# The usual damping factors of 10 both ways would take twice the steps. The least damping keeps the 2x2 system solvable
+# in float32.
 _NUM_STEPS = 10
 _START_DAMPING, _LEAST_DAMPING = 0.03, 1e-4
 _RAISE_DAMPING, _LOWER_DAMPING = 8.0, 0.5
 
-# Five points cannot tell growth faster than this per snapshot from an outlier at the end, and would forecast hundreds
-# of times the whole movement so far. Decay faster than this is over after one snapshot.
+# Five points cannot tell faster growth from an outlier at the end. Faster decay is over after one snapshot.
 _RATES = np.linspace(-3.0, 1.0, 33)
 # No curve grows by more than this power of e from the last point to the forecast.
 _MAX_GROWTH = 5.0
 
 
 def _exponential(t: jax.Array, rate: jax.Array) -> jax.Array:
-    # (exp(rate * t) - 1) / rate, which is t at rate 0.
+    """Return `(exp(rate * t) - 1) / rate`, which is `t` at rate 0."""
     exponent = rate * t
     is_small = jnp.abs(exponent) < 0.05
     safe = jnp.where(is_small, 1.0, exponent)
@@ -38,8 +37,8 @@ def _exponential(t: jax.Array, rate: jax.Array) -> jax.Array:
 
 
 def _sigmoid(t: jax.Array, steepness: jax.Array, remaining: jax.Array) -> jax.Array:
-    # sigmoid(steepness * (t - midpoint)), less its value at t = 2 and over a factor without t. Five points on one tail
-    # do not determine the midpoint. The share of the rise that remains at t = 2 takes its place.
+    """Return a sigmoid, less its value at `t = 2` and over a factor without `t`."""
+    # Five points on one tail do not determine the midpoint. The share of the rise that remains at t = 2 replaces it.
     decay = jnp.expm1(steepness * (2 - t))
     return -decay / (1 + remaining * decay)
 
@@ -48,17 +47,14 @@ class _Curve(NamedTuple):
     """A curve `scale * shape(t, *parameters) + offset`, for `t` in snapshots after the first one.
 
     Least squares knows `scale` and `offset` once it knows the parameters. So the shapes leave out factors and terms
-    without `t`, to have neither poles nor overflow and to contain the straight line where it is a limit of the curve.
-
-    Attributes:
-      shape: an elementwise function of `t` and one or two nonlinear parameters.
-      guesses: increasing first guesses of each parameter. The first and the last guess bound it.
-      clock: for a curve that grows without limit, a function of `t` that its only parameter, a rate, multiplies.
+    without `t`, to have neither poles nor overflow and to contain the straight line if it is a limit of the curve.
     """
 
     shape: Callable[..., jax.Array]
     guesses: tuple[np.ndarray, ...]
+    """Increasing first guesses of each parameter. The first and the last guess bound it."""
     clock: Callable[[jax.Array], jax.Array] | None = None
+    """For a curve that grows without limit: the function of `t` that its only parameter, a rate, multiplies."""
 
 
 _CURVES = {
@@ -77,11 +73,11 @@ CURVES = (*_DEGREES, *_CURVES)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CurveFit:
-    """Fits a curve to the last five snapshots of every weight and follows it.
+    """Fit a curve to the last five snapshots of every weight and follow it.
 
     Each weight is fitted on its own by least squares to its values at `t = 0, 1, 2, 3, 4` snapshots. The forecast is
-    the curve at `t = 4 + horizon`. The kinds are those that Jang et al. compare their network with. Each has an offset,
-    so that shifting or scaling a weight shifts or scales its forecast:
+    the curve at `t = 4 + horizon`. Each kind has an offset, so that shifting or scaling a weight shifts or scales its
+    forecast:
 
     - `"linear"`: `a t + c`;
     - `"quadratic"`: `a t^2 + b t + c`;
@@ -93,8 +89,8 @@ class CurveFit:
     - `"x_exp_x"`: `a t exp(b t) + c`, with `b` in [-3, 1] per snapshot.
 
     The factors of exponential and power curves and of `"x_exp_x"` also grow at most `e^5`-fold from the last snapshot
-    to the forecast. Leaves of every role are fitted. A weight keeps its last value if it did not move or if its
-    forecast is not finite. A leaf that is not of a real floating-point type stays as it is.
+    to the forecast. A weight keeps its last value if it did not move, if its forecast is not finite, or if its leaf is
+    not of a real floating-point type.
 
     Attributes:
       kind: the curve.
@@ -118,7 +114,7 @@ class CurveFit:
     _: dataclasses.KW_ONLY
     chunk_size: int = 2**16
 
-    # Not annotated, and so no fields: they are the same for all curves.
+    # Not annotated, and so no fields.
     context = CONTEXT
     default_horizon = 5
     takes_horizon = True
@@ -133,26 +129,10 @@ class CurveFit:
         return summarize_nowcaster(self, kind=self.kind)
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecasts a tree of parameters; see `Nowcaster`.
+        """Forecast a tree of parameters; see `Nowcaster`. A horizon that is an array is clipped to 1 and more."""
+        time = CONTEXT - 1 + known_horizon(horizon, self.default_horizon)
 
-        Args:
-          history: five trees like the parameters, oldest first, evenly spaced.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, an int >= 1, or an array, which is clipped to that range. `None` is 5.
-
-        Returns:
-          The forecast: the tree, shapes and dtypes of the parameters.
-
-        Raises:
-          ValueError: if `history` does not have five snapshots, or `horizon` is out of its range.
-        """
-        horizon = self.default_horizon if horizon is None else horizon
-        if not isinstance(horizon, jax.Array):
-            horizon = check_int("horizon", horizon, "how many snapshots ahead to forecast", minimum=1)
-        time = CONTEXT - 1 + clip_horizon(horizon)
-
-        def predict(role: str, leaves: list[LeafHistory]) -> list[jax.Array]:
-            del role
+        def predict(_: str, leaves: list[LeafHistory]) -> list[jax.Array]:
             if self.kind in _DEGREES:
                 # Without chunks XLA makes one pass of the whole jump.
                 return [self._predict(leaf, time) for leaf in leaves]
@@ -172,7 +152,7 @@ class CurveFit:
 
 
 def _fit_polynomial(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array:
-    """Evaluates the least-squares line or parabola through `moves` at `time`."""
+    """Evaluate the least-squares line or parabola through `moves` at `time`."""
     # Orthogonal polynomials on the five points have the squared norms 5, 10 and 14.
     now = time - 2
     prediction = jnp.zeros_like(moves[0])
@@ -186,11 +166,10 @@ def _fit_polynomial(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _fit_curve(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array:
-    """Evaluates the least-squares curve through `moves` at `time`.
+    """Evaluate the least-squares curve through `moves` at `time`.
 
     Variable projection (Golub and Pereyra, 1973) with Kaufman's simpler Jacobian (1975), and Levenberg-Marquardt steps.
-    The points are five arrays, not one, so that nothing here is a reduction: XLA makes one loop of an evaluation, which
-    is some ten times faster.
+    The points are five arrays, so that nothing here is a reduction. One loop per evaluation is ten times faster.
     """
     shape, guesses, clock = _CURVES[kind]
     span = functools.reduce(jnp.maximum, moves) - functools.reduce(jnp.minimum, moves)
@@ -205,12 +184,9 @@ def _fit_curve(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array:
         return tuple(jnp.clip(p, low, high) for p, (low, high) in zip(parameters, bounds, strict=True))
 
     def evaluate(parameters: LeafHistory) -> tuple[jax.Array, jax.Array, LeafHistory, LeafHistory, jax.Array]:
-        """The curve's value at `time`, its squared residual, and its Jacobian.
-
-        Of each column, the product of its unit vector and the residual, and its norm; the cosine between two columns.
-        """
+        """Return the value at `time`, the squared residual, and the slopes, sizes and cosine of Jacobian columns."""
         shape_mean, centered = _center(tuple(shape(t, *parameters) for t in times))
-        shape_norm = _norm(centered)
+        shape_norm = jnp.sqrt(_dot(centered, centered))
         unit = tuple(point / shape_norm for point in centered)
         amplitude = _dot(unit, y)
         residual = _without(y, unit)
@@ -220,10 +196,10 @@ def _fit_curve(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array:
             tangents = tuple(jnp.full_like(p, j == k) for j, p in enumerate(parameters))
             derivative = tuple(jax.jvp(functools.partial(shape, t), parameters, tangents)[1] for t in times)
             column = tuple(c * (amplitude / shape_norm) for c in _without(_center(derivative)[1], unit))
-            size = _norm(column)
+            size = jnp.sqrt(_dot(column, column))
             size = jnp.where(size > 0, size, 1)
             slope = _dot(column, residual) / size
-            # A parameter that is pushed against the end of its interval would spoil the step of the other one.
+            # A parameter at the end of its interval would spoil the step of the other one.
             is_free = jnp.where(slope > 0, parameters[k] < high, parameters[k] > low)
             columns.append(tuple(jnp.where(is_free, c / size, 0) for c in column))
             sizes.append(size)
@@ -235,11 +211,10 @@ def _fit_curve(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array:
         parameters, best, damping = carry
         _, loss, slopes, sizes, cosine = best
         diagonal = 1 + damping
-        if len(parameters) == 1:
-            steps = (slopes[0] / diagonal,)
-        else:
+        steps = [slope / diagonal for slope in slopes]
+        if len(parameters) == 2:
             determinant = diagonal**2 - cosine**2
-            steps = tuple((diagonal * slopes[k] - cosine * slopes[1 - k]) / determinant for k in (0, 1))
+            steps = [(diagonal * slopes[k] - cosine * slopes[1 - k]) / determinant for k in (0, 1)]
         trial = clip([p + step / size for p, step, size in zip(parameters, steps, sizes, strict=True)])
         evaluation = evaluate(trial)
         is_better = evaluation[1] < loss
@@ -249,19 +224,19 @@ def _fit_curve(kind: str, moves: LeafHistory, time: jax.Array) -> jax.Array:
     guess = clip(_best_guess(shape, guesses, y))
     # The first step evaluates the guess itself: one evaluation in the program instead of two.
     zero = jnp.zeros_like(span)
-    zeros, ones = (tuple(zero + value for _ in guess) for value in (0, 1))
+    zeros, ones = (zero,) * len(guess), (zero + 1,) * len(guess)
     carry = (guess, (mean + y[-1], zero + jnp.inf, zeros, ones, zero), zero + _START_DAMPING)
     return span * jax.lax.fori_loop(0, 1 + _NUM_STEPS, improve, carry)[1][0]
 
 
 def _best_guess(shape: Any, grids: Sequence[np.ndarray], y: LeafHistory) -> LeafHistory:
-    """The fixed guesses whose shape has the largest share in the data."""
+    """Return the guesses whose shape has the largest share in the data."""
     guesses = [jnp.asarray(grid.reshape(-1), y[0].dtype) for grid in np.meshgrid(*grids)]
     centered = _center(tuple(shape(jnp.asarray(t, y[0].dtype), *guesses) for t in range(CONTEXT)))[1]
-    unit = jnp.stack([point / _norm(centered) for point in centered], axis=-1)
+    unit = jnp.stack(centered, axis=-1) / jnp.sqrt(_dot(centered, centered))[:, None]
     shares = jnp.tensordot(unit, jnp.stack(y), axes=1, precision=jax.lax.Precision.HIGHEST)
     best = jnp.argmax(jnp.abs(shares), axis=0)
-    # Where mesh axes are explicit, a gather must be told the sharding of its result.
+    # If mesh axes are explicit, a gather must be told the sharding of its result.
     sharding = jax.typeof(best).sharding
     return tuple(guess.at[best].get(out_sharding=None if sharding.mesh.empty else sharding) for guess in guesses)
 
@@ -275,11 +250,7 @@ def _dot(a: LeafHistory, b: LeafHistory) -> jax.Array:
     return functools.reduce(jnp.add, (x * y for x, y in zip(a, b, strict=True)))
 
 
-def _norm(points: LeafHistory) -> jax.Array:
-    return jnp.sqrt(_dot(points, points))
-
-
 def _without(points: LeafHistory, unit: LeafHistory) -> LeafHistory:
-    """The part of `points` that is orthogonal to `unit`."""
+    """Return the part of `points` that is orthogonal to `unit`."""
     share = _dot(points, unit)
     return tuple(p - share * u for p, u in zip(points, unit, strict=True))

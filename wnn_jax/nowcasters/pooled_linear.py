@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
@@ -20,18 +20,19 @@ from wnn_jax.nowcasters._multi_horizon import Dense, HorizonNetwork, MultiHorizo
 from wnn_jax.nowcasters._scale import units_of
 
 _NUM_CHANGES = CONTEXT - 1
-_NUM_LAGS = _NUM_CHANGES - 1
-_NUM_FEATURES = _NUM_CHANGES + 2 * _NUM_LAGS + 3
+_LAGS = range(1, _NUM_CHANGES)
+# The changes, or pairs of changes, whose products are averaged: every change, every square, and products at every lag.
+_MOMENTS: list[list[tuple[int, int | None]]] = [
+    *([(index, None)] for index in range(_NUM_CHANGES)),
+    *([(index, index)] for index in range(_NUM_CHANGES)),
+    *([(index, index + lag) for index in range(_NUM_CHANGES - lag)] for lag in _LAGS),
+]
+_SQUARES = slice(_NUM_CHANGES, 2 * _NUM_CHANGES)
+_NUM_FEATURES = _NUM_CHANGES + 2 * len(_LAGS) + 3
 
 
 class Pools(NamedTuple):
-    """Numbers of the rows, the columns and the whole of a tensor: arrays that broadcast with it.
-
-    Attributes:
-      row: `[1, ..., rows, 1, features]` for a tensor `[..., rows, columns]`. A vector is a single row.
-      column: `[1, ..., 1, columns, features]`.
-      tensor: `[1, ..., 1, 1, features]`.
-    """
+    """Numbers of rows `[..., rows, 1, features]`, columns `[..., 1, columns, features]`, and the whole of a tensor."""
 
     row: Any
     column: Any
@@ -39,7 +40,7 @@ class Pools(NamedTuple):
 
 
 class PoolNetwork(HorizonNetwork):
-    """Chooses coefficients for one kind of pool, given the features of the pools and of their tensor."""
+    """Choose coefficients for one kind of pool, given the features of the pools and of their tensor."""
 
     outputs_per_horizon = (_NUM_CHANGES,)
 
@@ -51,20 +52,16 @@ class PoolNetwork(HorizonNetwork):
 
 
 class PooledNetwork(HorizonNetwork):
-    """Chooses coefficients for every row, every column and the tensor, with a network for each kind."""
+    """Choose coefficients for every row, every column and the tensor, with a network for each kind."""
+
+    example = Pools(*[np.zeros([1, _NUM_FEATURES], np.float32)] * 3)
 
     @nn.compact
     def __call__(self, inputs: Pools, role: jax.Array, horizon: Any = None) -> Pools:
-        """Maps the features of the pools to their coefficients; see `HorizonNetwork`."""
+        """Map the features of the pools to their coefficients; see `HorizonNetwork`."""
         sizes = self.width, self.num_hidden, self.num_horizons
-        networks = (PoolNetwork(*sizes, name=name) for name in Pools._fields)
-        return Pools(
-            *(network((pool, inputs.tensor), role, horizon) for network, pool in zip(networks, inputs, strict=True))
-        )
-
-    def example(self) -> Pools:
-        """See `HorizonNetwork.example`."""
-        return Pools(*[jnp.zeros([1, _NUM_FEATURES])] * len(Pools._fields))
+        pools = inputs._asdict().items()
+        return Pools(*(PoolNetwork(*sizes, name=name)((pool, inputs.tensor), role, horizon) for name, pool in pools))
 
     @classmethod
     def of(cls, params: Any) -> Self:
@@ -88,19 +85,15 @@ class PooledLinear(MultiHorizonNowcaster):
 
     The four changes of a single weight are mostly noise. Over a row or a column the noise averages out, and rows and
     columns still tell one neuron from another. Columns are the outputs of a matrix, its last axis. Rows are its inputs,
-    the axis before, pooled over the window of a convolution. A vector is a single row, and each of its weights is a
-    column.
+    the axis before, pooled over the window of a convolution. A vector is a single row of columns.
 
-    A weight costs some fifty multiply-adds. The temporary memory is at most the size of the largest leaf, or of its
-    history where several leaves have one shape. Devices exchange only sums of rows and columns. Over automatic mesh
-    axes this needs leaves of one shape to be sharded alike if their names differ in numbers only.
-
-    The inputs of the networks do not depend on the scale of the weights or of their changes. A weight that did not move
-    stays.
+    The temporary memory is at most the size of the largest leaf, or of its history if several leaves have one shape.
+    Devices exchange only sums of rows and columns. Over automatic mesh axes this needs leaves of one shape to be
+    sharded alike if their names differ in numbers only.
 
     Attributes:
       params: the parameters of its networks.
-      default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
+      default_horizon: how many snapshots ahead it forecasts if `horizon` is `None`.
       record: how the networks were trained; kept by `wnn_jax.save`.
 
     Raises:
@@ -127,24 +120,19 @@ class PooledLinear(MultiHorizonNowcaster):
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Pools:
-        """The features of the pools of a tensor; see `MultiHorizonNowcaster.statistics`."""
-        return _features(_sums(history), history[0].shape)
+        """Return the features of the pools of a tensor; see `MultiHorizonNowcaster.statistics`."""
+        return _features(history)
 
     @classmethod
     def statistics_of(cls, history: Sequence[Any], chosen: Any) -> Pools:
         """See `MultiHorizonNowcaster.statistics_of`; arrays `[n, features]`."""
-        history = [snapshot.reshape(snapshot.shape or (1,)) for snapshot in history]
-        places = np.unravel_index(chosen, history[0].shape)
-
-        def of_weights(pool: Any) -> Any:
-            # Pooled axes have one element.
-            sizes = zip(places, pool.shape[:-1], strict=True)
-            return pool[tuple(place if size > 1 else np.zeros_like(place) for place, size in sizes)]
-
-        return Pools(*map(of_weights, cls.statistics(history)))
+        shape = history[0].shape or (1,)
+        pools = cls.statistics([snapshot.reshape(shape) for snapshot in history])
+        spread = (np.broadcast_to(pool, (*shape, _NUM_FEATURES)) for pool in pools)
+        return Pools(*(pool[np.unravel_index(chosen, shape)] for pool in spread))
 
     def changes(self, history: tuple[jax.Array, ...], statistics: Pools, role: jax.Array, horizon: Any = None) -> Any:
-        """Forecasts how far weights will have moved, of any shape; see `MultiHorizonNowcaster.changes`."""
+        """Forecast how far weights will have moved, of any shape; see `MultiHorizonNowcaster.changes`."""
         coefficients = self.network.apply({"params": self.params}, statistics, role, horizon)
         assert isinstance(coefficients, Pools)
         if horizon is None:  # Coefficients have an axis for horizons.
@@ -155,14 +143,15 @@ class PooledLinear(MultiHorizonNowcaster):
 # A function that is compiled on its own is traced once for all leaves, or groups of leaves, of one type.
 @jax.jit
 def _forecast(params: Any, leaves: Sequence[LeafHistory], role: jax.Array, horizon: Any) -> list[jax.Array]:
-    """Forecasts leaves of one shape that are not empty."""
-    network, shape = PooledNetwork.of(params), leaves[0][0].shape
-
-    def coefficients_of(sums: _Sums) -> Any:
-        return network.apply({"params": params}, _features(sums, shape), role, horizon)
-
-    # The sums are computed leaf by leaf, and the coefficients for all leaves at once: both are compiled once.
-    coefficients = jax.vmap(coefficients_of)(_sums_of_all(leaves))
+    """Forecast leaves of one shape that are not empty."""
+    network = PooledNetwork.of(params)
+    # The features are computed leaf by leaf, and the coefficients for all leaves at once: both are compiled once.
+    if len(leaves) == 1:
+        features = jax.tree.map(lambda array: array[None], _features(leaves[0]))
+    else:  # Copies each leaf.
+        branches = [functools.partial(tuple, leaf) for leaf in leaves]
+        features = jax.lax.map(lambda index: _features(jax.lax.switch(index, branches)), jnp.arange(len(leaves)))
+    coefficients = jax.vmap(lambda pools: network.apply({"params": params}, pools, role, horizon))(features)
     return [
         _extrapolate(history, jax.tree.map(lambda numbers, index=index: numbers[index], coefficients))
         for index, history in enumerate(leaves)
@@ -170,14 +159,14 @@ def _forecast(params: Any, leaves: Sequence[LeafHistory], role: jax.Array, horiz
 
 
 @jax.jit
-def _extrapolate(history: LeafHistory, coefficients: Pools) -> jax.Array:
-    """The forecast of a leaf."""
+def _extrapolate(history: LeafHistory, coefficients: Any) -> jax.Array:
+    """Forecast a leaf."""
     wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
     return finite_or_last(wide[-1] + _combine(wide, coefficients), history)
 
 
 def _combine(history: tuple[jax.Array, ...], coefficients: Pools) -> Any:
-    """The changes of weights, each times the sum of its coefficients."""
+    """Return the changes of weights, each times the sum of its coefficients."""
     # One term after the other, so that XLA makes one pass over the history and copies nothing.
     terms = []
     for index, (earlier, later) in enumerate(itertools.pairwise(history)):
@@ -186,26 +175,15 @@ def _combine(history: tuple[jax.Array, ...], coefficients: Pools) -> Any:
     return sum(terms)
 
 
-class _Sums(NamedTuple):
-    """Sums over a tensor.
-
-    Attributes:
-      means: the means over pools, of every change, of every square, and of the products at every lag.
-      std: the unbiased standard deviation of all values, in the unit of the changes.
-    """
-
-    means: Pools
-    std: Any
-
-
-def _sums(history: Sequence[Any]) -> _Sums:
-    """The sums of a tensor that is not empty; a vector or a scalar gets axes of one element in front.
+def _features(history: Sequence[Any]) -> Pools:
+    """Return the features of the pools of a tensor that is not empty.
 
     Values and changes are in units that are powers of two, so that squares neither overflow nor vanish. Some devices
     store the inputs of a reduction. Reductions that wait for each other can use the same memory.
     """
-    xp, dtype = _namespace(history[0]), wide_dtype(history[0])
-    history = [snapshot.reshape((1,) * (2 - snapshot.ndim) + snapshot.shape) for snapshot in history]
+    xp, dtype, shape = _namespace(history[0]), wide_dtype(history[0]), history[0].shape
+    added = (1,) * (2 - len(shape))  # Axes in front of those of a vector or a scalar.
+    history = [snapshot.reshape(added + shape) for snapshot in history]
     *others, rows, columns = range(history[0].ndim)
 
     def inverse_unit(arrays: Sequence[Any]) -> Any:
@@ -228,95 +206,56 @@ def _sums(history: Sequence[Any]) -> _Sums:
     changes = [change * change_scale for change in changes]
     center = mean(scaled(scale_after(change_scale)))
     square = mean([(value - center) ** 2 for value in scaled(scale_after(center))])
-    std = (square / (1 - 1 / (len(history) * history[0].size))) ** 0.5
+    std = (square / (1 - 1 / (len(history) * history[0].size))) ** 0.5 * change_scale
 
-    def lagged(changes: Sequence[Any], lag: int) -> Any:
-        products = [earlier * later for earlier, later in zip(changes, changes[lag:], strict=False)]
-        return functools.reduce(operator.add, products) / len(products)
-
-    terms: list[Callable[[Sequence[Any]], Any]] = [
-        *(lambda changes, index=index: changes[index] for index in range(_NUM_CHANGES)),
-        *(lambda changes, index=index: changes[index] ** 2 for index in range(_NUM_CHANGES)),
-        *(functools.partial(lagged, lag=lag) for lag in range(1, _NUM_LAGS + 1)),
-    ]
     means, known = [], value_scale
-    for term in terms:
+    for pairs in _MOMENTS:
         scale = scale_after(known)
         if scale is not value_scale:
             changes = [(later - earlier) * change_scale for earlier, later in itertools.pairwise(scaled(scale))]
-        values = term(changes)
+        terms = [changes[first] if second is None else changes[first] * changes[second] for first, second in pairs]
+        values = functools.reduce(operator.add, terms) / len(terms)
         row = values.mean(axis=(*others, columns), keepdims=True)
         column = values.mean(axis=(*others, rows), keepdims=True)
         known = row.mean(axis=rows, keepdims=True)
         means.append((row, column, known))
-    return _Sums(Pools(*zip(*means, strict=True)), std * change_scale)
-
-
-def _sums_of_all(leaves: Sequence[LeafHistory]) -> _Sums:
-    """The sums of leaves of one shape, with a leading axis. Copies each leaf if there are several."""
-    if len(leaves) == 1:
-        return jax.tree.map(lambda array: array[None], _sums(leaves[0]))
-    branches = [functools.partial(tuple, leaf) for leaf in leaves]
-    return jax.lax.map(lambda index: _sums(jax.lax.switch(index, branches)), jnp.arange(len(leaves)))
-
-
-def _features(sums: _Sums, shape: tuple[int, ...]) -> Pools:
-    """The features of the pools of a tensor of this shape."""
-    means, added = sums.means, 2 - len(shape)
-    rows, columns = ((1,) * added + shape)[-2:]
-    size = math.prod(shape)
-    rms = _rms(means.tensor)
+    row, column, tensor = (xp.stack(pool, axis=-1) for pool in zip(*means, strict=True))
+    size, rms = history[0].size, _rms(tensor)
     pools = (
-        _pool_features(means.row, size // rows, rms),
-        _pool_features(means.column, size // columns, rms),
-        _pool_features(means.tensor, size, sums.std),
+        _pool_features(row, size // row.shape[rows], rms),
+        _pool_features(column, size // column.shape[columns], rms),
+        _pool_features(tensor, size, std[..., None]),
     )
-    # Without the axes that were put in front of those of a vector or a scalar.
-    return Pools(*(pool[(0,) * added].astype(np.float32) for pool in pools))
+    return Pools(*(pool[(0,) * len(added)].astype(np.float32) for pool in pools))
 
 
-def _pool_features(means: Sequence[Any], count: int, reference: Any) -> Any:
-    """The features of pools of `count` weights, `[..., features]`, of the order of 1.
+def _pool_features(means: Any, count: int, reference: Any) -> Any:
+    """Return the features of pools of `count` weights; `reference` is a size to compare the size of changes with."""
+    xp, rms = _namespace(means), _rms(means)
 
-    Args:
-      means: of each pool, as in `_Sums`.
-      count: weights in a pool.
-      reference: a size to compare the size of changes with.
-    """
-    xp = _namespace(means[0])
-    # Stacked, because every single operation takes time to compile for every leaf.
-    changes, squares, lagged = (
-        xp.stack(arrays, axis=-1)
-        for arrays in (means[:_NUM_CHANGES], means[_NUM_CHANGES : 2 * _NUM_CHANGES], means[2 * _NUM_CHANGES :])
-    )
-    rms = _rms(means)[..., None]
-    common = _ratio(changes, rms)
+    def ratio(value: Any, size: Any) -> Any:
+        return value / xp.where(size == 0, 1, size)
+
+    def log_ratio(value: Any, size: Any) -> Any:
+        return xp.log(xp.clip(ratio(value, size), 1e-4, 1e4)) / 2  # From -4.6 to 4.6.
+
+    common = ratio(means[..., :_NUM_CHANGES], rms)
     features = [
-        _log_ratio(rms, reference[..., None]),
-        _log_ratio(squares**0.5, rms),
-        _ratio(lagged, rms**2),
+        log_ratio(rms, reference),
+        log_ratio(means[..., _SQUARES] ** 0.5, rms),
+        ratio(means[..., _SQUARES.stop :], rms**2),
         (common**2).mean(axis=-1, keepdims=True) ** 0.5,
-        *((common[..., lag:] * common[..., :-lag]).mean(axis=-1, keepdims=True) for lag in range(1, _NUM_LAGS + 1)),
+        *((common[..., lag:] * common[..., :-lag]).mean(axis=-1, keepdims=True) for lag in _LAGS),
         xp.full_like(rms, math.log(count) / 8),
     ]
     return xp.concatenate(features, axis=-1)
 
 
-def _rms(means: Sequence[Any]) -> Any:
-    """The root mean square of all changes of pools, from their means."""
-    return (sum(means[_NUM_CHANGES : 2 * _NUM_CHANGES]) / _NUM_CHANGES) ** 0.5
-
-
-def _ratio(value: Any, size: Any) -> Any:
-    """A value in units of a size, or as it is where the size is zero."""
-    return value / _namespace(size).where(size == 0, 1, size)
-
-
-def _log_ratio(value: Any, size: Any) -> Any:
-    """Half the logarithm of a ratio, from -4.6 to 4.6."""
-    return (xp := _namespace(size)).log(xp.clip(_ratio(value, size), 1e-4, 1e4)) / 2
+def _rms(means: Any) -> Any:
+    """Return the root mean square of all changes of pools, `[..., 1]`, from their moments."""
+    return means[..., _SQUARES].mean(axis=-1, keepdims=True) ** 0.5
 
 
 def _namespace(array: Any) -> Any:
-    """NumPy for an array of NumPy, and else JAX."""
+    """Return NumPy for an array of NumPy, and else JAX."""
     return np if isinstance(array, np.ndarray) else jnp

@@ -13,7 +13,14 @@ from wnn_jax._checks import check_bool
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import wide_dtype
 from wnn_jax._window import LeafHistory, summarize_nowcaster
-from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, check_chunk_size, finite_or_last, map_by_role
+from wnn_jax.nowcasters._leaves import (
+    CONTEXT,
+    LeafMap,
+    check_chunk_size,
+    check_network,
+    finite_or_last,
+    map_by_role,
+)
 from wnn_jax.nowcasters._multi_horizon import Dense
 
 _published_init = nn.initializers.variance_scaling(0.1, "fan_in", "uniform")
@@ -24,26 +31,22 @@ class Stream(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps `[..., n]` inputs to `[..., 32]` features."""
+        """Map `[..., n]` inputs to `[..., 32]` features."""
         expanded = Dense(64, kernel_init=_published_init, name="expand")(inputs)
         bottleneck = nn.relu(Dense(8, kernel_init=nn.initializers.glorot_uniform(), name="squeeze")(expanded))
-        offset = Dense(64, kernel_init=_published_init, name="offset")(bottleneck)
-        gain = Dense(64, kernel_init=_published_init, name="gain")(bottleneck)
-        exponent = Dense(64, kernel_init=_published_init, name="exponent")(bottleneck)
+        offset, gain, exponent = (
+            Dense(64, kernel_init=_published_init, name=name)(bottleneck) for name in ("offset", "gain", "exponent")
+        )
         activated = offset + gain * jnp.exp(exponent * expanded)
         return nn.leaky_relu(Dense(32, kernel_init=_published_init, name="project")(activated), 0.3)
 
 
 class TwoStreamNetwork(nn.Module):
-    """Forecasts normalised weights from their values and from the differences between these.
-
-    References:
-      Jang et al., ICML 2023.
-    """
+    """Forecast normalised weights from their values and from the differences between these (Jang et al., ICML 2023)."""
 
     @nn.compact
     def __call__(self, values: jax.Array) -> jax.Array:
-        """Maps `[..., 5]` normalised values, oldest first, to `[...]` changes of the last one, in (-1, 1)."""
+        """Map `[..., 5]` normalised values, oldest first, to `[...]` changes of the last one, in (-1, 1)."""
         differences = values[..., 1:] - values[..., :-1]
         features = jnp.concatenate([Stream(name="values")(values), Stream(name="differences")(differences)], axis=-1)
         change = Dense(1, kernel_init=nn.initializers.glorot_uniform(), name="output")(features)
@@ -51,27 +54,21 @@ class TwoStreamNetwork(nn.Module):
 
 
 class Normalized(NamedTuple):
-    """Histories brought to one range, weight by weight: `values * span + first` is the history again.
-
-    Attributes:
-      values: `[context, n]`, within [-0.5, 0.5].
-      first: `[n]`, the oldest snapshots.
-      span: `[n]`, about twice the range of each weight.
-    """
+    """Histories brought to one range, weight by weight: `values * span + first` is the history again."""
 
     values: jax.Array
+    """`[context, n]`, within [-0.5, 0.5]."""
     first: jax.Array
+    """`[n]`, the oldest snapshots."""
     span: jax.Array
+    """`[n]`, about twice the range of each weight."""
 
 
 def normalize(history: Sequence[jax.Array]) -> Normalized:
-    """Normalises the history of each weight, `context` arrays `[n]`, by its first value and its range.
-
-    References:
-      Jang et al., ICML 2023, with the constants of the published code.
-    """
+    """Normalise the history of each weight, `context` arrays `[n]`, by its first value and its range."""
     first = history[0]
     shifted = jnp.stack([snapshot - first for snapshot in history])
+    # The constants are those of the published code.
     value_range = jnp.max(shifted, axis=0) - jnp.min(shifted, axis=0) + 1e-8
     span = 2 * (value_range + 1e-5)
     return Normalized(shifted / span[None], first, span)
@@ -82,16 +79,16 @@ class WNN:
     """The weight nowcaster network (WNN).
 
     The network of its role forecasts every scalar weight from the weight's own last 5 snapshots, about 5 snapshots
-    ahead. Leaves of a role without a network stay as they are. The published networks are for `conv`, `dense` and
-    `bias`, and leave out the scales of norm layers and embeddings. The published code also leaves out the shift of
-    BatchNorm. Here the shift is a `bias`: name it `norm` in `roles` to leave it out.
+    ahead. Leaves of a role without a network keep their values. The published networks are for `conv`, `dense` and
+    `bias`. The published code also leaves out the shift of BatchNorm. Here the shift is a `bias`: name it `norm` in
+    `roles` to leave it out.
 
     Attributes:
       params: role -> parameters of that role's `TwoStreamNetwork`.
       published_bias: for role `bias`, add the network's output to the *raw* last value, as the published code does. The
         paper adds it to the normalised value. For comparisons only: it throws the biases far off.
-      chunk_size: how many weights go through a network at a time, which bounds the working memory: about 1 KiB
-        for each of them. `None`: 8192 on CPU, 131,072 elsewhere.
+      chunk_size: how many weights go through a network at a time, about 1 KiB of working memory each. `None`: 8192 on
+        CPU, 131,072 elsewhere.
       record: how the networks were trained; kept by `wnn_jax.save`.
 
     Raises:
@@ -107,7 +104,7 @@ class WNN:
     chunk_size: int | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
-    # Not annotated, and so no fields: they are the same for all WNNs.
+    # Not annotated, and so no fields.
     context = CONTEXT
     takes_horizon = False
     default_horizon = 5
@@ -117,42 +114,25 @@ class WNN:
             raise ValueError(f"params has the roles {sorted(self.params)}; give at least one of {', '.join(ROLES)}.")
         check_bool("published_bias", self.published_bias, "whether biases are forecast as by the published code")
         object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
-        expected = jax.tree.map(jnp.shape, jax.eval_shape(_init_network, jax.random.key(0)))
         for role, network in self.params.items():
-            if jax.tree.map(jnp.shape, network) != expected:
-                raise ValueError(
-                    f"params[{role!r}] are not the parameters of a TwoStreamNetwork: they have the shapes "
-                    f"{jax.tree.map(jnp.shape, network)} where {expected} are expected."
-                )
+            check_network(f"params[{role!r}]", network, "TwoStreamNetwork", lambda: _init_network(jax.random.key(0)))
 
     def __repr__(self) -> str:
         return summarize_nowcaster(self, self.params)
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that it has networks for."""
+        """Return the roles that it has networks for."""
         return tuple(sorted(self.params))
 
     @classmethod
     def init(cls, key: jax.Array, roles: Sequence[str] = ("conv", "dense", "bias")) -> "WNN":
-        """Networks for these roles with the paper's random initialisation, to be trained."""
+        """Make networks for these roles with the paper's random initialisation, to be trained."""
         keys = jax.random.split(key, len(roles))
         return cls({role: _init_network(role_key) for role, role_key in zip(roles, keys, strict=True)})
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: None = None) -> Any:
-        """Forecasts a tree of parameters.
-
-        Args:
-          history: 5 parameter trees, oldest first.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: must be `None`, because the training of these networks fixes their horizon.
-
-        Returns:
-          The forecast, a tree like the parameters.
-
-        Raises:
-          ValueError: if `horizon` is not `None`, or `history` does not have 5 trees.
-        """
+        """Forecast a tree of parameters; see `Nowcaster`. The training of these networks fixes their horizon."""
         if horizon is not None:
             raise ValueError(f"horizon={horizon!r} was given, but WNN takes none: it is fixed by the training.")
         return map_by_role(history, roles, self._predict_leaves, handled=self.params)
@@ -163,7 +143,7 @@ class WNN:
 
 
 def _forecast(history: LeafHistory, params: Any, *, published_bias: bool = False) -> jax.Array:
-    # Low-precision leaves are forecast in float32. The networks are in float32 whatever the leaf is.
+    # Low-precision leaves are forecast in float32. The networks are always in float32.
     wide = tuple(snapshot.astype(wide_dtype(snapshot)) for snapshot in history)
     values, first, span = normalize(wide)
     change = TwoStreamNetwork().apply({"params": params}, values.T.astype(jnp.float32))

@@ -20,13 +20,13 @@ class WNNPlus(MultiHorizonNowcaster):
     """The multi-horizon nowcaster WNN+, the simpler of the two networks of the NiNo paper.
 
     One network forecasts every scalar weight from its own last 5 snapshots, any number of snapshots up to 40 ahead.
-    The history of each tensor is first brought to mean 0 and standard deviation 1. The network also knows the role.
+    The history of each tensor is first brought to mean 0 and standard deviation 1. The network is also given the role.
 
     Attributes:
       params: the parameters of its network.
-      default_horizon: how many snapshots ahead it forecasts where `horizon` is `None`.
-      chunk_size: how many weights go through the network at a time, which bounds the working memory: at most 1 KiB
-        for each of them. `None`: 8192 on CPU, 131,072 elsewhere.
+      default_horizon: how many snapshots ahead it forecasts if `horizon` is `None`.
+      chunk_size: how many weights go through the network at a time, at most 1 KiB of working memory each. `None`: 8192
+        on CPU, 131,072 elsewhere.
       record: how the network was trained; kept by `wnn_jax.save`.
 
     Raises:
@@ -52,7 +52,7 @@ class WNNPlus(MultiHorizonNowcaster):
 
     @classmethod
     def statistics(cls, history: Sequence[Any]) -> Scale:
-        """See `MultiHorizonNowcaster.statistics`; NumPy scalars."""
+        """Return NumPy scalars; see `MultiHorizonNowcaster.statistics`."""
         values = np.stack(history).astype(np.float64)
         dtype = wide_dtype(history[0])
         return Scale(values.mean().astype(dtype), values.std(ddof=1).astype(dtype))
@@ -60,16 +60,16 @@ class WNNPlus(MultiHorizonNowcaster):
     def changes(
         self, history: tuple[jax.Array, ...], statistics: Scale, role: jax.Array, horizon: Any = None
     ) -> jax.Array:
-        """Forecasts how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
+        """Forecast how far weights of one tensor will have moved; see `MultiHorizonNowcaster.changes`."""
         values = jnp.stack([standardize(snapshot, statistics) for snapshot in history], axis=-1)
         change = self.network.apply({"params": self.params}, values.astype(jnp.float32), role, horizon)
         assert isinstance(change, jax.Array)
-        if horizon is None:
-            std, mean = (
-                jnp.broadcast_to(value, history[0].shape)[:, None] for value in (statistics.std, statistics.mean)
-            )
-            return (values[:, -1:] + change) * std + mean - history[-1][:, None]
-        return (values[:, -1] + change) * statistics.std + statistics.mean - history[-1]
+        last, std, mean, before = (
+            # Changes have an axis for horizons.
+            jnp.broadcast_to(value, history[0].shape)[:, None] if horizon is None else value
+            for value in (values[:, -1], statistics.std, statistics.mean, history[-1])
+        )
+        return (last + change) * std + mean - before
 
 
 def _forecast(history: LeafHistory, scale: Scale, params: Any, role: jax.Array, horizon: jax.Array) -> jax.Array:

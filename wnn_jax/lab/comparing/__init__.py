@@ -1,1 +1,1 @@
-"""Judging ways to train: methods, comparisons, errors of forecasts, tables and plots."""
+"""Compare methods of training: options, runs, results, tables and plots."""

@@ -52,13 +52,13 @@ class Comparison:
     recorded: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Methods that this version can no longer train. Tables show their recorded runs."""
     make_task: Annotated[Callable[[Path], Task] | None, tyro.conf.Suppress] = None
-    """Makes the task from the data folder, in place of the task of that name."""
+    """Makes the task from the data folder. `task` is then only its name in results."""
     base: Annotated[BaseOptimizer | None, tyro.conf.Suppress] = None
     """Makes the optimizer of the methods, in place of `optimizer`."""
     own_methods: Annotated[Mapping[str, Method], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """Further methods by name."""
 
-    def rates_of(self, method: str) -> tuple[float, ...]:
+    def learning_rates_of(self, method: str) -> tuple[float, ...]:
         """Return the learning rates of a method."""
         return self.own_rates.get(method, self.learning_rates)
 

@@ -53,7 +53,7 @@ class Plan:
         names = [name for name, method in self.methods.items() if method and (methods is None or name in methods)]
         self._run_missing(self.search(names), console)
         if self.comparison.search_seeds is not None:
-            self._run_missing(self._final(names, self.load(self.search(names))[0]), console)
+            self._run_missing(self._describe_final(names, self.load(self.search(names))[0]), console)
 
     def report(self, console: Console) -> list[Row]:
         """Print the table of the finished methods, and draw their plot.
@@ -63,7 +63,7 @@ class Plan:
         """
         comparison = self.comparison
         searched, stale = self._finished(self.search)
-        results, _ = self._finished(lambda names: self._final(names, searched))
+        results, _ = self._finished(lambda names: self._describe_final(names, searched))
         done = {result.method for result in results}
         baselines = [name for name, method in self.methods.items() if method and method.is_baseline]
         if not done or not done.issuperset(baselines):
@@ -73,7 +73,7 @@ class Plan:
             results,
             metrics,
             baselines=baselines,
-            learning_rates={name: comparison.rates_of(name) for name in self.methods},
+            learning_rates={name: comparison.learning_rates_of(name) for name in self.methods},
             weights=comparison.evaluation_weights,
             target=comparison.target,
         )
@@ -90,10 +90,10 @@ class Plan:
 
     def search(self, names: Sequence[str]) -> list[Description]:
         """Describe the runs that choose the learning rates of methods."""
-        points = [(name, rate) for name in names for rate in self.comparison.rates_of(name)]
+        points = [(name, rate) for name in names for rate in self.comparison.learning_rates_of(name)]
         return self._describe(points, self.comparison.search_seeds or self.comparison.seeds)
 
-    def _final(self, names: Sequence[str], searched: Sequence[Result]) -> list[Description]:
+    def _describe_final(self, names: Sequence[str], searched: Sequence[Result]) -> list[Description]:
         """Describe the runs of methods at their best learning rates."""
         if not searched:
             return []
@@ -197,7 +197,7 @@ def make_plan(name: str, comparison: Comparison, execution: Execution, *, loads_
     check_evaluation_weights(comparison.evaluation_weights, chosen)
     for method in chosen:  # Before data is loaded: some need a longer run.
         with _errors_of(method.name, comparison):
-            method.optimizer(comparison.rates_of(method.name)[0], comparison.num_steps)
+            method.optimizer(comparison.learning_rates_of(method.name)[0], comparison.num_steps)
     # Absolute, because the workers of a cluster have other working directories.
     factory = comparison.make_task or functools.partial(load_task, comparison.task)
     make_task = functools.partial(factory, execution.data_dir.absolute())
@@ -208,7 +208,7 @@ def make_plan(name: str, comparison: Comparison, execution: Execution, *, loads_
     target_first(task.metrics, comparison.metric)
     for method in chosen:
         with _errors_of(method.name, comparison):
-            check_method(method, task, comparison.rates_of(method.name)[0], comparison.num_steps)
+            check_method(method, task, comparison.learning_rates_of(method.name)[0], comparison.num_steps)
     return Plan(name, comparison, execution, methods, make_task, task)
 
 
@@ -243,6 +243,6 @@ def target_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric, .
 
 
 def _place(description: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what a reader of a table would take two runs for the same by."""
+    """Return the columns that identify a run in a table."""
     names = ("learning_rate", "seed", "num_steps", "evaluate_every")
     return description["task"]["name"], description["method"]["name"], *(description[name] for name in names)

@@ -38,7 +38,7 @@ class Run:
 
     @property
     def file(self) -> Path:
-        """The folder of its checkpoints, which a lock stands beside."""
+        """The folder of its checkpoints. Its lock file is next to it."""
         return self.folder / "checkpoints" / self.key[:12]
 
     def is_done(self) -> bool:

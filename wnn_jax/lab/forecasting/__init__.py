@@ -1,1 +1,1 @@
-"""Making nowcasters: collect trajectories, train on them, measure forecast errors, export."""
+"""Make nowcasters: collect trajectories, train on them, measure forecast errors, export."""

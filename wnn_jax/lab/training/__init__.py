@@ -1,1 +1,1 @@
-"""Training: one step, one loop, what it reads, and the keys of its results."""
+"""Train a task: one step, one loop, optimizers, evaluation weights, checkpoints, and the keys of results."""

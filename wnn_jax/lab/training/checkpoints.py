@@ -1,4 +1,4 @@
-"""Checkpoints of a run, from which it goes on bit for bit."""
+"""Checkpoints that a run resumes from, bit for bit."""
 
 import json
 import logging

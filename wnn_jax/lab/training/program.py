@@ -1,4 +1,4 @@
-"""The compiled training of a task, and the loop over its steps."""
+"""The compiled training step of a task, and the loop over its steps."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

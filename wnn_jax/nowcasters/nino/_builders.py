@@ -1,12 +1,11 @@
-"""Describe models that are chains of layers, residual networks or transformers.
+"""Describe models that are chains of layers, residual networks or transformers, by the names of their modules.
 
-The names of modules tell such a model, as users of Flax linen, Flax nnx and Equinox give them. All names that count are
-listed here: a model with any other module is refused.
+All names that count are listed here, for Flax linen, Flax nnx and Equinox. A model with any other module is refused.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from wnn_jax.nowcasters.nino._description import split_tensors
@@ -36,7 +35,6 @@ _REMEDY = (
     "Give NiNo(graph={'edges': {...}}), which names for the path of each leaf the neurons that its edges lead from and "
     "to; wnn_jax.nowcasters.neural_graph says how."
 )
-_NUM_HEADS_REMEDY = "Give it: NiNo(graph=wnn_jax.nowcasters.neural_graph(params, num_heads=...))."
 
 
 def build_description(
@@ -45,21 +43,21 @@ def build_description(
     """Describe how a model is connected, see `neural_graph`, from its leaves and the names along their paths."""
     fused = [tensor for tensor, path in zip(tensors, paths, strict=True) if path[-2:-1] and path[-2] in FUSED]
     parts = {tensor.path: list(PARTS)[:3] for tensor in fused if _has_thirds(tensor)}
-    pieces, split = split_tensors(parts, tensors)
+    pieces = split_tensors(parts, tensors)
     root = _Module()
-    for piece, tensor in zip(pieces, split, strict=True):
+    for piece in pieces:
         modules = paths[piece.leaf][:-1]
         if piece.axis is not None:  # A part is read as if it had a module of its own.
-            modules = (*modules[:-1], tensor.path.rpartition(":")[2])
+            modules = (*modules[:-1], piece.tensor.path.rpartition(":")[2])
         # Items of a list are numbered as Flax numbers modules.
         path = re.sub(r"/(?=\d+(/|$))", "_", "/".join(modules))
-        root.inner(path.split("/") if modules else []).tensors.append(tensor)
+        root.inner(path.split("/") if modules else []).tensors.append(piece.tensor)
     builder = _Builder(num_heads)
-    if _has_attention(root):
+    if any(module.is_attention for module in root.walk()):
         builder.read_transformer(root)
     else:
         builder.read_chain(root.parts if root.children or not root.tensors else [root], None)
-    for tensor in split:
+    for tensor in (piece.tensor for piece in pieces):
         if tensor.path not in builder.edges or 0 in tensor.shape:
             _refuse(tensor, "it is empty" if 0 in tensor.shape else "no builder knows what it is for")
     optional = {"parts": parts, "residual": builder.residual, "heads": builder.heads, "kinds": builder.kinds}
@@ -68,7 +66,7 @@ def build_description(
 
 def _has_thirds(tensor: Tensor) -> bool:
     """Whether the outputs can be queries, keys and values: in one axis, or with an axis of three before the heads."""
-    columns = [tensor.shape[axis] for axis in tensor.layout.columns]
+    columns = [tensor.shape[axis] for axis in tensor.axes[2]]
     return columns[0] == 3 if len(columns) == 3 else len(columns) == 1 and columns[0] % 3 == 0
 
 
@@ -84,26 +82,23 @@ class _Module:
         self.children: dict[str, _Module] = {}
 
     def inner(self, names: Sequence[str]) -> "_Module":
-        """The module that some names lead to."""
+        """Return the module that some names lead to."""
         module = self
         for name in names:
             module = module.children.setdefault(name, _Module((*module.path, name)))
         return module
 
-    def walk(self) -> Iterator["_Module"]:
-        """Itself and all modules in it."""
-        yield self
-        for child in self.children.values():
-            yield from child.walk()
+    def walk(self) -> list["_Module"]:
+        """Return itself and all modules in it."""
+        return [self, *(module for child in self.children.values() for module in child.walk())]
 
     @property
     def parts(self) -> list["_Module"]:
         """The modules in it, without containers."""
-        nested = [
-            child.parts if child.kind in _CONTAINERS and not child.tensors else [child]
-            for child in self.children.values()
-        ]
-        return [part for parts in nested for part in parts]
+        parts: list[_Module] = []
+        for child in self.children.values():
+            parts += child.parts if child.kind in _CONTAINERS and not child.tensors else [child]
+        return parts
 
     @property
     def layers(self) -> list["_Module"]:
@@ -113,8 +108,7 @@ class _Module:
     @property
     def matrix(self) -> Tensor:
         """Its first matrix, or its first vector if it has no matrix."""
-        tensors = [tensor for module in self.walk() for tensor in module.tensors]
-        return min(tensors, key=lambda tensor: tensor.is_vector)
+        return min((tensor for module in self.walk() for tensor in module.tensors), key=lambda tensor: tensor.is_vector)
 
     @property
     def is_norm(self) -> bool:
@@ -126,7 +120,7 @@ class _Module:
 
 
 class _Neurons(NamedTuple):
-    """The output of a layer. A dense layer may be given all positions of an image."""
+    """The output of a layer."""
 
     name: str
     size: int
@@ -160,8 +154,9 @@ class _Builder:
         for norm in [norm for norm in norms if norm.kind in _FIRST_NORMS and outputs]:
             self._place(norm, outputs[0])
             norms.remove(norm)
-        for size, alike in itertools.groupby(sorted(norms, key=_num_outputs), key=_num_outputs):
-            group, places = _in_order(list(alike)), [neurons for neurons in outputs if neurons.size == size]
+        for size in dict.fromkeys(map(_num_outputs, norms)):
+            group = _in_order([norm for norm in norms if _num_outputs(norm) == size])
+            places = [neurons for neurons in outputs if neurons.size == size]
             if len(places) != len(group):
                 _refuse(group[0].matrix, f"there are {len(places)} layers of its size, and {len(group)} such norms")
             for norm, place in zip(group, places, strict=True):
@@ -191,7 +186,7 @@ class _Builder:
             _refuse(block.matrix, "its residual block has no layer before it, or no layer")
         if not shortcuts and before.size == after.size:
             self.residual.append([before.name, after.name])
-        elif len(shortcuts) != 1 or shortcuts[0].matrix.sizes[1:] != (before.size, after.size):
+        elif len(shortcuts) != 1 or shortcuts[0].matrix.sizes[1:] != [before.size, after.size]:
             _refuse(block.matrix, "its residual block has no projection from its input to its output")
         for shortcut in shortcuts:
             self.edges[shortcut.matrix.path] = [before.name, after.name]
@@ -201,7 +196,7 @@ class _Builder:
 
     def _place(self, module: _Module, neurons: _Neurons) -> None:
         """Put the vectors of a module at some neurons."""
-        for vector in [tensor for inner in module.walk() for tensor in inner.tensors if tensor.is_vector]:
+        for vector in (tensor for inner in module.walk() for tensor in inner.tensors if tensor.is_vector):
             if vector.sizes[2] != neurons.size:
                 _refuse(vector, f"it has {vector.sizes[2]} elements for {neurons.size} neurons")
             self.edges[vector.path] = [neurons.name]
@@ -209,10 +204,18 @@ class _Builder:
     def read_transformer(self, root: _Module) -> None:
         """Read a transformer as GPT-2 is, with normalisation before each part and at the end, or without any."""
         tables = [module for module in root.parts if module.matrix.role == "embedding"]
-        blocks = _in_order([module for module in root.parts if _has_attention(module)])
-        norms = [module for module in root.parts if module.is_norm]
+        blocks = [module for module in root.parts if any(inner.is_attention for inner in module.walk())]
+        blocks, norms = _in_order(blocks), [module for module in root.parts if module.is_norm]
         dense = [module for module in root.parts if module not in (*tables, *blocks, *norms)]
-        before = self._read_tables(tables, blocks[0])
+        tokens = [module for module in tables if not _POSITION.fullmatch(module.kind)]
+        if len(tokens) != 1 or len(tables) > 2 or len(set(map(_num_outputs, tables))) > 1:
+            reason = "a transformer begins with a table of tokens and at most one of positions, of as many features"
+            _refuse((tables or blocks)[0].matrix, reason)
+        before = _Neurons(tokens[0].label, _num_outputs(tokens[0]))
+        for module in tables:
+            self.edges[module.matrix.path] = [f"{module.label} inputs", before.name]
+            if module is not tokens[0]:
+                self.kinds[module.matrix.path] = "position"
         groups = [block.parts for block in blocks]
         if blocks[0].is_attention:  # The layers of all blocks lie side by side.
             last = [module for module in (*dense, *norms) if module.kind in (*_RANKS["head"], "lnf")]
@@ -232,19 +235,6 @@ class _Builder:
             self._place(norm, before)
         for head in dense:
             self._read_layer(head, before)
-
-    def _read_tables(self, tables: Sequence[_Module], first: _Module) -> _Neurons:
-        """Read a table of tokens, and a table of positions that is added to it."""
-        tokens = [module for module in tables if not _POSITION.fullmatch(module.kind)]
-        if len(tokens) != 1 or len(tables) > 2 or len(set(map(_num_outputs, tables))) > 1:
-            reason = "a transformer begins with a table of tokens and at most one of positions, of as many features"
-            _refuse((tables or [first])[0].matrix, reason)
-        neurons = _Neurons(tokens[0].label, _num_outputs(tokens[0]))
-        for module in tables:
-            self.edges[module.matrix.path] = [f"{module.label} inputs", neurons.name]
-            if module is not tokens[0]:
-                self.kinds[module.matrix.path] = "position"
-        return neurons
 
     def _read_transformer_block(self, modules: Sequence[_Module], before: _Neurons, num_norms: int) -> _Neurons:
         """Read attention and two dense layers, with a connection around each of these."""
@@ -275,6 +265,7 @@ class _Builder:
         return after
 
     def _read_attention(self, module: _Module, before: _Neurons) -> _Neurons:
+        """Read the four projections of attention."""
         query, value = f"{module.label} queries", f"{module.label} values"
         # Queries and keys are multiplied: they are the same neurons, through which the edges of keys lead back.
         ends = {"query": (before.name, query), "key": (query, before.name), "value": (before.name, value)}
@@ -300,14 +291,11 @@ class _Builder:
         if len(matrix.shape) > 2:
             return matrix.shape[-2]
         if self._num_heads is None:
-            _refuse(matrix, "no shape tells how many heads its attention has", _NUM_HEADS_REMEDY)
+            remedy = "Give it: NiNo(graph=wnn_jax.nowcasters.neural_graph(params, num_heads=...))."
+            _refuse(matrix, "no shape tells how many heads its attention has", remedy)
         if matrix.sizes[2] % self._num_heads:
             _refuse(matrix, f"its {matrix.sizes[2]} outputs are not those of num_heads={self._num_heads} heads")
         return self._num_heads
-
-
-def _has_attention(module: _Module) -> bool:
-    return any(inner.is_attention for inner in module.walk())
 
 
 def _rank(module: _Module) -> str:

@@ -1,7 +1,5 @@
 """The neural graph of a model: its neurons as nodes, and an edge for every weight between two of them."""
 
-import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wnn_jax.nowcasters.nino._laplacian import Link, Span, laplacian_eigenvectors
+from wnn_jax.nowcasters.nino._laplacian import Link, Span
 
 # What an edge is, as rows of the published embedding.
 KINDS: Mapping[str, int] = {
@@ -32,41 +30,11 @@ PARTS: Mapping[str, Sequence[str]] = {
 }
 
 
-class Layout(NamedTuple):
-    """How a tensor is a matrix of windows: the axes of the window, of the inputs (none for vectors), of the outputs."""
-
-    window: tuple[int, ...]
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-
-    @property
-    def is_output_first(self) -> bool:
-        """Whether outputs come before inputs, as in Equinox."""
-        return bool(self.rows) and self.columns < self.rows
-
-    def sizes(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """Elements of a window, rows and columns. A vector has one row."""
-        window, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in self)
-        return window, rows, columns
-
-    def cuts(self, shape: Sequence[int]) -> list[slice]:
-        """The elements of the window that each of the edges between two neurons holds."""
-        window = self.sizes(shape)[0]
-        return [slice(start, min(start + MAX_WINDOW, window)) for start in range(0, window, MAX_WINDOW)]
-
-    def to_matrix(self, leaf: Any) -> Any:
-        """`[window, rows * columns]`, from a NumPy or a JAX array."""
-        window, rows, columns = self.sizes(leaf.shape)
-        return leaf.transpose(*self.window, *self.rows, *self.columns).reshape(window, rows * columns)
-
-    def from_matrix(self, matrix: Any, shape: Sequence[int]) -> Any:
-        """The tensor, from what `to_matrix` made of it."""
-        order = (*self.window, *self.rows, *self.columns)
-        return matrix.reshape([shape[axis] for axis in order]).transpose(*np.argsort(order))
-
-
 class Tensor(NamedTuple):
-    """A leaf of the parameters or a part of one: its path with slashes, the names along it, its shape and its role."""
+    """A leaf of the parameters or a part of one: its path with slashes, the names along it, its shape and its role.
+
+    It is a matrix of windows. A vector is a single row.
+    """
 
     path: str
     names: tuple[str, ...]
@@ -79,51 +47,62 @@ class Tensor(NamedTuple):
         return self.role in ("bias", "norm")
 
     @property
-    def layout(self) -> Layout:
-        """How its axes are read, by its name, rank and role."""
+    def axes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The axes of the window, of the inputs (none for vectors) and of the outputs, by name, rank and role."""
         axes, names = tuple(range(len(self.shape))), self.names
         if self.is_vector or len(axes) < 2:
-            return Layout((), (), axes)
+            return (), (), axes
         if self.role == "embedding":
-            return Layout((), axes[:-1], axes[-1:])
+            return (), axes[:-1], axes[-1:]
         if names[-1:] == ("weight",):
-            return Layout(axes[2:], axes[1:2], axes[:1])
+            return axes[2:], axes[1:2], axes[:1]
         if self.role == "conv":
-            return Layout(axes[:-2], axes[-2:-1], axes[-1:])
+            return axes[:-2], axes[-2:-1], axes[-1:]
         if len(axes) > 2 and names[-2:-1] and names[-2] in OUT:
-            return Layout((), axes[:-1], axes[-1:])
-        return Layout((), axes[:1], axes[1:])
+            return (), axes[:-1], axes[-1:]
+        return (), axes[:1], axes[1:]
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
+    def sizes(self) -> list[int]:
         """Elements of a window, rows and columns."""
-        return self.layout.sizes(self.shape)
+        return [math.prod(self.shape[axis] for axis in axes) for axes in self.axes]
+
+    @property
+    def cuts(self) -> list[slice]:
+        """The elements of the window that each of the edges between two neurons holds."""
+        window = self.sizes[0]
+        return [slice(start, min(start + MAX_WINDOW, window)) for start in range(0, window, MAX_WINDOW)]
+
+    def to_matrix(self, array: Any) -> Any:
+        """Return `[window, rows * columns]`, from a NumPy or a JAX array."""
+        return array.transpose(*sum(self.axes, ())).reshape(self.sizes[0], -1)
+
+    def from_matrix(self, matrix: Any) -> Any:
+        """Undo `to_matrix`."""
+        order = sum(self.axes, ())
+        return matrix.reshape([self.shape[axis] for axis in order]).transpose(*np.argsort(order))
 
 
 class Ends(NamedTuple):
     """Where the edges of a tensor begin and end: ints, or arrays of them for edges of several tensors.
 
-    Attributes:
-      first_row: the node of the first row. Other rows and columns belong to the nodes that follow.
-      num_row_nodes: how many nodes the rows belong to. A node has several rows if it is a channel of an image whose
-        positions were flattened.
-      row_repeats: how many successive rows belong to one node.
-      first_column: the node of the first column.
-      num_columns: how many columns there are.
-      is_diagonal: whether every column has its own row, as in a depthwise convolution.
-      is_reversed: whether the edges lead from columns to rows.
+    Rows and columns belong to nodes that follow one another. A node has several rows if it is a channel of an image
+    whose positions were flattened.
     """
 
     first_row: Any
     num_row_nodes: Any
     row_repeats: Any
+    """How many successive rows belong to one node."""
     first_column: Any
     num_columns: Any
-    is_diagonal: Any = False
-    is_reversed: Any = False
+    is_diagonal: Any
+    """Whether every column has its own row, as in a depthwise convolution."""
+    is_reversed: Any
+    """Whether the edges lead from columns to rows."""
 
     def at(self, position: Any, xp: Any = jnp) -> tuple[Any, Any]:
-        """The source and the target of edges at places `[n]` in the matrix, row by row. `xp`: NumPy or `jax.numpy`."""
+        """Return the sources and the targets of edges at places `[n]` in the matrix, row by row."""
         row, column = position // self.num_columns, position % self.num_columns
         place = xp.where(self.is_diagonal, column, row) // self.row_repeats % self.num_row_nodes
         row, column = self.first_row + place, self.first_column + column
@@ -136,68 +115,43 @@ class Ends(NamedTuple):
         return Link(*(spans[::-1] if self.is_reversed else spans), is_diagonal=self.is_diagonal)
 
 
-class Block(NamedTuple):
-    """The edges of one tensor: one for every place in its matrix, or one for each cut of the window."""
-
-    kind: int
-    layout: Layout
-    ends: Ends
-
-    def degrees(self, shape: Sequence[int]) -> tuple[Span, int]:
-        """The nodes that the edges lead to, and how many lead to each."""
-        _, rows, columns = self.layout.sizes(shape)
-        target = self.ends.link.target
-        return target, len(self.layout.cuts(shape)) * (rows * columns // max(target.size, 1))
-
-
 class Piece(NamedTuple):
-    """Where a tensor of the graph is: the number of a leaf, and the axis and ends of a slice of it, if it is a part."""
+    """The number of the leaf that a tensor is in. If it is a part: the axis and the start of its slice of the leaf."""
 
     leaf: int
+    tensor: Tensor
     axis: int | None = None
     start: int = 0
-    stop: int = 0
 
     def of(self, leaf: Any) -> Any:
-        """The tensor, from its leaf, a NumPy or a JAX array."""
-        return leaf if self.axis is None else leaf[(slice(None),) * self.axis + (slice(self.start, self.stop),)]
+        """Return the tensor, from its leaf, a NumPy or a JAX array."""
+        if self.axis is None:
+            return leaf
+        return leaf[(slice(None),) * self.axis + (slice(self.start, self.start + self.tensor.shape[self.axis]),)]
 
     def put(self, leaf: jax.Array, tensor: jax.Array) -> jax.Array:
-        """The leaf with another tensor in its place."""
+        """Return the leaf with another tensor in its place."""
         if self.axis is None:
             return tensor
         return jax.lax.dynamic_update_slice_in_dim(leaf, tensor, self.start, axis=self.axis)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Graph:
-    """A neural graph.
+class Block(NamedTuple):
+    """The edges of one tensor: one for every place in its matrix, or one for each cut of the window."""
 
-    Attributes:
-      num_nodes: how many nodes there are.
-      pieces: where each tensor is, in the order of the leaves.
-      blocks: the edges of each tensor, in the same order.
-      links: which nodes are connected, without the loop from each node to itself.
-      sources: the sources of edges without a tensor: residual connections, heads, and loops.
-      targets: the targets of these edges.
-      kinds: the kinds of these edges.
-      degrees: `[num_nodes]`, how many edges lead to each node.
-      given_positions: `[num_nodes, 8]`, the place of each node, or `None`.
-    """
+    piece: Piece
+    kind: int
+    ends: Ends
 
-    num_nodes: int
-    pieces: tuple[Piece, ...]
+
+class Graph(NamedTuple):
+    """A neural graph: the edges of tensors in the order of leaves, and residual connections, heads and loops."""
+
     blocks: tuple[Block, ...]
-    links: tuple[Link, ...]
     sources: np.ndarray
     targets: np.ndarray
     kinds: np.ndarray
     degrees: np.ndarray
-    given_positions: np.ndarray | None
-
-    @functools.cached_property
-    def positions(self) -> np.ndarray:
-        """`[num_nodes, 8]` in float32, the place of each node: as given, or eigenvectors of the Laplacian."""
-        if self.given_positions is not None:
-            return self.given_positions
-        return laplacian_eigenvectors(self.links, self.num_nodes, NUM_POSITIONS)
+    """`[nodes]`, how many edges lead to each node."""
+    positions: np.ndarray
+    """`[nodes, 8]`, the place of each node: as given, or eigenvectors of the Laplacian."""

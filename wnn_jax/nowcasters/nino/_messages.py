@@ -1,12 +1,13 @@
 """The network of NiNo: messages along the edges of a graph."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from wnn_jax.nowcasters._chunks import for_each_chunk
 
 Layer = Mapping[str, Any]
 # On accelerators the default rounds the factors to fewer bits than the published outputs agree in.
@@ -14,67 +15,36 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Edges(NamedTuple):
-    """Edges of a graph.
-
-    Attributes:
-      sources: `[n]`, the nodes where they begin.
-      targets: `[n]`, the nodes where they end.
-      kinds: `[n]`, what they are, see `KINDS`.
-      features: `[n, up to 45]`, the normalised histories of the elements of a window, one after another.
-      is_new: `[n]`, `False` for edges that another chunk has too, and that do not count.
-    """
+    """Edges of a graph: the nodes where they begin and end, and their `KINDS`, arrays `[n]`."""
 
     sources: Any
     targets: Any
     kinds: Any
     features: Any
+    """`[n, up to 45]`, the normalised histories of the elements of a window, one after another."""
     is_new: Any
-
-
-class EdgeSource(Protocol):
-    """Edges in chunks of one size."""
-
-    @property
-    def num_chunks(self) -> int: ...
-
-    def edges(self, index: Any) -> Edges: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class WholeEdges:
-    """Edges in one chunk."""
-
-    whole: Edges
-
-    # Not annotated, and so no field.
-    num_chunks = 1
-
-    def edges(self, index: Any) -> Edges:
-        del index
-        return self.whole
+    """`[n]`, `False` for edges that another chunk has too. These do not count."""
 
 
 class Messages:
-    """The network on one graph: nodes and edges exchange messages, a chunk of edges at a time.
+    """The network of a `NiNo` on one graph: nodes and edges exchange messages, a chunk of edges at a time.
 
     Nothing is kept of an edge between rounds: computing it again is cheaper than storing it. Linear layers are applied
-    to the sums of edges, and successive linear layers are merged into one.
-
-    Args:
-      params: the parameters of a `NiNo`.
-      positions: `[nodes, 8]`, the places of nodes.
-      degrees: `[nodes]`, how many edges lead to each.
-      sources: all edges.
+    to the sums of edges, and successive linear layers are merged into one. `sources` holds all edges: numbers of
+    chunks, each with a function from the index of a chunk to its edges.
 
     References:
       Knyazev et al., ICLR 2025, after Kofinas et al., ICLR 2024.
     """
 
     def __init__(
-        self, params: Mapping[str, Any], positions: jax.Array, degrees: jax.Array, sources: Sequence[EdgeSource]
+        self,
+        params: Mapping[str, Any],
+        positions: jax.Array,
+        degrees: jax.Array,
+        sources: Sequence[tuple[int, Callable[[Any], Edges]]],
     ) -> None:
-        self._params = params
-        self._sources = sources
+        self._params, self._sources = params, sources
         self._rounds = [params["rounds"][str(level)] for level in range(len(params["rounds"]))]
         self._ends: list[tuple[jax.Array, jax.Array]] = []
         nodes = dense(positions, params["position"])
@@ -84,26 +54,22 @@ class Messages:
             self._ends.append((dense(nodes, update["source"]), dense(nodes, update["target"])))
 
     def last_hidden(self, edges: Edges) -> jax.Array:
-        """The last hidden layer of some edges, `[n, width]`."""
-        level = len(self._rounds)
-        return jax.nn.silu(dense(self._hidden(level, edges), self._after_edge(level, self._params["hidden"])))
+        """Return the last hidden layer of some edges, `[n, width]`."""
+        level, layer = len(self._rounds), self._params["hidden"]
+        return jax.nn.silu(dense(self._hidden(level, edges), self._after_edge(level, layer)))
 
     def _pass_messages(self, level: int, layers: Layer, nodes: jax.Array, degrees: jax.Array) -> jax.Array:
-        r"""The nodes after a round.
-
-        A message along an edge is :math:`s \odot (A v_i + B v_j + b) + t`, with :math:`s` and :math:`t` linear in the
-        edge. For its mean over the edges to node :math:`i`, only :math:`\sum s \odot B v_j` and the sum of the edges
-        are computed edge by edge.
-        """
-        width = nodes.shape[1]
-        kernel = layers["message"]["kernel"]
+        """Return the nodes after a round."""
+        # A message to node i is s (A v_i + B v_j + b) + t, with s and t linear in the edge. Only the sums of s B v_j
+        # and of the edges are computed edge by edge.
+        width, kernel = nodes.shape[1], layers["message"]["kernel"]
         of_targets = dense(nodes, {**layers["message"], "kernel": kernel[:width]})
         of_sources = _dot(nodes, kernel[width:])
         gain = {name: array[..., :width] for name, array in layers["modulation"].items()}
         gain_of_edge = self._after_edge(level, gain)
 
-        def add_chunk(source: EdgeSource, index: Any, sums: jax.Array) -> jax.Array:
-            edges = source.edges(index)
+        def add_chunk(edges_of: Callable[[Any], Edges], index: Any, sums: jax.Array) -> jax.Array:
+            edges = edges_of(index)
             hidden = self._hidden(level, edges)
             # Before any round an edge is linear in few features.
             message = self._linear_in_features(edges, gain) if level == 0 else dense(hidden, gain_of_edge)
@@ -111,15 +77,15 @@ class Messages:
             return sums.at[edges.targets].add(jnp.where(edges.is_new[:, None], terms, 0))
 
         sums = jnp.zeros([len(degrees), 2 * width])
-        for source in self._sources:
-            sums = for_each_chunk(source.num_chunks, functools.partial(add_chunk, source), sums)
+        for num_chunks, edges_of in self._sources:
+            sums = for_each_chunk(num_chunks, functools.partial(add_chunk, edges_of), sums)
         hidden, of_sources = sums[:, :width] / degrees, sums[:, width:] / degrees
         modulation = dense(hidden, self._after_edge(level, layers["modulation"]))
         mean = of_targets * modulation[:, :width] + of_sources + modulation[:, width:]
         return dense(dense(jnp.concatenate([nodes, mean], axis=1), layers["node"]), layers["mix"])
 
     def _hidden(self, level: int, edges: Edges) -> jax.Array:
-        """The edges before any round, or their hidden layer after some rounds."""
+        """Return the edges before any round, or their hidden layer after some rounds."""
         hidden = self._linear_in_features(edges, self._rounds[0]["edge"]["edge"] if level > 0 else None)
         for before, (of_sources, of_targets) in enumerate(self._ends[:level]):
             if before > 0:
@@ -128,24 +94,19 @@ class Messages:
         return hidden
 
     def _after_edge(self, level: int, layer: Layer) -> Layer:
-        """A linear layer of edges, as a layer of what `_hidden` returns."""
+        """Merge a linear layer of edges into a layer of what `_hidden` returns."""
         if level == 0:
             return layer
         first = self._rounds[level - 1]["edge"]["output"]
         return {"kernel": _dot(first["kernel"], layer["kernel"]), "bias": dense(first["bias"], layer)}
 
     def _linear_in_features(self, edges: Edges, layer: Layer | None) -> jax.Array:
-        """The edges before any round, or a linear layer of these."""
+        """Return the edges before any round, or a linear layer of these edges."""
         kernel = self._params["weights"]["kernel"][: edges.features.shape[1]]
         by_kind = self._params["kind"]["embedding"] + self._params["weights"]["bias"][None]
         if layer is not None:
             kernel, by_kind = _dot(kernel, layer["kernel"]), dense(by_kind, layer)
         return _dot(edges.features, kernel) + by_kind[edges.kinds]
-
-
-def for_each_chunk(num_chunks: int, fn: Callable[[Any, jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    """Apply `fn(index, value)` to one chunk after the other."""
-    return fn(0, value) if num_chunks == 1 else jax.lax.fori_loop(0, num_chunks, fn, value)
 
 
 def dense(inputs: jax.Array, layer: Layer) -> jax.Array:

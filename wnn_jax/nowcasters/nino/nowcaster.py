@@ -14,12 +14,19 @@ from jax.sharding import PartitionSpec
 from wnn_jax._checks import check_int
 from wnn_jax._roles import ROLES, default_roles, names_along
 from wnn_jax._window import LeafHistory, check_length, summarize_nowcaster
-from wnn_jax.nowcasters._leaves import check_chunk_size, default_chunk_size
-from wnn_jax.nowcasters._multi_horizon import CONTEXT, NUM_HORIZONS, check_horizon, known_horizon
+from wnn_jax.nowcasters._leaves import (
+    CONTEXT,
+    check_chunk_size,
+    check_horizon,
+    check_network,
+    default_chunk_size,
+    known_horizon,
+)
+from wnn_jax.nowcasters._multi_horizon import NUM_HORIZONS
 from wnn_jax.nowcasters.nino._builders import build_description
 from wnn_jax.nowcasters.nino._description import Description, build_graph, check_description
 from wnn_jax.nowcasters.nino._graph import MAX_WINDOW, NUM_KINDS, NUM_POSITIONS, Graph, Tensor
-from wnn_jax.nowcasters.nino._messages import Messages, WholeEdges
+from wnn_jax.nowcasters.nino._messages import Messages
 from wnn_jax.nowcasters.nino._tensor_edges import edges_of_no_tensor, edges_of_tensors, join_cuts
 
 
@@ -36,8 +43,8 @@ def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None
       attention and two dense layers, each behind a normalisation layer or none. Attention has `query`, `key`, `value`
       and `out`, or `query_proj` and so on, or the first three in one `c_attn` or `qkv`.
 
-    Any other model is refused: describe it yourself. Nothing tells a residual connection in a chain of layers of one
-    width, or a layer that is used twice.
+    Any other model is refused: describe it yourself. Names do not tell of a residual connection in a chain of layers of
+    one width, or of a layer that is used twice.
 
     Args:
       params: the parameters.
@@ -47,17 +54,17 @@ def neural_graph(params: Any, roles: Any = None, *, num_heads: int | None = None
     Returns:
       A description, made of what JSON has, to look at, to change, and to give to `NiNo`:
 
-      - `"edges"`: for the path of each leaf, the names of the neurons that it connects: two for a matrix or a
-        convolution, where its edges begin and where they end; one for a vector.
-      - `"parts"`: for a leaf that is several tensors in one, such as queries, keys and values, the names of these. They
-        share its outputs in equal parts. `"edges"` and `"kinds"` then name them, as `"attn/qkv/kernel:query"`.
+      - `"edges"`: for the path of each leaf, the names of its neurons: two for a matrix or a convolution, where its
+        edges begin and where they end; one for a vector.
+      - `"parts"`: the names of the tensors in a leaf, such as queries, keys and values. They share its outputs in equal
+        parts. `"edges"` and `"kinds"` then name them, as `"attn/qkv/kernel:query"`.
       - `"residual"`: pairs of names, from and to. Each neuron is connected with the one in the same place.
       - `"heads"`: the number of heads of attention that neurons belong to.
       - `"kinds"`: the kind of a leaf's edges if it is not its role: `"query"`, `"key"` (whose edges lead back from the
         queries), `"value"` or `"position"`.
-      - `"positions"`: 8 numbers for each node that tell its place, instead of eigenvectors of the graph's Laplacian;
-        never read from parameters. Nodes are numbered as `"edges"` names their neurons. Before the neurons of one name
-        come a node for each of their vectors, and one for each head.
+      - `"positions"`: 8 numbers that tell the place of each node; never read from parameters. Default: eigenvectors of
+        the graph's Laplacian. Nodes are numbered as `"edges"` names their neurons. Before the neurons of one name come
+        a node for each of their vectors, and one for each head.
 
     Raises:
       ValueError: if the model is of no known kind; the message names a leaf and the reason.
@@ -88,9 +95,8 @@ class NiNo:
     tensor. A node knows its place in the graph. Nodes and edges exchange messages twice, then every edge forecasts.
 
     `wnn_jax.convert.nino` reads the published weights. The graph is read from the parameters, see `neural_graph`. A
-    model that cannot be read is an error when `nowcast` is initialised. A jump works on chunks of weights: it needs
-    memory for the forecast, and a few hundred numbers for each neuron and for each edge of one chunk. Every device
-    gathers all parameters at a jump if they are sharded.
+    jump works on chunks of weights: it needs memory for the forecast, and a few hundred numbers for each neuron and for
+    each edge of one chunk. Every device gathers all parameters at a jump if they are sharded.
 
     The published network has a third round of messages, which reaches no forecast and is left out. An edge holds up to
     9 elements, 3 x 3. A larger window is cut into several edges; the published code refuses it.
@@ -123,20 +129,14 @@ class NiNo:
     roles = ROLES
 
     def __post_init__(self) -> None:
-        shapes, expected, num_rounds = jax.tree.map(jnp.shape, dict(self.params)), None, 0
-        try:
-            width, num_rounds = shapes["position"]["kernel"][1], len(shapes["rounds"])
-            expected = jax.tree.map(jnp.shape, jax.eval_shape(lambda: _init(jax.random.key(0), width, num_rounds)))
-        except (KeyError, TypeError, IndexError):
-            pass
-        if expected is None or not num_rounds or shapes != expected:
-            raise ValueError(
-                f"params are not the parameters of a NiNo: they have the shapes {shapes} where {expected or 'others'} "
-                "are expected."
-            )
+        def draw() -> Any:
+            width, num_rounds = jnp.shape(self.params["position"]["kernel"])[1], len(self.params["rounds"])
+            return _init(jax.random.key(0), width, max(num_rounds, 1))
+
+        check_network("params", self.params, "NiNo", draw)
         if self.graph is not None:
             check_description(self.graph)
-            # A copy that nobody changes: the graph that is built of it is kept.
+            # A copy that nobody changes, because the graph is built from it once.
             graph = copy.deepcopy(dict(self.graph))
             if "positions" in graph:  # An array could not be saved.
                 graph["positions"] = np.asarray(graph["positions"], np.float32).tolist()
@@ -155,21 +155,10 @@ class NiNo:
 
     def check_params(self, params: Any, roles: Any) -> None:
         """Raise a `ValueError` if there is no graph of such parameters; else keep the graph for the forecasts."""
-        _ = self._graph_of(params, roles).positions
+        self._graph_of(params, roles)
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
-        """Forecast a tree like the parameters.
-
-        Args:
-          history: 5 parameter trees, oldest first.
-          roles: a tree like the parameters with a role name at each leaf.
-          horizon: how many snapshots ahead, from 1 to 40, or `None` for `default_horizon`. A traced horizon is clipped
-            to this range.
-
-        Raises:
-          ValueError: if `horizon` is out of range or no int, `history` does not have 5 trees, or there is no graph of
-            such parameters.
-        """
+        """Forecast a tree of parameters; see `Nowcaster`. A horizon that is an array is clipped to 1, ..., 40."""
         check_length(history, CONTEXT)
         chosen = known_horizon(horizon, self.default_horizon, NUM_HORIZONS) - 1
         graph = self._graph_of(history[-1], roles)
@@ -182,10 +171,10 @@ class NiNo:
         params = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, dict(self.params)))
         output = {name: jnp.take(array, chosen, axis=-2) for name, array in params["output"].items()}
         in_tensors = list(edges_of_tensors(graph, whole, self.chunk_size or default_chunk_size()))
-        sources = [WholeEdges(edges_of_no_tensor(graph)), *in_tensors]
+        sources = [(1, lambda _: edges_of_no_tensor(graph)), *((edges.num_chunks, edges.edges) for edges in in_tensors)]
         degrees = jnp.asarray(graph.degrees, jnp.float32)
         messages = Messages(params, jnp.asarray(graph.positions), degrees, sources)
-        forecasts = [cut for edges in in_tensors for cut in edges.forecast(messages, output)]
+        forecasts = {cut: matrix for edges in in_tensors for cut, matrix in edges.forecast(messages, output)}
         forecast = map(_like, join_cuts(graph, forecasts, [leaf[-1] for leaf in whole]), snapshots[-1])
         return jax.tree.unflatten(structure, forecast)
 
@@ -195,26 +184,26 @@ class NiNo:
 
 @functools.lru_cache(maxsize=16)
 def _graph(tensors: tuple[Tensor, ...], paths: tuple[tuple[str, ...], ...], given: NiNo | None) -> Graph:
-    """The graph of a model, always the same object: as a nowcaster was given it, or as it is read."""
+    """Return the graph that a nowcaster was given, or read it. A model always gets the same object."""
     description = None if given is None else given.graph
     return build_graph(build_description(tensors, paths) if description is None else description, tensors)
 
 
 def _gather(leaf: Any) -> jax.Array:
-    """An array on every device, if mesh axes are explicit. Over automatic axes the compiler sees to it."""
+    """Gather an array on every device, if mesh axes are explicit. Over automatic axes the compiler does it."""
     leaf = jnp.asarray(leaf)
     is_sharded = any(axis is not None for axis in jax.typeof(leaf).sharding.spec)
     return jax.sharding.reshard(leaf, PartitionSpec()) if is_sharded else leaf
 
 
 def _like(new: Any, leaf: Any) -> jax.Array:
-    """An array with the sharding and the dtype of another."""
+    """Return an array with the sharding and the dtype of another."""
     new, spec = new.astype(leaf.dtype), jax.typeof(leaf).sharding.spec
     return jax.sharding.reshard(new, spec) if any(axis is not None for axis in spec) else new
 
 
 def tensors_of(params: Any, roles: Any) -> tuple[tuple[Tensor, ...], tuple[tuple[str, ...], ...]]:
-    """The tensors of a model, and the names along their paths, without classes and Haiku's `~`."""
+    """Return the tensors of a model, and the names along their paths, without classes and Haiku's `~`."""
     tensors: list[Tensor] = []
     paths: list[tuple[str, ...]] = []
     for (path, leaf), role in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(roles), strict=True):
@@ -237,20 +226,20 @@ def _init(key: jax.Array, width: int, num_rounds: int) -> dict[str, Any]:
         # The published code has 0.02 here, with which the first hundreds of steps change next to nothing.
         return {"kernel": scale * inputs**-0.5 * jax.random.normal(own, [inputs, *outputs]), "bias": jnp.zeros(outputs)}
 
-    def one_round() -> dict[str, Any]:
-        return {
-            "modulation": dense(width, 2 * width),
-            "message": dense(2 * width, width),
-            "node": dense(2 * width, width),
-            "mix": dense(width, width),
-            "edge": {name: dense(width, width) for name in ("edge", "source", "target", "output")},
-        }
-
     return {
         "kind": {"embedding": dense(NUM_KINDS, width)["kernel"]},
         "position": dense(NUM_POSITIONS, width),
         "weights": dense(MAX_WINDOW * CONTEXT, width),
-        "rounds": {str(level): one_round() for level in range(num_rounds)},
+        "rounds": {
+            str(level): {
+                "modulation": dense(width, 2 * width),
+                "message": dense(2 * width, width),
+                "node": dense(2 * width, width),
+                "mix": dense(width, width),
+                "edge": {name: dense(width, width) for name in ("edge", "source", "target", "output")},
+            }
+            for level in range(num_rounds)
+        },
         "hidden": dense(width, width),
         # So that training starts near the last value.
         "output": dense(width, NUM_HORIZONS, MAX_WINDOW, scale=0.01),
