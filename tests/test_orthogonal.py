@@ -234,6 +234,20 @@ def test_shards_of_an_attention_kernel(axis_type: AxisType):
     assert_close(jax.device_get(found), np.block(blocks).reshape(8, 4, 6), rtol=2e-2)
 
 
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_and_unsharded_matrices_of_different_axes(axis_type: AxisType):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(axis_type,))
+    whole, sharded = make_matrix(4, 3, 6), make_matrix(8, 12)
+    with jax.set_mesh(mesh):
+        over_rows = NamedSharding(mesh, PartitionSpec("x"))
+        leaves = [jnp.asarray(whole, jnp.float32), jax.device_put(jnp.asarray(sharded, jnp.float32), over_rows)]
+        results = orthogonalize_dense(leaves)
+    expected = exact_polar(whole.reshape(12, 6)).reshape(whole.shape)
+    assert_close(jax.device_get(results[0]), expected, rtol=5e-3)
+    blocks = [exact_polar(block) for block in np.vsplit(sharded, 2)]
+    assert_close(jax.device_get(results[1]), np.concatenate(blocks), rtol=5e-3)
+
+
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older JAX cannot return shards of different sizes")
 def test_shards_of_different_sizes_are_one_matrix():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))

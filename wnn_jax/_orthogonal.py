@@ -46,9 +46,11 @@ def orthogonalize(
     described = zip(jax.tree.leaves(roles), leaves, bias_shapes(tree), strict=True)
     axes = {index: matrix_axes(role, jnp.shape(leaf), bias) for index, (role, leaf, bias) in enumerate(described)}
     axes = {index: split for index, split in axes.items() if split is not None}
-    polar_map = _PolarMap(tuple(axes.values()), max_rows)
+    splits = list(axes.values())
     orthogonal = map_where_they_are(
-        polar_map, [(jnp.asarray(leaves[index]),) for index in axes], jnp.asarray(coefficients)
+        lambda chosen: _PolarMap(tuple(splits[position] for position in chosen), max_rows),
+        [(jnp.asarray(leaves[index]),) for index in axes],
+        jnp.asarray(coefficients),
     )
     for index, leaf in zip(axes, orthogonal, strict=True):
         leaves[index] = leaf

@@ -151,11 +151,15 @@ class ShardMap(Hashable, Protocol):
         ...
 
 
-def map_where_they_are(shard_map: ShardMap, leaves: Sequence[tuple[jax.Array, ...]], operands: Any) -> list[jax.Array]:
-    """Maps leaves, each of them a tuple of arrays of one shape, to arrays of the same shape, dtype and sharding.
+def map_where_they_are(
+    make_map: Callable[[Sequence[int]], ShardMap], leaves: Sequence[tuple[jax.Array, ...]], operands: Any
+) -> list[jax.Array]:
+    """Map leaves, each a tuple of arrays of one shape, to one array each of that shape, dtype and sharding.
 
     Each device maps its own shards, over explicit and automatic mesh axes alike. A leaf whose shards differ in size is
     gathered first. The operands are a tree of unsharded arrays.
+
+    Leaves over different meshes are mapped apart: `make_map` gets the positions of the leaves that are mapped together.
     """
     by_mesh: dict[AbstractMesh | None, list[int]] = {}
     for index, leaf in enumerate(leaves):
@@ -164,7 +168,7 @@ def map_where_they_are(shard_map: ShardMap, leaves: Sequence[tuple[jax.Array, ..
         by_mesh.setdefault(sharding.mesh if is_explicit else None, []).append(index)
     mapped: dict[int, jax.Array] = {}
     for mesh, indices in by_mesh.items():
-        chosen = [leaves[index] for index in indices]
+        chosen, shard_map = [leaves[index] for index in indices], make_map(indices)
         if mesh is None:
             results = _map_automatic(shard_map, chosen, operands)
         else:

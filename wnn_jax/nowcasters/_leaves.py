@@ -89,7 +89,7 @@ class LeafMap:
         Returns:
           For each leaf an array of its shape and dtype.
         """
-        return map_where_they_are(self, leaves, operands)
+        return map_where_they_are(lambda _: self, leaves, operands)
 
     def map_shards(
         self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
