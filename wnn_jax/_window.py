@@ -15,6 +15,7 @@ from wnn_jax._guards import Jump, Outcome, Visit, add_counts, check_prediction, 
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import (
     MemoryKind,
+    add,
     all_finite,
     apply_updates,
     choose,
@@ -274,12 +275,7 @@ class WindowRule:
         outcome = self._visit(visit, steps, history, mean, roles)
 
         def follow(updates: Any, jumped: Any, steps: Any, params: Any) -> tuple[Any, Jump]:
-            moved = jax.tree.map(
-                lambda update, new, old: (update.astype(wide_dtype(update)) + (new - old)).astype(update.dtype),
-                updates,
-                jumped,
-                steps,
-            )
+            moved = jax.tree.map(lambda update, new, old: add(update, new - old), updates, jumped, steps)
             is_accepted = outcome.jump.is_accepted & all_finite(apply_updates(params, moved))
             updates = choose(is_accepted & (visit.scale != 0), moved, updates)
             return updates, choose(is_accepted, outcome.jump, no_jump())
@@ -374,7 +370,7 @@ def _check_landings(is_jump: jax.Array, leaves: Sequence[tuple[jax.Array, ...]],
     for forecast, param, *others in leaves:
         landing = _land(forecast, param, *others, horizon=horizon, scale=following(lengths[-1], scale, param))
         is_good &= jnp.all(landing.is_good)
-        num_cut = add_counts((num_cut, jnp.sum(landing.is_cut, dtype=jnp.int32)))
+        num_cut = add_counts(num_cut, jnp.sum(landing.is_cut, dtype=jnp.int32))
         lengths.append(norm(following(num_cut, landing.move, param)))
         lengths.append(norm(following(lengths[-1], landing.moving, param)))
     norms = jnp.asarray(lengths[1:])
