@@ -43,18 +43,15 @@ class Drift:
       a = \min\left(\mathrm{gain} \cdot M, \; \mathrm{max\_gain}, \;
       \mathrm{reach} \, \frac{\lVert w \rVert}{\lVert m \rVert} \frac{K}{M}\right)
 
-    In steady motion the weights move :math:`1 + a` times as fast as the optimizer alone would move them. What changes
-    its sign within the memory averages out. The memory grows with the training run, so that you need not choose it. The
+    In steady motion, the weights move :math:`1 + a` times as fast as the optimizer alone would move them. What changes
+    its sign within the memory averages out. The memory grows with the training run, so you need not choose it. The
     third bound limits the jumps of one memory to a share `reach` of the norm of all tensors that move. It shortens the
-    jumps where the learning rate is too high for longer ones.
+    jumps when the learning rate is too high for longer ones.
 
-    For a slow drift, :math:`O` is the identity. For a spectral drift it makes all singular values of a matrix nearly
-    equal and keeps its Frobenius norm, because a long mean has signal in its small directions, too. Embeddings, and
-    everything that is no matrix, stay as they are. Matrices with more rows and columns than `max_rows` are cut into
-    blocks, so that the cost of a weight does not grow with the matrix. Shards on several devices are blocks as well
-    (`docs/guides/scaling.md`).
-
-    Tune only the learning rate: try the best value without a drift, half of it, and a quarter of it.
+    For a slow drift, :math:`O` is the identity. For a spectral drift, it makes all singular values of a matrix nearly
+    equal and keeps its Frobenius norm, because a long mean has signal in its small directions, too. Embeddings and
+    other tensors are left alone. Matrices with more rows and columns than `max_rows` are cut into blocks, so that a
+    weight's cost does not grow with its matrix. Each device's shard is a block, too (`docs/guides/scaling.md`).
 
     Attributes:
       spectral: whether matrices are orthogonalised.

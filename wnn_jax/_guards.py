@@ -158,13 +158,13 @@ class Landmark(NamedTuple):
         there = position_of(after)
         largest = jnp.where(_is_known(there), jnp.max(jnp.abs(there[:, 1:]), axis=1), 0)
         # How far rounding alone may move a position. The errors of weights are independent: their squares add up.
-        rounding = [
+        shares = [
             _ROUNDING * float(jnp.finfo(leaf.dtype).eps) * math.sqrt(leaf.size)
             + _ROUNDING_OF_SUMS * float(jnp.finfo(jnp.float32).eps) * leaf.size
             for leaf in after
         ]
-        rounding = jnp.array(rounding, jnp.float32) * largest
-        return cls(there, _SHARE * _distance(there, position) + jnp.sum(rounding))
+        rounding = jnp.sum(jnp.array(shares, jnp.float32) * largest)
+        return cls(there, _SHARE * _distance(there, position) + rounding)
 
     def is_missed(self, position: jax.Array) -> jax.Array:
         """Tell whether parameters at this position are somewhere else: a bool scalar."""

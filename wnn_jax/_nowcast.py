@@ -105,9 +105,9 @@ def nowcast(
       snapshot_every: steps between visits to the history. A drift has its own default, 10. For a window, give the steps
         of an epoch, as in the paper, or a thirtieth of the training run.
       num_steps: length of the training run in steps, if known. A training run too short for any jump is then an error.
-      average: decay per step of a running mean of the parameters. A window then takes its snapshots from this mean, and
-        the parameters move by as much as the mean jumps. Try `1 - 1 / snapshot_every`. It costs one more copy of the
-        parameters and a pass over it at every step. `None`: snapshots of the parameters.
+      average: decay per step of a running mean of the parameters. A window then takes its snapshots from the mean, and
+        the parameters jump as far as the mean. Try `1 - 1 / snapshot_every`. It costs one more copy of the parameters
+        and a pass over it at every step. `None`: snapshots of the parameters.
       roles: the kind of operation that each parameter belongs to: a tree of role names like the parameters, or a
         function from the parameters to such a tree. Default: `wnn_jax.default_roles`.
       horizon: how many snapshots ahead to forecast, an int >= 1 or a schedule of the jump's index (0 for the first).
@@ -168,8 +168,7 @@ def nowcast(
     if snapshot_every is None:
         snapshot_every = cast(Drift, nowcaster).snapshot_every
     check = functools.partial(check_int, or_injected=True)
-    meaning = "the number of optimizer steps between snapshots"
-    snapshot_every = check("snapshot_every", snapshot_every, meaning, minimum=1)
+    snapshot_every = check("snapshot_every", snapshot_every, "the optimizer steps between snapshots", minimum=1)
     start = check("start", start, "the first step that may take a snapshot", minimum=0)
     if stop is not None:
         stop = check("stop", stop, "the first step that may no longer jump, or None for never", minimum=1)

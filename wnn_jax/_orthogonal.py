@@ -1,6 +1,6 @@
 """Matrices with all singular values made equal: the direction of a spectral drift."""
 
-import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._roles import bias_shapes
-from wnn_jax._trees import MeshAxes, map_where_they_are, wide_dtype
+from wnn_jax._trees import map_where_they_are, wide_dtype
 
 # The `a, b, c` of each step `s -> a s + b s^3 + c s^5` for every singular value `s` in [0, 1]. These four steps bring
 # all values from 3e-3 to 1 as near to 1 as four steps can (Amsel et al., `The Polar Express`, 2025; fitted in
@@ -41,7 +41,7 @@ def orthogonalize(
     axes = {index: split for index, split in axes.items() if split is not None}
     splits = list(axes.values())
     orthogonal = map_where_they_are(
-        lambda chosen: _PolarMap(tuple(splits[position] for position in chosen), max_rows),
+        lambda chosen: functools.partial(_map_shards, [splits[position] for position in chosen], max_rows),
         [(jnp.asarray(leaves[index]),) for index in axes],
         jnp.asarray(coefficients),
     )
@@ -72,34 +72,25 @@ def matrix_axes(role: str, shape: tuple[int, ...], bias: tuple[int, ...] | None)
     return 0, rank - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class _PolarMap:
-    """The `ShardMap` of `orthogonalize`, for leaves with these `matrix_axes`."""
-
-    axes: tuple[tuple[int, int], ...]
-    max_rows: int | None
-
-    def map_shards(
-        self, leaves: Sequence[tuple[jax.Array, ...]], operands: Any, mesh_axes: Sequence[MeshAxes]
-    ) -> list[jax.Array]:
-        """Orthogonalise each leaf's matrices."""
-        del mesh_axes
-        mapped = [leaf for (leaf,) in leaves]
-        # Blocks of one shape are stacked, so that the program does not grow with the number of leaves.
-        by_shape: dict[Any, list[tuple[int, jax.Array]]] = {}
-        for index, (leaf, axes) in enumerate(zip(mapped, self.axes, strict=True)):
-            # A matrix of one row is its own polar factor.
-            if leaf.size > 0 and min(_matrix_shape(leaf.shape, axes)[1:]) > 1:
-                blocks = _to_blocks(leaf, axes, self.max_rows)
-                by_shape.setdefault((blocks.dtype, blocks.shape[1:]), []).append((index, blocks))
-        for group in by_shape.values():
-            factors = _polar_by_slices(jnp.concatenate([blocks for _, blocks in group]), operands)
-            start = 0
-            for index, blocks in group:
-                end = start + len(blocks)
-                mapped[index] = _from_blocks(factors[start:end], mapped[index], self.axes[index])
-                start = end
-        return mapped
+def _map_shards(axes: Any, max_rows: int | None, leaves: Any, coefficients: Any, mesh_axes: Any) -> list[jax.Array]:
+    """Orthogonalise leaves with these `matrix_axes`, or one device's shards of them."""
+    del mesh_axes
+    mapped = [leaf for (leaf,) in leaves]
+    # Blocks of one shape are stacked, so that the program does not grow with the number of leaves.
+    by_shape: dict[Any, list[tuple[int, jax.Array]]] = {}
+    for index, leaf in enumerate(mapped):
+        # A matrix of one row is its own polar factor.
+        if leaf.size > 0 and min(_matrix_shape(leaf.shape, axes[index])[1:]) > 1:
+            blocks = _to_blocks(leaf, axes[index], max_rows)
+            by_shape.setdefault((blocks.dtype, blocks.shape[1:]), []).append((index, blocks))
+    for group in by_shape.values():
+        factors = _polar_by_slices(jnp.concatenate([blocks for _, blocks in group]), coefficients)
+        start = 0
+        for index, blocks in group:
+            end = start + len(blocks)
+            mapped[index] = _from_blocks(factors[start:end], mapped[index], axes[index])
+            start = end
+    return mapped
 
 
 def _matrix_shape(shape: tuple[int, ...], axes: tuple[int, int]) -> tuple[int, int, int]:
@@ -185,12 +176,11 @@ def polar(matrices: jax.Array, coefficients: Any) -> jax.Array:
     return factors * (norm / _one_if_zero(_norm(factors))) * scale
 
 
+_norm = functools.partial(jnp.linalg.matrix_norm, keepdims=True)
+
+
 def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-
-
-def _norm(matrices: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(matrices**2, axis=(1, 2), keepdims=True))
 
 
 def _one_if_zero(values: jax.Array) -> jax.Array:

@@ -7,8 +7,8 @@ memory, and `map_where_they_are` keeps shards on their devices.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import jax
 import jax.custom_batching
@@ -20,6 +20,8 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 MemoryKind = Literal["pinned_host"] | None
 MeshAxes = tuple[str, ...]
+# `(leaves, operands, mesh axes that shard each leaf) -> results`; a leaf is a tuple of arrays of one shape.
+MapShards = Callable[[Sequence[tuple[jax.Array, ...]], Any, Sequence[MeshAxes]], list[jax.Array]]
 
 # The order of leaves with at most this many weights is left to the compiler, which is then done sooner.
 _SMALL = 2**16
@@ -121,8 +123,7 @@ def write_if(predicate: jax.Array, write: Callable[..., Any], keep: Callable[...
 def any_member(predicate: jax.Array) -> jax.Array:
     """Return the predicate; under `vmap`, one unbatched scalar that says whether it holds for any member.
 
-    `vmap` turns a conditional on a batched predicate into a select, which runs both branches at every step. A
-    conditional on this scalar stays a conditional.
+    `vmap` would turn a conditional on a batched predicate into a select, which runs both branches at every step.
     """
     return predicate
 
@@ -133,18 +134,8 @@ def _any_member_vmap(axis_size: int, in_batched: list[bool], predicate: jax.Arra
     return any_member(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
 
 
-class ShardMap(Hashable, Protocol):
-    """A function of leaves, or of one device's shards of them. All its arrays are operands."""
-
-    def map_shards(
-        self, leaves: Sequence[tuple[jax.Array, ...]], operands: Any, mesh_axes: Sequence[MeshAxes]
-    ) -> list[jax.Array]:
-        """Map tuples of arrays of one shape to one array each; `mesh_axes` are the axes over which each is sharded."""
-        ...
-
-
 def map_where_they_are(
-    make_map: Callable[[Sequence[int]], ShardMap], leaves: Sequence[tuple[jax.Array, ...]], operands: Any
+    make_map: Callable[[Sequence[int]], MapShards], leaves: Sequence[tuple[jax.Array, ...]], operands: Any
 ) -> list[jax.Array]:
     """Map leaves, each a tuple of arrays of one shape, to one array each of that shape, dtype and sharding.
 
@@ -167,10 +158,10 @@ def map_where_they_are(
     return [mapped[index] for index in range(len(leaves))]
 
 
-def _map_explicit(mesh: AbstractMesh, shard_map: ShardMap, leaves: list[Any], operands: Any) -> list[jax.Array]:
+def _map_explicit(mesh: AbstractMesh, map_shards: MapShards, leaves: list[Any], operands: Any) -> list[jax.Array]:
     specs = [cast(PartitionSpec, jax.typeof(leaf[0]).sharding.spec) for leaf in leaves]
     return jax.shard_map(
-        lambda shards, operands: shard_map.map_shards(shards, operands, list(map(_mesh_axes, specs))),
+        lambda shards, operands: map_shards(shards, operands, list(map(_mesh_axes, specs))),
         mesh=mesh,
         in_specs=([(spec,) * len(leaf) for spec, leaf in zip(specs, leaves, strict=True)], PartitionSpec()),
         out_specs=specs,
@@ -179,16 +170,18 @@ def _map_explicit(mesh: AbstractMesh, shard_map: ShardMap, leaves: list[Any], op
     )(leaves, operands)
 
 
-def _map_automatic(shard_map: ShardMap, leaves: list[Any], operands: Any) -> list[jax.Array]:
+def _map_automatic(map_shards: MapShards, leaves: list[Any], operands: Any) -> list[jax.Array]:
     # The partitioner's construct has no rule for `vmap`: a batch is mapped without it.
-    mapped = jax.custom_batching.custom_vmap(functools.partial(_map_partitioned, shard_map, len(leaves[0])))
+    mapped = jax.custom_batching.custom_vmap(functools.partial(_map_partitioned, map_shards, len(leaves[0])))
 
     @mapped.def_vmap
     def _(axis_size: int, in_batched: Any, *arguments: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
         in_axes = tuple(jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched))
-        map_shards = functools.partial(shard_map.map_shards, mesh_axes=[()] * len(leaves))
-        batched = jax.vmap(map_shards, in_axes=in_axes, axis_size=axis_size)(*arguments)
-        return batched, jax.tree.map(lambda _: True, batched)
+        unsharded = [()] * len(leaves)
+        map_batch = jax.vmap(
+            lambda leaves, operands: map_shards(leaves, operands, unsharded), in_axes=in_axes, axis_size=axis_size
+        )
+        return map_batch(*arguments), [True] * len(leaves)
 
     return mapped(leaves, operands)
 
@@ -201,12 +194,12 @@ def _mesh_axes(spec: PartitionSpec) -> MeshAxes:
 
 # Over automatic mesh axes only the partitioner knows the shardings, when it compiles the program.
 @functools.partial(custom_partitioning, static_argnums=(0, 1))
-def _map_partitioned(shard_map: ShardMap, num_arrays: int, leaves: list[Any], operands: Any) -> list[jax.Array]:
+def _map_partitioned(map_shards: MapShards, num_arrays: int, leaves: list[Any], operands: Any) -> list[jax.Array]:
     del num_arrays
-    return shard_map.map_shards(leaves, operands, [()] * len(leaves))
+    return map_shards(leaves, operands, [()] * len(leaves))
 
 
-def _partition(shard_map: ShardMap, num_arrays: int, mesh: Any, arguments: Any, results: Any) -> Any:
+def _partition(map_shards: MapShards, num_arrays: int, mesh: Any, arguments: Any, results: Any) -> Any:
     del results
     leaves, operands = arguments
 
@@ -222,15 +215,15 @@ def _partition(shard_map: ShardMap, num_arrays: int, mesh: Any, arguments: Any, 
     mesh_axes = [_mesh_axes(sharding.spec) for sharding in shardings]
     return (
         mesh,
-        lambda leaves, operands: shard_map.map_shards(leaves, operands, mesh_axes),
+        lambda leaves, operands: map_shards(leaves, operands, mesh_axes),
         shardings,
         ([(sharding,) * num_arrays for sharding in shardings], replicated),
     )
 
 
-def _sharding_rule(shard_map: ShardMap, num_arrays: int, mesh: Any, values: Any, results: Any) -> SdyShardingRule:
+def _sharding_rule(map_shards: MapShards, num_arrays: int, mesh: Any, values: Any, results: Any) -> SdyShardingRule:
     """Say that all arrays of a leaf and its result are sharded alike."""
-    del shard_map, mesh
+    del map_shards, mesh
 
     def mapping(name: str, array: Any) -> ArrayMapping:
         return ArrayMapping(*(f"{name}_{axis}" for axis in range(array.rank)))

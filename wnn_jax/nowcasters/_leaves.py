@@ -89,12 +89,12 @@ class LeafMap:
         Returns:
           For each leaf an array of its shape and dtype.
         """
-        return map_where_they_are(lambda _: self, leaves, operands)
+        return map_where_they_are(lambda _: self.map_shards, leaves, operands)
 
     def map_shards(
         self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]
     ) -> list[jax.Array]:
-        """See `ShardMap.map_shards`."""
+        """Map leaves, or one device's shards of them; see `wnn_jax._trees.MapShards`."""
         mapped = [leaf[0] for leaf in leaves]
         groups: dict[Any, list[int]] = {}
         for index, leaf in enumerate(leaves):
