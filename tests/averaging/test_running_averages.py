@@ -156,21 +156,3 @@ def test_seeds_at_different_steps_equal_separate_runs(name: str):
         _, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
     expected = [read(run[9].state, run[9].params) for run in runs]
     assert_trees_close(jax.vmap(read)(state, stack([run[9].params for run in runs])), stack(expected))
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "2"])
-def test_periods_and_sizes_are_positive_ints(value: Any):
-    makers: list[tuple[Any, dict[str, Any]]] = [
-        (averaging.uniform, {"period": value}),
-        (averaging.lawa, {"size": value}),
-        (averaging.lawa, {"size": 2, "period": value}),
-    ]
-    for make, options in makers:
-        with pytest.raises(ValueError, match=r"(period|size)=.* must be an int >= 1"):
-            make(**options)
-
-
-@pytest.mark.parametrize("decay", [1.0, -0.1, True, "0.9", float("nan")])
-def test_decays_are_shares(decay: Any):
-    with pytest.raises(ValueError, match=r"decay=.* must be a finite float >= 0 and < 1: what is left"):
-        averaging.ema(decay)
