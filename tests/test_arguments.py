@@ -132,11 +132,6 @@ def test_arguments_that_do_not_fit_the_nowcaster_are_refused(arguments: Any, mes
         wnn_jax.nowcast(**arguments)
 
 
-def test_an_unknown_nowcaster_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"nowcaster='linaer' is not known.*linear.*quadratic.*path"):
-        wnn_jax.nowcast("linaer", snapshot_every=1)
-
-
 NOT_CALLABLE = types.SimpleNamespace(context=5)
 
 

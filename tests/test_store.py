@@ -55,17 +55,6 @@ def test_wnn_comes_back_as_it_was(wnn: WNN, path: Path):
     assert (header["context"], header["roles"]) == (5, ["bias", "conv", "dense"])
 
 
-def test_a_loaded_network_predicts_what_the_saved_one_did(path: Path):
-    horizon: Any = np.int64(7)
-    saved = WNNPlus(WNNPlus.init(jax.random.key(0), width=8, num_hidden=2).params, horizon, record={"steps": 20_000})
-    wnn_jax.save(saved, path)
-    loaded = wnn_jax.load(path)
-    assert isinstance(loaded, WNNPlus)
-    assert (loaded.default_horizon, loaded.record, loaded.roles) == (7, {"steps": 20_000}, ROLES)
-    history = [jnp.arange(3.0) * t**2 for t in range(5)]
-    np.testing.assert_array_equal(loaded(history, "norm", 40), saved(history, "norm", 40))
-
-
 def test_bfloat16_networks_are_saved_without_loss(small_wnn: WNN, path: Path):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small_wnn.params)
     wnn_jax.save(WNN(params), path)
