@@ -106,7 +106,7 @@ def test_the_average_is_found_in_a_chain(kind: Any):
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_parameters_that_are_not_finite_are_left_out_and_counted(kind: Any, bad: float):
-    """Those on steps that do not count are not counted either."""
+    """Steps that do not count are not counted either."""
     make, read = kind
     params = {"w": jnp.zeros(4), "b": jnp.zeros(2)}
     updates = [{"w": jnp.full(4, float(t)), "b": jnp.ones(2)} for t in range(12)]
@@ -141,7 +141,7 @@ def test_complex_weights_and_integers_are_averaged(kind: Any):
 
 @pytest.mark.parametrize("name", ["uniform", "lawa"])
 def test_seeds_at_different_steps_equal_separate_runs(name: str):
-    """Some members of a batch count on a step on which others do not, and must leave these alone."""
+    """On a step, some members of a batch may count and others not."""
     make, read = TRANSFORMS[name]
     update = jax.jit(jax.vmap(make().update))
     seeds = [jax.tree.map(lambda leaf, seed=seed: leaf + seed, network_params()) for seed in range(3)]

@@ -221,7 +221,6 @@ def test_statistics_of_another_number_of_members_are_refused():
 
 @pytest.mark.parametrize("stats", [None, jnp.arange(float(NUM_MEMBERS))])
 def test_the_ensemble_predicts_the_mean(stats: Any):
-    """Of members with statistics of their own, or without."""
     params, inputs = split(), batches(0, 1)[0]
 
     def predict(params: Any, inputs: jax.Array, shift: Any = 1.0) -> jax.Array:
@@ -259,20 +258,10 @@ def test_members_are_averaged_along_the_training(make: Any, read: Any, decay: fl
 
 
 def test_the_mask_of_normalisation_layers():
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return nn.Dense(2)(nn.LayerNorm()(nn.Dense(3)(x)))
-
-    params = Model().init(jax.random.key(0), jnp.zeros([1, 4]))["params"]
-    assert norm_mask(params) == {
-        "Dense_0": {"kernel": False, "bias": False},
-        "Dense_1": {"kernel": False, "bias": False},
-        "LayerNorm_0": {"scale": True, "bias": True},
-    }
-    members = split_members(params, norm_mask, jax.random.key(0), num_members=2)
+    assert norm_mask(make_params()) == MASK
+    members = split_members(make_params(), norm_mask, jax.random.key(0), num_members=2)
     assert members.num_members == 2
-    assert_trees_equal(select_member(members, 1), params)
+    assert_trees_equal(select_member(members, 1), make_params())
 
 
 def test_the_mask_of_a_module():
@@ -331,9 +320,8 @@ def test_masks(params: Any, mask: Any, message: str):
 
 
 def test_members_and_schedules_that_are_not_there():
-    for member in (-1, 3, 100):
-        with pytest.raises(ValueError, match=f"member={member} must be an int from 0 to 2: there are 3 members"):
-            select_member(split(), member)
+    with pytest.raises(ValueError, match="member=3 must be an int from 0 to 2: there are 3 members"):
+        select_member(split(), 3)
     make_tx: Any = functools.partial(late_phase, sgd(), sgd())
     with pytest.raises(ValueError, match="params has 3 members, and num_members=2"):
         make_tx(2).init(split())
