@@ -272,8 +272,7 @@ def test_metrics_are_those_of_the_jumps():
     np.testing.assert_allclose(sizes, np.repeat([0.0, float(size), sizes[-1]], [4, 5, 3]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.5, -2.0])
-@pytest.mark.parametrize("nowcaster", ["linear", "slow-drift"])
+@pytest.mark.parametrize(("nowcaster", "scale"), [("linear", 0.5), ("slow-drift", -2.0)])
 def test_the_size_of_a_jump_is_that_of_what_was_added(nowcaster: str, scale: float):
     tx = wnn_jax.nowcast(nowcaster, snapshot_every=5, scale=scale)
     *_, last = train(tx, PARAMS, 25, gradient=ones_like)

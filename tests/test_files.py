@@ -8,7 +8,6 @@ import re
 import stat
 import subprocess
 import sys
-import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -46,15 +45,6 @@ def write_often(path: Path, content: bytes) -> None:
         with replace_on_success(path) as temporary, temporary.open("wb", buffering=0) as file:
             file.write(content[1:])
             file.write(content[:1])
-
-
-def test_threads_that_write_one_file(path: Path):
-    threads = [threading.Thread(target=write_often, args=(path, content)) for content in CONTENTS]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        assert path.read_bytes() in CONTENTS
-    assert_whole_and_alone(path)
 
 
 def test_processes_that_write_one_file(path: Path):

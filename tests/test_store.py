@@ -184,20 +184,6 @@ def test_pickles_are_never_loaded(small_wnn: WNN, path: Path, name: str):
         wnn_jax.load(path)
 
 
-def test_a_changed_byte_is_noticed_or_harmless(path: Path):
-    saved = CurveFit("power", chunk_size=123)
-    wnn_jax.save(saved, path)
-    whole, num_noticed = path.read_bytes(), 0
-    for position in range(0, len(whole), 3):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x81]) + whole[position + 1 :])
-        try:
-            assert wnn_jax.load(path) == saved
-        except ValueError as error:
-            assert "nowcaster.npz" in str(error)  # noqa: PT017
-            num_noticed += 1
-    assert num_noticed > 100
-
-
 @pytest.mark.parametrize(
     "change", [{"format": "other.nowcaster"}, *({"version": value} for value in (1, 3, 2.0, None))]
 )

@@ -40,7 +40,7 @@ def assert_average(actual: Any, trees: list[Any], weights: Any = None) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
 
 
-@pytest.mark.parametrize("num_steps", [4, 5, 8, 14, 16])
+@pytest.mark.parametrize("num_steps", [4, 5, 16])
 @pytest.mark.parametrize(("name", "size"), [("uniform", None), ("lawa", 2)])
 def test_averages_of_every_third_step(name: str, size: int | None, num_steps: int):
     make, read = TRANSFORMS[name]
