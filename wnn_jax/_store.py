@@ -15,7 +15,7 @@ from wnn_jax._files import checksum, damage_named, read_arrays, write_arrays
 from wnn_jax._window import Nowcaster
 from wnn_jax.nowcasters import CLASSES, RULES
 
-# What `nowcast` uses by default: the one that saves most steps.
+# The default of `nowcast`: the nowcaster that saves most steps.
 DEFAULT_NOWCASTER = "drift"
 
 _FORMAT, _VERSION = "wnn_jax.nowcaster", 2
@@ -35,7 +35,7 @@ def available() -> tuple[str, ...]:
 
 
 def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster | Drift:
-    """Load a nowcaster by name or from a file, with every weight and setting as it was saved.
+    """Load a nowcaster by name or from a file, with every weight and setting that was saved.
 
     Args:
       name_or_path: a name from `available()`, or the path of a file that `save` wrote. Default: the nowcaster that
@@ -103,20 +103,16 @@ def save(nowcaster: Nowcaster | Drift, path: str | os.PathLike[str]) -> None:
 
 
 def fingerprint(nowcaster: Nowcaster | Drift) -> str:
-    """Return a SHA-256 of a nowcaster's class, weights and settings, without the record of its training.
-
-    Raises:
-      ValueError: if `nowcaster` is of no class of `wnn_jax.nowcasters`: its data does not tell what a function does.
-    """
+    """Return a SHA-256 of a nowcaster's class, weights and settings, without the record of its training."""
     header, params = _content(nowcaster, "given a fingerprint")
     settings = {name: value for name, value in header["settings"].items() if name != "record"}
     return checksum([header["class"], settings], params)
 
 
 def _content(nowcaster: Any, purpose: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What makes a nowcaster: a header that says its class and its settings, and its weights by path-like names."""
+    """Return a header with a nowcaster's class and settings, and its weights by path-like names."""
     name = type(nowcaster).__name__
-    # A subclass could not be made again, even if it has the same name.
+    # A subclass cannot be restored, even if it has the same name.
     if CLASSES.get(name) is not type(nowcaster):
         raise ValueError(
             f"nowcaster={nowcaster!r} cannot be {purpose}: its class is none of {', '.join(CLASSES)}. A nowcaster made "
@@ -162,7 +158,7 @@ def _check_weights(arrays: dict[str, np.ndarray]) -> None:
 
 
 def _portable(array: Any) -> np.ndarray:
-    """The array as it is saved and fingerprinted: floats in float32 at least, little-endian."""
+    """Return the array for a file or a fingerprint: floats in float32 at least, little-endian."""
     dtype = array.dtype
     if jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.promote_types(dtype, jnp.float32)
@@ -170,7 +166,6 @@ def _portable(array: Any) -> np.ndarray:
 
 
 def _bundled_folder() -> Path:
-    """The repository's `params/`, which a wheel carries inside the package."""
-    package = Path(__file__).parent
-    inside = package / "params"
-    return inside if inside.is_dir() else package.parent / "params"
+    """Return the repository's `params/`, which a wheel carries inside the package."""
+    inside = Path(__file__).parent / "params"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "params"
