@@ -1,4 +1,4 @@
-"""Argument checks, one function per kind of argument, so that every room accepts the same values.
+"""Argument checks, one function per kind of argument, so that every module accepts the same values.
 
 The message of the `ValueError` has the argument's name, value and meaning. Each function returns Python's own type: a
 NumPy scalar would widen other numbers under 64-bit JAX, and JSON cannot hold it. With `or_injected`, a scalar array

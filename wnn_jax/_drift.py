@@ -144,7 +144,7 @@ class DriftRule:
         is_jump = visit.is_due & (visit.num_snapshots > 0)
 
         @jax.named_scope("visit")
-        def go_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, Jump]:
+        def move_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, Jump]:
             anchor, old = fetch(history, self.memory_kind)
             memory = self.drift.memory_after(visit.num_snapshots * visit.snapshot_every, visit.snapshot_every)
             after = apply_updates(params, updates)
@@ -170,7 +170,7 @@ class DriftRule:
 
         updates, history, jump = write_if(
             visit.is_due,
-            go_on,
+            move_on,
             lambda updates, history, _: (updates, history, no_jump()),
             updates,
             DriftHistory(*history),  # A checkpoint may have made a plain tuple of it.

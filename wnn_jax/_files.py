@@ -99,7 +99,7 @@ def read_arrays(
     format and version will do. `remedy` says what to do about a damaged file.
     """
     content = path.read_bytes()
-    with damage_named(path, remedy):
+    with explain_damage(path, remedy):
         members = _members(content)
         header: dict[str, Any] = json.loads(str(_array(members.pop(_HEADER))))
         actual = header.get("format"), header.get("version")
@@ -109,7 +109,7 @@ def read_arrays(
             f"{path} has the format {actual[0]!r}, version {actual[1]!r}; this wnn_jax reads {format_name!r}, version "
             f"{version}, here. Use the wnn_jax that wrote the file, or make it again."
         )
-    with damage_named(path, remedy):
+    with explain_damage(path, remedy):
         arrays = {name: _array(member) for name, member in members.items()}
         if header.pop(_CHECKSUM) != checksum(header, arrays):
             raise ValueError("its content does not match its checksum")
@@ -117,7 +117,7 @@ def read_arrays(
 
 
 @contextlib.contextmanager
-def damage_named(path: Path, remedy: str = _REMEDY) -> Generator[None]:
+def explain_damage(path: Path, remedy: str = _REMEDY) -> Generator[None]:
     """Turn every error into one `ValueError` that calls the file damaged: arbitrary bytes raise errors of any kind."""
     try:
         yield

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._drift import Drift
-from wnn_jax._files import checksum, damage_named, read_arrays, write_arrays
+from wnn_jax._files import checksum, explain_damage, read_arrays, write_arrays
 from wnn_jax._window import Nowcaster
 from wnn_jax.nowcasters import CLASSES, RULES
 
@@ -133,7 +133,7 @@ def _read(path: Path) -> Nowcaster | Drift:
             f"{path} holds a nowcaster of the class {name!r}, which this wnn_jax no longer has: wnn_jax 0.2.0.dev0 "
             "reads it."
         )
-    with damage_named(path, _REMEDY):
+    with explain_damage(path, _REMEDY):
         _check_weights(arrays)
     weights = {name: jnp.asarray(array) for name, array in arrays.items()}
     if any(weights[name].dtype != array.dtype for name, array in arrays.items()):
@@ -141,7 +141,7 @@ def _read(path: Path) -> Nowcaster | Drift:
             f"{path} has weights in float64, which JAX would round to float32. Set jax_enable_x64 to load it as it is, "
             "or save it in float32."
         )
-    with damage_named(path, _REMEDY):
+    with explain_damage(path, _REMEDY):
         params = flax.traverse_util.unflatten_dict(weights, sep="/")
         nowcaster = CLASSES[header["class"]](**header["settings"], **params)
         actual, _ = _content(nowcaster, "read")

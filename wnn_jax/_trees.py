@@ -57,7 +57,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def choose(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
-    """Return one of two trees. Under `vmap`, every member gets its own."""
+    """Return one of two trees, as `jnp.where` with a scalar condition does for arrays."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 

@@ -95,7 +95,7 @@ class _Leafwise:
     takes_horizon: bool
 
     def __repr__(self) -> str:
-        return summarize_nowcaster(self, fn=getattr(self.fn, "__qualname__", type(self.fn).__name__))
+        return short_repr(self, fn=getattr(self.fn, "__qualname__", type(self.fn).__name__))
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
         check_length(history, self.context)
@@ -138,7 +138,7 @@ def leafwise(fn: LeafFn, *, context: int = 5, roles: Collection[str] = ROLES, ta
     return _Leafwise(fn, context, tuple(roles), takes_horizon)
 
 
-def summarize_nowcaster(nowcaster: Nowcaster, params: Any = (), **settings: Any) -> str:
+def short_repr(nowcaster: Nowcaster, params: Any = (), **settings: Any) -> str:
     """Return a nowcaster in one short line: `ClassName(setting='value', 1,234 weights, context=5)`."""
     num_weights = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
     shown = [f"{name}={value!r}" for name, value in settings.items()]
