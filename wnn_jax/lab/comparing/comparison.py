@@ -64,20 +64,19 @@ def run_comparisons(
       benchmark: the comparisons of a table over several tasks.
 
     Returns:
-      The rows of each table. None where no baseline is finished, because there is no reference yet.
+      The rows of each table. There are none until a baseline is finished.
 
     Raises:
       UsageError: if an option cannot be used, or data is missing; all missing data is listed.
     """
     check_execution(execution)
-    chosen = tuple(comparisons) if names is None else names
-    for name in chosen:
-        look_up(comparisons, name, "--comparisons")
     known = dict.fromkeys(name for comparison in comparisons.values() for name in comparison.methods)
+    for name in names or ():
+        look_up(comparisons, name, "--comparisons")
     for method in methods or ():
         look_up(known, method, "--methods")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    chosen = chosen if execution.train else ()
+    chosen = () if not execution.train else tuple(comparisons) if names is None else names
     tasks = [comparisons[name].task for name in chosen if comparisons[name].make_task is None]
     load_tasks(tasks, execution.data_dir.absolute())
     plans = {
@@ -87,10 +86,8 @@ def run_comparisons(
     for name in chosen:
         plans[name].train(console, methods)
     rows = {name: plan.report(console) for name, plan in plans.items()}
-    save_rows(
-        [{"comparison": name, **row} for name, of_name in rows.items() for row in of_name],
-        execution.output / "summary.csv",
-    )
+    summary = [{"comparison": name, **row} for name, table in rows.items() for row in table]
+    save_rows(summary, execution.output / "summary.csv")
     by_task = {comparisons[name].task: rows[name] for name in benchmark if rows[name]}
     if by_task:
         table = summarize_tasks(by_task, tuple(known))
