@@ -72,13 +72,15 @@ def optimized_here() -> Generator[None]:
 @pytest.fixture(scope="session")
 def wnn() -> wnn_jax.nowcasters.WNN:
     """An untrained network. What it forecasts is of no use, but finite and different from the last snapshot."""
-    return wnn_jax.nowcasters.WNN.init(jax.random.key(0))
+    init = jax.jit(lambda key: dict(wnn_jax.nowcasters.WNN.init(key).params))
+    return wnn_jax.nowcasters.WNN(init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="session")
 def wnn_plus() -> wnn_jax.nowcasters.WNNPlus:
     """An untrained network, a narrow one."""
-    return wnn_jax.nowcasters.WNNPlus.init(jax.random.key(0), width=16)
+    init = jax.jit(lambda key: dict(wnn_jax.nowcasters.WNNPlus.init(key, width=16).params))
+    return wnn_jax.nowcasters.WNNPlus(init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="session", params=[*WINDOWS, "drift"])

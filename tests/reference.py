@@ -81,13 +81,8 @@ def nino(
 ) -> np.ndarray:
     """Forecast how far the weights of every edge move, `[edges, 40, 9]` (NiNo of Knyazev et al., ICLR 2025).
 
-    Args:
-      features: `[edges, 45]`, normalised histories of the elements of a window, one after another.
-      kinds: `[edges]`, their kinds.
-      sources: `[edges]`, the nodes where they begin.
-      targets: `[edges]`, the nodes where they end.
-      nodes: `[nodes, 8]`, the places of nodes.
-      params: the parameters of a `NiNo`.
+    Features are `[edges, 45]`: normalised histories of the elements of a window, one after another. Kinds, sources and
+    targets are `[edges]`, and the places of nodes `[nodes, 8]`.
     """
     v = _dense(nodes, params["position"])
     e = _dense(features, params["weights"]) + np.asarray(params["kind"]["embedding"], v.dtype)[kinds]
@@ -126,19 +121,9 @@ def drift(
     reach: float,
     directions: Sequence[Callable[[np.ndarray], np.ndarray]],
 ) -> list[list[np.ndarray]]:
-    """Train leaves by gradient descent with a drift, and return the leaves after every step.
+    """Train leaves by gradient descent with a `Drift` of these settings, and return the leaves after every step.
 
-    Args:
-      weights: the leaves at the start, of any shapes.
-      gradients: the gradients of the loss, from the leaves.
-      num_steps: steps of gradient descent.
-      learning_rate: that of gradient descent.
-      snapshot_every: steps between two visits.
-      memory: the memory of the running mean, as a share of the steps since the first visit.
-      gain: gain of the drift per step of memory.
-      max_gain: the largest gain.
-      reach: how far the jumps of one memory go at most, as a share of the norm of all weights.
-      directions: for each leaf, where to go, from its running mean.
+    `directions` has a function for each leaf, from its running mean to the direction of its jumps.
     """
     weights, first, trajectory = list(weights), None, []
     anchors, means = weights, [np.zeros_like(leaf) for leaf in weights]

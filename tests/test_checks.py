@@ -102,42 +102,26 @@ def name_of(argument: Argument) -> str:
     return argument.name
 
 
-@pytest.mark.parametrize("argument", INTS + FLOATS, ids=name_of)
-@pytest.mark.parametrize("of_type", [int, np.int64, np.int32, np.uint8])
-def test_integers_of_python_and_of_numpy_are_accepted(argument: Argument, of_type: Any):
-    argument.make(**{argument.name: of_type(argument.good)})
-
-
-@pytest.mark.parametrize("argument", FLOATS, ids=name_of)
-@pytest.mark.parametrize("of_type", [float, np.float64, np.float32, np.float16])
-def test_floats_of_python_and_of_numpy_are_accepted(argument: Argument, of_type: Any):
-    argument.make(**{argument.name: of_type(argument.good)})
-
-
+# Numbers that are no finite floats, and numbers that are no integers.
 NO_NUMBERS = [True, False, np.True_, float("nan"), np.float32("nan"), float("inf"), "3", b"3", (3,), [3], 3j]
-
-
-@pytest.mark.parametrize("argument", INTS, ids=name_of)
-@pytest.mark.parametrize("value", [*NO_NUMBERS, 3.0, np.float32(3), np.array([3])], ids=repr)
-def test_what_is_no_integer_is_refused(argument: Argument, value: Any):
-    with pytest.raises(
-        ValueError, match=rf"{argument.name}={re.escape(repr(value))} must be (an int|one of) .*: .*\.$"
-    ):
-        argument.make(**{argument.name: value})
-
-
-@pytest.mark.parametrize("argument", FLOATS, ids=name_of)
-@pytest.mark.parametrize("value", [*NO_NUMBERS, None, np.array([3.0])], ids=repr)
-def test_what_is_no_finite_float_is_refused(argument: Argument, value: Any):
-    with pytest.raises(ValueError, match=rf"{argument.name}={re.escape(repr(value))} must be a finite float.*: .*\.$"):
-        argument.make(**{argument.name: value})
+NO_INTEGERS = [*NO_NUMBERS, 3.0, np.float32(3), np.array([3])]
 
 
 @pytest.mark.parametrize("argument", INTS + FLOATS, ids=name_of)
-def test_what_is_out_of_range_is_refused(argument: Argument):
-    value = argument.out_of_range
-    with pytest.raises(ValueError, match=rf"{argument.name}={value} must be .*: .*\.$"):
-        argument.make(**{argument.name: value})
+def test_numbers_of_python_and_of_numpy_are_accepted(argument: Argument):
+    floats = (float, np.float64, np.float32, np.float16) if argument in FLOATS else ()
+    for of_type in (int, np.int64, np.int32, np.uint8, *floats):
+        argument.make(**{argument.name: of_type(argument.good)})
+
+
+@pytest.mark.parametrize("argument", INTS + FLOATS, ids=name_of)
+def test_other_values_are_refused(argument: Argument):
+    values, kind = (NO_INTEGERS, "(an int|one of)")
+    if argument in FLOATS:
+        values, kind = [*NO_NUMBERS, None, np.array([3.0])], "a finite float"
+    for value in (*values, argument.out_of_range):
+        with pytest.raises(ValueError, match=rf"{argument.name}={re.escape(repr(value))} must be {kind}.*: .*\.$"):
+            argument.make(**{argument.name: value})
 
 
 @pytest.mark.parametrize(

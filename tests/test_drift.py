@@ -57,16 +57,13 @@ def test_every_visit_but_the_first_moves_the_parameters_on():
     assert [int(step.state.num_snapshots) for step in steps] == [0, 1, 1, 2, 2, 3, 3, 4]
     assert [int(step.state.num_nowcasts) for step in steps] == [0, 0, 0, 1, 1, 2, 2, 3]
     assert all(step.state.num_rejected == 0 for step in steps)
-    with jax.disable_jit():
-        assert_trees_equal(from_zero(8), steps)
 
 
-@pytest.mark.parametrize("gain", [0.0, 6.0])
-def test_jumps_are_no_part_of_the_displacement(gain: float):
-    steps = from_zero(30, HalfMemory(max_gain=gain))
+def test_jumps_are_no_part_of_the_displacement():
+    steps = from_zero(30, HalfMemory(max_gain=6.0))
     assert means(steps) == means(from_zero(30))
     assert means(steps)[-1] == pytest.approx(2, rel=1e-3)
-    assert updates(steps)[-1] == 1 + gain * means(steps)[-1]
+    assert updates(steps)[-1] == 1 + 6.0 * means(steps)[-1]
 
 
 def test_the_spacing_is_the_nowcasters_own_or_another():
@@ -80,37 +77,19 @@ def test_the_memory_is_that_of_the_steps_since_the_first_visit():
 
     class Listener(HalfMemory):
         def memory_after(self, num_steps: Any, snapshot_every: Any) -> Any:
-            asked.append((int(num_steps), snapshot_every))
+            jax.debug.callback(lambda steps: asked.append((int(steps), snapshot_every)), num_steps)
             return super().memory_after(num_steps, snapshot_every)
 
-    with jax.disable_jit():
-        from_zero(10, Listener(), num_steps=50, start=3)
+    from_zero(10, Listener(), num_steps=50, start=3)
+    jax.effects_barrier()
     assert asked == [(0, 2), (2, 2), (4, 2), (6, 2)]
-
-
-@pytest.mark.parametrize(
-    ("start", "stop", "jump_steps"),
-    [
-        (0, None, [5, 8, 11, 14, 17]),
-        (3, None, [8, 11, 14, 17]),
-        (0, 14, [5, 8, 11]),
-        (3, 9, [8]),
-    ],
-)
-def test_start_and_stop(start: int, stop: int | None, jump_steps: list[int]):
-    steps = from_zero(18, snapshot_every=3, start=start, stop=stop)
-    assert [t for t, update in enumerate(updates(steps)) if update != 1] == jump_steps
-    first_visit = next(t for t, step in enumerate(steps) if step.state.num_snapshots == 1)
-    assert first_visit == jump_steps[0] - 3 if jump_steps else first_visit == 2
 
 
 @pytest.mark.parametrize(
     ("scale", "expected"),
     [
         (0.5, [1.5, 1.75, 1.875]),
-        (-1.0, [0, -0.5, -0.75]),
-        (np.float32(2), [3, 4, 4.5]),
-        (lambda index: 1.0 * index, [1, 1 + 1.5, 1 + 2 * 1.75]),
+        (np.float32(-1.0), [0, -0.5, -0.75]),
         (optax.linear_schedule(2.0, 0.0, 2), [3, 2.5, 1]),
     ],
 )
@@ -137,7 +116,7 @@ def test_a_history_that_is_not_finite_is_rejected_and_another_begins():
     assert (mended[-1].state.num_nowcasts, mended[-1].state.num_rejected) == (3, 1)
 
 
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
 def test_a_jump_with_one_bad_element_is_not_made_anywhere(value: float):
     def gradient(params: Any) -> Any:
         """Steps of one, but for one element in which the sixth step ends."""
@@ -167,30 +146,6 @@ def test_a_jump_that_leaves_the_dtype_is_not_made(start: float, gain: float, sca
 
 
 # Restored histories.
-
-
-@pytest.mark.slow_but(3)
-@pytest.mark.parametrize(
-    ("num_before", "before", "after"),
-    [
-        (11, {"snapshot_every": 10}, {"snapshot_every": 2}),
-        (33, {"snapshot_every": 8}, {"snapshot_every": 2}),
-        (24, {"snapshot_every": 4}, {"snapshot_every": 8}),
-        (9, {"snapshot_every": 2}, {"snapshot_every": 2, "start": 18}),
-        (9, {"snapshot_every": 2, "stop": 6}, {"snapshot_every": 2}),
-    ],
-    ids=str,
-)
-def test_with_other_settings_a_restored_history_begins_again(num_before: int, before: Any, after: Any):
-    every = after["snapshot_every"]
-    saved = from_zero(num_before, **before)[-1]
-    tx = wnn_jax.nowcast(HalfMemory(), **after)
-    resumed = train(tx, saved.params, 3 * every + 10, gradient=ones_like, state=saved.state)
-    first = next(t for t in range(num_before, 1000) if t % every == every - 1 and t >= after.get("start", 0))
-    jumps = {num_before + t: update - 1 for t, update in enumerate(updates(resumed)) if update != 1}
-    assert list(jumps)[:2] == [first + every, first + 2 * every]
-    assert list(jumps.values())[:2] == [every / 2, every * 3 / 4]
-    assert resumed[-1].state.counters.num_restarts == 1
 
 
 @pytest.mark.parametrize("num_before", [3, 4])
@@ -266,8 +221,12 @@ def gradient(params: Any) -> Any:
 
 
 def jump(drift: Drift, mean: Any, params: Any, num_steps: int, *, roles: Any = ROLES) -> Any:
-    memory = drift.memory_after(jnp.int32(num_steps), 10)
-    return drift.jump(mean, params, roles, memory=memory, snapshot_every=10)[0]
+    @jax.jit  # One program takes less time than each of its operations alone.
+    def jump(mean: Any, params: Any) -> Any:
+        memory = drift.memory_after(jnp.int32(num_steps), 10)
+        return drift.jump(mean, params, roles, memory=memory, snapshot_every=10)[0]
+
+    return jump(mean, params)
 
 
 def is_matrix(role: str, leaf: Any) -> bool:
@@ -278,11 +237,9 @@ def as_matrix(leaf: Any) -> np.ndarray:
     return np.asarray(leaf, np.float64).reshape(-1, leaf.shape[-1])
 
 
-@pytest.mark.slow_but(3)
-@pytest.mark.parametrize("snapshot_every", [3, 10])
 @pytest.mark.parametrize(
-    ("rule", "rtol"),
-    [(Drift(spectral=False), 3e-5), (Drift(), 1e-3), (Drift(spectral=False, reach=0.05, gain=1.0), 3e-5)],
+    ("rule", "rtol", "snapshot_every"),
+    [(Drift(spectral=False), 3e-5, 10), (Drift(), 1e-3, 3), (Drift(spectral=False, reach=0.05, gain=1.0), 3e-5, 3)],
     ids=["slow", "spectral", "bounded"],
 )
 def test_a_training_run_is_that_of_the_equations(rule: Drift, rtol: float, snapshot_every: int):
@@ -389,8 +346,7 @@ def test_what_does_not_move_stays():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"spectral": 1}, {"memory": 0.0}, {"gain": -0.1}, {"max_gain": float("nan")}, {"reach": 0.0}, {"max_rows": 0}]
-    + [{"snapshot_every": value} for value in (0, None)],
+    [{"spectral": 1}, {"max_rows": 0}, {"snapshot_every": None}],
     ids=str,
 )
 def test_settings_out_of_their_range_are_refused(setting: Any):

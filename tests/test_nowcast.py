@@ -25,10 +25,7 @@ JUMP = 2.0  # of `last_plus_one`, where the ordinary update is 1: from w - 1, pa
 
 
 def from_zero(num_steps: int, nowcaster: wnn_jax.Nowcaster | None = None, **kwargs: Any) -> list[Step]:
-    """A run of one weight that starts at 0 and moves by 1 a step; jumps included, all its values are exact.
-
-    It is not compiled, which would take most of the time of the long tables below.
-    """
+    """An eager run of one weight that starts at 0 and moves by 1 a step. All its values are exact."""
     tx = wnn_jax.nowcast(last_plus_one() if nowcaster is None else nowcaster, **kwargs)
     with jax.disable_jit():
         return train(tx, {"w": jnp.zeros([])}, num_steps, gradient=ones_like)
@@ -84,18 +81,14 @@ def test_windows_of_another_length(context: int, expected: list[int]):
 @pytest.mark.parametrize(
     ("start", "stop", "jump_steps"),
     [
-        (2, None, [5, 11, 17]),
-        (3, None, [8, 14]),
-        (5, None, [8, 14]),
-        (6, None, [11, 17]),
+        (2, None, [5, 11]),
+        (3, None, [8]),
         (0, 5, []),
-        (0, 6, [5]),
-        (3, 8, []),
         (3, 9, [8]),
     ],
 )
 def test_start_and_stop(start: int, stop: int | None, jump_steps: list[int]):
-    steps = from_zero(20, last_plus_one(context=2), snapshot_every=3, start=start, stop=stop)
+    steps = from_zero(13, last_plus_one(context=2), snapshot_every=3, start=start, stop=stop)
     assert jumps(steps) == dict.fromkeys(jump_steps, JUMP)
     first_snapshot = next((t for t, step in enumerate(steps) if values(step.state.history.snapshots) != [0]), None)
     assert first_snapshot == (start // 3 + (start % 3 > 2)) * 3 + 2
@@ -105,11 +98,8 @@ def test_start_and_stop(start: int, stop: int | None, jump_steps: list[int]):
     ("scale", "expected"),
     [
         (0.25, [1.25, 1.25, 1.25]),
-        (0, [1, 1, 1]),
-        (1, [JUMP, JUMP, JUMP]),
         (-1.0, [0, 0, 0]),
         (np.float32(2.5), [3.5, 3.5, 3.5]),
-        (lambda index: 1.0 + index, [2, 3, 4]),
         (optax.linear_schedule(2.0, 0.0, 2), [3, 2, 1]),
     ],
 )
@@ -119,18 +109,13 @@ def test_scale_says_how_far_to_go_from_the_ordinary_step_to_the_forecast(scale: 
     assert steps[-1].state.num_nowcasts == 3
 
 
-@pytest.mark.slow_but(8)
+@pytest.mark.slow_but(6)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("update_dtype", ["same", "float32"])
 @pytest.mark.parametrize(
     ("nowcaster", "scale"),
-    [
-        (last_plus_one(1), 0.0),
-        ("drift", 0.0),
-        ("slow-drift", 0.0),
-        (last_plus_one(1), lambda index: 0.0 * index),
-    ],
-    ids=["window", "drift", "slow-drift", "schedule"],
+    [(last_plus_one(1), 0.0), ("slow-drift", 0.0), ("slow-drift", lambda index: 0.0 * index)],
+    ids=["window", "drift", "schedule"],
 )
 def test_at_scale_0_the_updates_are_the_optimizers_own_bit_for_bit(
     nowcaster: Any, scale: Any, dtype: Any, update_dtype: str
@@ -153,9 +138,7 @@ def test_at_scale_0_the_updates_are_the_optimizers_own_bit_for_bit(
         (None, [5, 5, 5]),
         (3, [4, 4, 4]),
         (lambda index: 1 + 2 * index, [2, 4, 6]),
-        (lambda index: jnp.nan, [2, 2, 2]),
-        (lambda index: -3, [2, 2, 2]),
-        (lambda index: jnp.array(jnp.inf), [6, 6, 6]),
+        (lambda index: jnp.array([-3, jnp.nan, jnp.inf])[index], [2, 2, 6]),
     ],
 )
 def test_horizon_reaches_the_nowcaster(horizon: Any, expected: list[float]):
@@ -191,7 +174,7 @@ def test_a_jump_starts_from_the_parameters_after_the_optimizers_step(nowcaster: 
 # Histories of other settings.
 
 
-@pytest.mark.slow_but(3)
+@pytest.mark.slow_but(2)
 @pytest.mark.parametrize(
     ("num_before", "before", "after"),
     [
@@ -257,14 +240,9 @@ def test_the_bound_is_that_of_the_horizon_and_the_scale_comes_on_top(options: An
 
 
 def test_a_nowcaster_says_how_far_it_forecasts():
-    class Far:
-        context = 3
-        default_horizon = 3
-
-        def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
-            return jax.tree.map(lambda leaf: leaf + 1000, history[-1])
-
-    assert jumps(from_zero(3, Far(), snapshot_every=1)) == {2: 1 + 6}
+    nowcaster: Any = far(1000)
+    object.__setattr__(nowcaster, "default_horizon", 3)
+    assert jumps(from_zero(3, nowcaster, snapshot_every=1)) == {2: 1 + 6}
 
 
 def test_a_window_of_one_snapshot_is_bounded_by_the_last_step():
@@ -303,20 +281,16 @@ def test_what_is_cut_is_counted_up_to_the_largest_int():
 
 
 def one_bad_element(value: float, bad_horizon: int) -> wnn_jax.Nowcaster:
-    """`last_plus_one` on the whole tree, but for the last element of `b`, which is `value` at `bad_horizon`."""
+    """`last_plus_one`, except for the last element of a matrix, which is `value` at `bad_horizon`."""
 
-    class OneBadElement:
-        context = 2
+    def fn(history: Any, role: str, horizon: Any) -> jax.Array:
+        good = history[-1] + 1
+        return jnp.where(horizon == bad_horizon, good.at[-1, -1].set(value), good) if good.ndim == 2 else good
 
-        def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
-            good = jax.tree.map(lambda leaf: leaf + 1, history[-1])
-            bad = good["b"].at[-1, -1].set(value)
-            return good | {"b": jnp.where(horizon == bad_horizon, bad, good["b"])}
-
-    return OneBadElement()
+    return wnn_jax.leafwise(fn, context=2)
 
 
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
 def test_a_forecast_with_one_bad_element_is_not_applied_anywhere(value: float):
     nowcaster = one_bad_element(value, bad_horizon=2)
     tx = wnn_jax.nowcast(nowcaster, snapshot_every=2, horizon=lambda index: 1 + index)

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import wnn_jax
 from tests.helpers import COLLECTIVES, assert_close, assert_dots_are_precise, assert_trees_close, equations
 from wnn_jax import _orthogonal
-from wnn_jax._orthogonal import matrix_axes, orthogonalize, polar
+from wnn_jax._orthogonal import matrix_axes, orthogonalize
 from wnn_jax._roles import ROLES
 
 # Slow and near to exact: the steps of Muon (Jordan et al., 2024), and cubic ones.
@@ -41,7 +41,8 @@ def orthogonalize_dense(leaves: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("shape", [(48, 64), (48, 200)], ids=["by products", "by gram matrices"])
 def test_by_default_singular_values_become_roughly_alike(shape: tuple[int, int]):
     matrix = make_matrix(*shape, smallest=1e-2)
-    found = np.linalg.svd(orthogonalize(jnp.asarray(matrix, jnp.float32), "dense"), compute_uv=False)
+    result = orthogonalize_dense(jnp.asarray(matrix, jnp.float32), coefficients=_orthogonal.COEFFICIENTS)
+    found = np.linalg.svd(result, compute_uv=False)
     assert 0.6 < found.min() / found.max() < 1
     np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(matrix), rtol=1e-5)
 
@@ -49,14 +50,8 @@ def test_by_default_singular_values_become_roughly_alike(shape: tuple[int, int])
 SHAPES = [(8, 8), (4, 32), (32, 4), (2, 3), (24, 20), (20, 24)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_matrix_becomes_its_polar_factor_of_the_same_norm(shape: tuple[int, int]):
-    matrix = 3 * make_matrix(*shape)
-    assert_close(orthogonalize_dense(jnp.asarray(matrix, jnp.float32)), exact_polar(matrix), rtol=5e-3)
-
-
-def test_leaves_come_back_in_their_order():
-    leaves = [jnp.asarray(make_matrix(*shape, seed=seed), jnp.float32) for seed, shape in enumerate(SHAPES * 2)]
+def test_matrices_become_their_polar_factors_of_the_same_norm_in_their_order():
+    leaves = [jnp.asarray(3 * make_matrix(*shape, seed=seed), jnp.float32) for seed, shape in enumerate(SHAPES * 2)]
     for found, leaf in zip(orthogonalize_dense(leaves), leaves, strict=True):
         assert_close(found, exact_polar(leaf), rtol=5e-3)
 
@@ -90,7 +85,7 @@ def test_what_is_no_matrix_comes_back_as_it_is(shape: tuple[int, ...]):
 def test_other_roles_come_back_as_they_are():
     leaf = jnp.asarray(make_matrix(4, 6), jnp.float32)
     roles = {role: role for role in ROLES}
-    found = orthogonalize(dict.fromkeys(roles, leaf), roles)
+    found = jax.jit(lambda leaves: orthogonalize(leaves, roles))(dict.fromkeys(roles, leaf))
     changed = {role for role in roles if not np.array_equal(found[role], leaf)}
     assert changed == {"conv", "dense"}
 
@@ -180,7 +175,8 @@ def test_the_bias_is_that_of_the_same_module():
         "stacked": {"kernel": stacked, "bias": np.ones((3, 6))},
     }
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    found = orthogonalize(params, wnn_jax.default_roles(params), coefficients=EXACT)
+    roles = wnn_jax.default_roles(params)
+    found = jax.jit(lambda params: orthogonalize(params, roles, coefficients=EXACT))(params)
     assert_close(found["query"]["kernel"], exact_polar(query).reshape(8, 2, 3), rtol=5e-3)
     assert_close(found["stacked"]["kernel"], exact_polar(stacked), rtol=5e-3)
     np.testing.assert_array_equal(found["stacked"]["bias"], 1)
@@ -234,6 +230,20 @@ def test_shards_of_an_attention_kernel(axis_type: AxisType):
     assert_close(jax.device_get(found), np.block(blocks).reshape(8, 4, 6), rtol=2e-2)
 
 
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_and_unsharded_matrices_of_different_axes(axis_type: AxisType):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(axis_type,))
+    whole, sharded = make_matrix(4, 3, 6), make_matrix(8, 12)
+    with jax.set_mesh(mesh):
+        over_rows = NamedSharding(mesh, PartitionSpec("x"))
+        leaves = [jnp.asarray(whole, jnp.float32), jax.device_put(jnp.asarray(sharded, jnp.float32), over_rows)]
+        results = orthogonalize_dense(leaves)
+    expected = exact_polar(whole.reshape(12, 6)).reshape(whole.shape)
+    assert_close(jax.device_get(results[0]), expected, rtol=5e-3)
+    blocks = [exact_polar(block) for block in np.vsplit(sharded, 2)]
+    assert_close(jax.device_get(results[1]), np.concatenate(blocks), rtol=5e-3)
+
+
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older JAX cannot return shards of different sizes")
 def test_shards_of_different_sizes_are_one_matrix():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
@@ -244,9 +254,3 @@ def test_shards_of_different_sizes_are_one_matrix():
         return orthogonalize_dense(jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec("x"))))
 
     assert_close(mapped(jnp.asarray(matrix, jnp.float32)), exact_polar(matrix), rtol=5e-3)
-
-
-def test_polar_factors_of_a_batch():
-    matrices = np.stack([make_matrix(3, 9, seed=seed) for seed in range(4)])
-    found = polar(jnp.asarray(matrices, jnp.float32), EXACT)
-    assert_close(found, exact_polar(matrices), rtol=5e-3)

@@ -47,11 +47,10 @@ def test_leafwise_leaves_other_roles_alone_and_keeps_dtypes():
     assert prediction["bias"].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("name", ["linear", "power"])
-def test_histories_may_be_numpy_arrays(name: str):
+def test_histories_may_be_numpy_arrays():
     history = [np.arange(4.0) * step for step in range(5)]
     assert history[0].dtype == np.float64
-    nowcaster: Any = wnn_jax.load(name)
+    nowcaster: Any = wnn_jax.load("linear")
     np.testing.assert_allclose(nowcaster(history, "bias", None), np.arange(4.0) * 9, rtol=1e-5)
 
 
@@ -61,9 +60,6 @@ def test_bad_arguments_of_leafwise_are_refused():
 
     with pytest.raises(ValueError, match="history has 4 snapshots but this nowcaster has context=5"):
         wnn_jax.leafwise(last)([jnp.ones(2)] * 4, "bias", None)
-    for context in (0, -1, 2.0, True):
-        with pytest.raises(ValueError, match=rf"context={context!r} must be an int >= 1: the number of snapshots"):
-            wnn_jax.leafwise(last, context=context)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"roles=\['attention'\] are unknown; choose from conv, dense"):
         wnn_jax.leafwise(last, roles=["attention", "conv"])
 
@@ -94,14 +90,6 @@ def test_square_roots_are_a_line_between_the_ends(num_nowcasts: int, first: int,
     assert found == sorted(found, reverse=first > last)
     line = np.linspace(first**0.5, last**0.5, num_nowcasts)
     np.testing.assert_allclose(found, line**2, rtol=0, atol=0.5 + 1e-9)
-
-
-@pytest.mark.parametrize("name", ["num_nowcasts", "first", "last"])
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, None, "3"])
-def test_bad_arguments_are_refused(name: str, value: Any):
-    arguments: dict[str, Any] = {"num_nowcasts": 10} | {name: value}
-    with pytest.raises(ValueError, match=f"{name}={value!r} must be an int >= 1"):
-        wnn_jax.decaying_horizon(**arguments)
 
 
 # Snapshots of a running mean.
@@ -168,13 +156,12 @@ def test_a_forecast_that_is_not_finite_moves_neither():
     assert steps[-1].state[1].num_rejected == 1
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_mean_is_one_more_tree_in_float32(dtype: str):
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), START)
-    state = train(averaged_tx(), params, 1)[-1].state[1]
-    assert len(jax.tree.leaves(state.history)) == 5 * len(params)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.history)} == {"float32"}
-    assert train(averaged_tx(), params, 1)[-1].params["w"].dtype == dtype
+def test_the_mean_is_one_more_tree_in_float32():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), START)
+    (step,) = train(averaged_tx(), params, 1)
+    assert len(jax.tree.leaves(step.state[1].history)) == 5 * len(params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(step.state[1].history)} == {"float32"}
+    assert step.params["w"].dtype == jnp.bfloat16
 
 
 def test_seeds_in_parallel_equal_separate_runs():
@@ -277,8 +264,7 @@ def test_a_window_of_one_snapshot_keeps_nothing():
 NOWCASTERS = [AVERAGE, "slow-drift"]
 
 
-@pytest.mark.parametrize("nowcaster", NOWCASTERS)
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize(("nowcaster", "dtype"), [(AVERAGE, "bfloat16"), ("slow-drift", None)])
 def test_the_history_is_kept_on_the_host(nowcaster: Any, dtype: Any):
     on_host, on_device = (
         make_tx(nowcaster, history_memory_kind=kind, history_dtype=dtype) for kind in ("pinned_host", None)

@@ -1,11 +1,12 @@
-"""Argument checks, one function per kind of argument, so that every room accepts the same values.
+"""Argument checks, one function per kind of argument, so that every module accepts the same values.
 
-The name of the argument, its value and its meaning make the message of the `ValueError`. Each function returns Python's
-own type: a NumPy scalar would widen other numbers under 64-bit JAX, and JSON cannot hold it. With `or_injected`, a
-scalar array passes as it is: `optax.inject_hyperparams` keeps such values in its state.
+The message of the `ValueError` has the argument's name, value and meaning. Each function returns Python's own type: a
+NumPy scalar would widen other numbers under 64-bit JAX, and JSON cannot hold it. With `or_injected`, a scalar array
+passes unchanged: `optax.inject_hyperparams` keeps such values in its state.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -43,16 +44,11 @@ def check_float(
     """Check a finite number of Python or NumPy: at least `minimum`, greater than `above` and less than `below`."""
     if or_injected and is_injected(value) and any(jnp.issubdtype(value.dtype, kind) for kind in _REAL):
         return value
-    is_good = (
-        (is_int(value) or isinstance(value, (float, np.floating)))
-        and math.isfinite(value)
-        and (minimum is None or value >= minimum)
-        and (above is None or value > above)
-        and (below is None or value < below)
-    )
-    if not is_good:
-        limits = ((">=", minimum), (">", above), ("<", below))
-        bounds = " and ".join(f"{relation} {limit}" for relation, limit in limits if limit is not None)
+    relations = ((">=", operator.ge, minimum), (">", operator.gt, above), ("<", operator.lt, below))
+    limits = [(symbol, holds, limit) for symbol, holds, limit in relations if limit is not None]
+    is_finite = (is_int(value) or isinstance(value, (float, np.floating))) and math.isfinite(value)
+    if not is_finite or not all(holds(value, limit) for _, holds, limit in limits):
+        bounds = " and ".join(f"{symbol} {limit}" for symbol, _, limit in limits)
         raise ValueError(f"{name}={value!r} must be a finite float{bounds and ' '}{bounds}: {meaning}.")
     return float(value)
 

@@ -12,6 +12,7 @@ from wnn_jax._orthogonal import orthogonalize
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import (
     MemoryKind,
+    add,
     all_finite,
     apply_updates,
     choose,
@@ -24,7 +25,7 @@ from wnn_jax._trees import (
     write_if,
 )
 
-# The memory of the first mean, in steps, on top of the steps between two visits.
+# In steps: the first mean has this memory, plus the steps between two visits.
 _LEAST_MEMORY = 11
 
 
@@ -42,18 +43,15 @@ class Drift:
       a = \min\left(\mathrm{gain} \cdot M, \; \mathrm{max\_gain}, \;
       \mathrm{reach} \, \frac{\lVert w \rVert}{\lVert m \rVert} \frac{K}{M}\right)
 
-    In steady motion the weights move :math:`1 + a` times as fast as the optimizer alone would move them. What changes
-    its sign within the memory averages out. The memory grows with the training run, so that you need not choose it. The
+    In steady motion, the weights move :math:`1 + a` times as fast as the optimizer alone would move them. What changes
+    its sign within the memory averages out. The memory grows with the training run, so you need not choose it. The
     third bound limits the jumps of one memory to a share `reach` of the norm of all tensors that move. It shortens the
-    jumps where the learning rate is too high for longer ones.
+    jumps when the learning rate is too high for longer ones.
 
-    For a slow drift, :math:`O` is the identity. For a spectral drift it makes all singular values of a matrix nearly
-    equal and keeps its Frobenius norm, because a long mean has signal in its small directions, too. Embeddings, and
-    everything that is no matrix, stay as they are. Matrices with more rows and columns than `max_rows` are cut into
-    blocks, so that the cost of a weight does not grow with the matrix. Shards on several devices are blocks as well
-    (`docs/guides/scaling.md`).
-
-    Tune only the learning rate: try the best value without a drift, half of it, and a quarter of it.
+    For a slow drift, :math:`O` is the identity. For a spectral drift, it makes all singular values of a matrix nearly
+    equal and keeps its Frobenius norm, because a long mean has signal in its small directions, too. Embeddings and
+    other tensors are left alone. Matrices with more rows and columns than `max_rows` are cut into blocks, so that a
+    weight's cost does not grow with its matrix. Each device's shard is a block, too (`docs/guides/scaling.md`).
 
     Attributes:
       spectral: whether matrices are orthogonalised.
@@ -100,13 +98,13 @@ class Drift:
             object.__setattr__(self, name, value)
 
     def memory_after(self, num_steps: Any, snapshot_every: Any) -> Any:
-        """The memory of the running mean in steps, at the visit this many steps after the first."""
+        """Return the memory of the running mean in steps, at the visit this many steps after the first."""
         return self.memory * num_steps + (_LEAST_MEMORY + snapshot_every)
 
     def jump(self, mean: Any, params: Any, roles: Any, *, memory: Any, snapshot_every: Any) -> tuple[Any, jax.Array]:
-        """How far the parameters move on, and the norm of that relative to the norm of all tensors that move.
+        """Return the jump from the parameters after the optimizer's step, and its norm relative to the norm of these.
 
-        The mean is in at least float32, the parameters are those after the optimizer's step, the memory is in steps.
+        The mean is in at least float32, and the memory in steps.
         """
         of_mean, of_params = norms(mean), norms(params)
         # Tensors that do not move, such as masks, say nothing about how far the others may go.
@@ -120,36 +118,33 @@ class Drift:
 
 
 class DriftHistory(NamedTuple):
-    """The parameters after the last visit, and the running mean of how far the optimizer moves them between visits."""
+    """The history of a drift: two trees like the parameters."""
 
-    anchor: Any
-    mean: Any
+    anchor: Any  # The parameters after the last visit.
+    mean: Any  # The running mean of how far the optimizer moves them between two visits.
 
 
 @dataclasses.dataclass(frozen=True)
 class DriftRule:
-    """Keeps a drift's history, in this dtype and kind of memory, and moves the parameters on at every visit."""
+    """Keep a drift's history, in this dtype and kind of memory, and move the parameters on at every visit."""
 
     drift: Drift
     dtype: Any = None
     memory_kind: MemoryKind = None
 
     def init(self, params: Any) -> DriftHistory:
-        """An empty history, each array in a buffer of its own so that the state can be donated."""
-
-        def empty(dtype_of: Any) -> Any:
-            zeros = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=dtype_of(param)), params)
-            return put_away(zeros, self.memory_kind)
-
-        return DriftHistory(empty(jnp.result_type), empty(lambda param: self.dtype or wide_dtype(param)))
+        """Return an empty history, each array in a buffer of its own so that the state can be donated."""
+        anchor = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=jnp.result_type(param)), params)
+        mean = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=self.dtype or wide_dtype(param)), params)
+        return put_away(DriftHistory(anchor, mean), self.memory_kind)
 
     def update(self, visit: Visit, updates: Any, history: DriftHistory, params: Any, roles: Any) -> Outcome:
-        """Continues the drift if a visit is due, and leaves everything as it is otherwise."""
+        """Continue the drift if a visit is due, and change nothing otherwise."""
         # The first visit only records where the parameters are.
         is_jump = visit.is_due & (visit.num_snapshots > 0)
 
         @jax.named_scope("visit")
-        def go_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, Jump]:
+        def move_on(updates: Any, history: DriftHistory, params: Any) -> tuple[Any, DriftHistory, Jump]:
             anchor, old = fetch(history, self.memory_kind)
             memory = self.drift.memory_after(visit.num_snapshots * visit.snapshot_every, visit.snapshot_every)
             after = apply_updates(params, updates)
@@ -163,11 +158,7 @@ class DriftRule:
             mean = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), kept)
             with jax.named_scope("forecast"):
                 moves, size = self.drift.jump(mean, after, roles, memory=memory, snapshot_every=visit.snapshot_every)
-            jumped = jax.tree.map(
-                lambda update, move: (update.astype(wide_dtype(update)) + visit.scale * move).astype(update.dtype),
-                updates,
-                moves,
-            )
+            jumped = jax.tree.map(lambda update, move: add(update, visit.scale * move), updates, moves)
             is_accepted = is_jump & all_finite(apply_updates(params, jumped))
             size = (jnp.abs(visit.scale) * size).astype(jnp.float32)
             jump = choose(is_accepted, Jump(is_accepted, jnp.zeros([], jnp.int32), size), no_jump())
@@ -179,12 +170,12 @@ class DriftRule:
 
         updates, history, jump = write_if(
             visit.is_due,
-            go_on,
+            move_on,
             lambda updates, history, _: (updates, history, no_jump()),
             updates,
             DriftHistory(*history),  # A checkpoint may have made a plain tuple of it.
             params,
         )
-        # After a forecast that is not finite, the history begins again.
+        # After a jump that is not finite, the history begins again.
         num_snapshots = jnp.where(is_jump & ~jump.is_accepted, 0, visit.num_snapshots + 1)
         return Outcome(updates, history, num_snapshots, is_jump, jump)

@@ -15,12 +15,9 @@ from typing import Any
 
 import numpy as np
 
-# A write never takes this long, even between machines whose clocks differ.
-_SECONDS_UNTIL_STALE = 2 * 24 * 60 * 60
-# The member that holds the header. No array may have this name.
-_HEADER = "metadata"
-# The header's own keys: the checksum, and the dtypes that NumPy's format has no name for.
-_CHECKSUM, _DTYPES = "sha256", "dtypes"
+_SECONDS_UNTIL_STALE = 2 * 24 * 60 * 60  # No write takes this long, even if the clocks of machines differ.
+# The member that holds the header, and its own keys: the checksum, and dtypes that NumPy's format has no name for.
+_HEADER, _CHECKSUM, _DTYPES = "metadata", "sha256", "dtypes"
 _DTYPE = re.compile(r"<f[248]|<[iu][248]|\|[iub]1")
 # The start of a `.npy` file, as NumPy writes it. NumPy's own reader trusts the header: a damaged one makes it warn,
 # allocate whatever size it reads, and raise errors that are no `ValueError`.
@@ -36,12 +33,9 @@ _REMEDY = "Copy it again from an intact copy, or make it again."
 def replace_on_success(path: Path) -> Generator[Path]:
     """Yield a new, empty file in the folder of `path`, and move it to `path` once it is written.
 
-    The new file has a unique name: threads, processes and machines may write to one path at a time, and a reader always
-    gets one complete file. After an interruption, an error, a full disk or a crash, the old file is still there. A
-    killed writer leaves its file behind; the first write to the same path two days later removes it.
-
-    Raises:
-      OSError: if the folder of `path` takes no file; the message names the folder. Also whatever writing raises.
+    Threads, processes and machines may write to one path at a time, and a reader always gets one complete file. After
+    an interruption, an error, a full disk or a crash, the old file is still there. A killed writer leaves its new file
+    behind. The first write to the same path two days later removes it.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -72,16 +66,8 @@ def _remove_stale(path: Path) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
     """Write arrays and a header to one `.npz` file with a checksum, whole or not at all, without pickle.
 
-    Args:
-      path: the file to write.
-      arrays: arrays by name: booleans, integers, floats of up to 64 bits, bfloat16. For a random key, give its
-        `jax.random.key_data`.
-      header: what else the file says, made of what JSON has. Give it a `"format"` and a `"version"`, so that
-        `read_arrays` can tell the file from others. The keys `"sha256"` and `"dtypes"` are taken.
-
-    Raises:
-      ValueError: if the file cannot hold an array, or the header has a number that is not finite.
-      TypeError: if the header is not made of what JSON has.
+    The header is made of what JSON has. Give it a `"format"` and a `"version"`, so that `read_arrays` can tell the file
+    from others. The keys `"sha256"` and `"dtypes"` are taken. A `ValueError` or `TypeError` names what cannot be saved.
     """
     stored: dict[str, np.ndarray] = {}
     dtypes: dict[str, str] = {}
@@ -95,7 +81,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[s
                 f"to 64 bits or bfloat16 (jax.random.key_data for a random key), and no name {_HEADER!r}."
             )
         stored[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
-    # As JSON reads it back: with lists for tuples.
+    # As JSON will read it: with lists for tuples.
     content = json.loads(json.dumps({**header, **({_DTYPES: dtypes} if dtypes else {})}, allow_nan=False))
     text = np.array(json.dumps({**content, _CHECKSUM: checksum(content, stored)}))
     with replace_on_success(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -107,41 +93,31 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Mapping[s
 def read_arrays(
     path: Path, *, format_name: str | None = None, version: int | None = None, remedy: str = _REMEDY
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read what `write_arrays` wrote, and compare it with its checksum.
+    """Return the header and the read-only arrays that `write_arrays` wrote, compared with their checksum.
 
-    Args:
-      path: the file to read.
-      format_name: the `"format"` that the header must have, or `None` for any format and version.
-      version: the `"version"` that the header must have.
-      remedy: a sentence that says what to do about a damaged file, for the message.
-
-    Returns:
-      The header and the arrays by name. The arrays are read-only.
-
-    Raises:
-      ValueError: if the file is damaged, or of another format or version; the message says it in one line.
-      OSError: if there is no such file, or it cannot be opened.
+    A file that is damaged, or of another format or version, is a `ValueError` of one line. Without a `format_name`, any
+    format and version will do. `remedy` says what to do about a damaged file.
     """
     content = path.read_bytes()
-    with damage_named(path, remedy):
+    with explain_damage(path, remedy):
         members = _members(content)
         header: dict[str, Any] = json.loads(str(_array(members.pop(_HEADER))))
         actual = header.get("format"), header.get("version")
-    # As text: in Python True is 1, and 2.0 is 2.
+    # Compare as text: in Python, True is 1, and 2.0 is 2.
     if format_name is not None and repr(actual) != repr((format_name, version)):
         raise ValueError(
             f"{path} has the format {actual[0]!r}, version {actual[1]!r}; this wnn_jax reads {format_name!r}, version "
             f"{version}, here. Use the wnn_jax that wrote the file, or make it again."
         )
-    with damage_named(path, remedy):
+    with explain_damage(path, remedy):
         arrays = {name: _array(member) for name, member in members.items()}
         if header.pop(_CHECKSUM) != checksum(header, arrays):
-            raise ValueError("its content is not that of its checksum")
+            raise ValueError("its content does not match its checksum")
         return header, arrays | {name: arrays[name].view(dtype) for name, dtype in header.pop(_DTYPES, {}).items()}
 
 
 @contextlib.contextmanager
-def damage_named(path: Path, remedy: str = _REMEDY) -> Generator[None]:
+def explain_damage(path: Path, remedy: str = _REMEDY) -> Generator[None]:
     """Turn every error into one `ValueError` that calls the file damaged: arbitrary bytes raise errors of any kind."""
     try:
         yield
@@ -153,7 +129,7 @@ def damage_named(path: Path, remedy: str = _REMEDY) -> Generator[None]:
 
 
 def _members(content: bytes) -> dict[str, bytes]:
-    """The members of an archive by name. Compression is refused, so they take no more memory than the archive."""
+    """Return the members of an archive by name. Compression is refused: they take no more memory than the archive."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -165,7 +141,7 @@ def _members(content: bytes) -> dict[str, bytes]:
         names = [member.filename.removesuffix(".npy") for member in members]
         if len(set(names)) < len(names):
             raise ValueError("it holds two arrays of one name")
-        # `zipfile` compares a member with its own checksum only if it is read as a whole.
+        # `zipfile` checks a member only if it is read as a whole.
         return {name: archive.read(member) for name, member in zip(names, members, strict=True)}
 
 
@@ -178,11 +154,11 @@ def _array(member: bytes) -> np.ndarray:
 
 
 def checksum(header: Any, arrays: Mapping[str, np.ndarray]) -> str:
-    """Return a SHA-256, in hexadecimal digits, of a JSON value and of arrays by name, in whatever order they are."""
+    """Return a SHA-256, in hexadecimal digits, of a JSON value and of arrays by name, in any order."""
     digest = hashlib.sha256()
 
     def add(part: bytes) -> None:
-        # With its length, so that no part can be taken for the end of another.
+        # The length keeps the end of one part and the start of the next apart.
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
 

@@ -1,27 +1,26 @@
-"""What keeps a jump safe: counters, checks of parameters and forecasts, and the landmark."""
+"""Keep jumps safe: counters, checks of parameters and forecasts, and a check of where the parameters are."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 
-from wnn_jax._trees import apply_updates, norm
+from wnn_jax._trees import apply_updates, choose, norm
 
 # All counters stop here.
 MAX_COUNT = 2**31 - 1
 
-# Every step reads a few small tensors. These are enough: whatever moves parameters behind our back moves all of them.
+# Every step checks a few small tensors only, because whatever moves parameters unnoticed moves all of them.
 _NUM_TENSORS = 4
 _SMALL = 1024
 # Parameters are misplaced if they are further away than this share of the last update.
 _SHARE = 0.25
 # Rounding errors, in units of the last place: of weights in their own dtype, and of sums in float32.
-_ROUNDING = 4.0
-_ROUNDING_OF_SUMS = 16.0
+_ROUNDING, _ROUNDING_OF_SUMS = 4.0, 16.0
 
 _MISPLACED = (
     "the parameters are not where the last update of wnn_jax.nowcast led: a transformation after it in the chain "
@@ -33,11 +32,9 @@ _MISPLACED = (
 class Visit(NamedTuple):
     """The visit to the history that may be due at a step."""
 
-    is_first: jax.Array
-    """Whether the parameters before this step are unknown."""
+    is_first: jax.Array  # Whether the parameters before this step are unknown.
     is_due: jax.Array
-    num_snapshots: jax.Array
-    """How many visits the history has."""
+    num_snapshots: jax.Array  # The visits so far.
     snapshot_every: Any
     horizon: Any
     scale: Any
@@ -47,10 +44,8 @@ class Jump(NamedTuple):
     """What became of a forecast: a jump, or a rejection."""
 
     is_accepted: jax.Array
-    num_cut: jax.Array
-    """How many weights the bound held back."""
-    size: jax.Array
-    """The norm of the jump relative to the norm of the parameters that move, float32."""
+    num_cut: jax.Array  # The weights that the bound held back.
+    size: jax.Array  # The norm of the jump relative to the norm of the parameters that move, float32.
 
 
 class Outcome(NamedTuple):
@@ -58,8 +53,7 @@ class Outcome(NamedTuple):
 
     updates: Any
     history: Any
-    num_snapshots: jax.Array
-    """How many visits the history has, if one was due."""
+    num_snapshots: jax.Array  # The visits so far, if one was due.
     is_jump: jax.Array
     jump: Jump
 
@@ -72,51 +66,40 @@ class Counters(NamedTuple):
     num_cut: jax.Array
     num_restarts: jax.Array
     num_misplaced: jax.Array
-    last_nowcast: jax.Array
-    """The step of the last jump."""
-    last_size: jax.Array
-    """The `size` of the last jump, float32."""
+    last_nowcast: jax.Array  # The step of the last jump.
+    last_size: jax.Array  # Its size, float32.
 
     @classmethod
     def zero(cls) -> "Counters":
-        """Counters at the beginning, each in a buffer of its own so that the state can be donated."""
+        """Return counters at the beginning, each in a buffer of its own so that the state can be donated."""
         return cls(*(jnp.zeros([], jnp.float32 if name == "last_size" else jnp.int32) for name in cls._fields))
 
     def after(self, step: jax.Array, outcome: Outcome, *, is_restart: jax.Array, is_misplaced: jax.Array) -> "Counters":
-        """The counters after a step."""
-        jump = outcome.jump
-        return Counters(
-            num_nowcasts=add_counts((self.num_nowcasts, jump.is_accepted)),
-            num_rejected=add_counts((self.num_rejected, outcome.is_jump & ~jump.is_accepted)),
-            num_cut=add_counts((self.num_cut, jump.num_cut)),
-            num_restarts=add_counts((self.num_restarts, is_restart)),
-            num_misplaced=add_counts((self.num_misplaced, is_misplaced)),
-            last_nowcast=jnp.where(jump.is_accepted, step, self.last_nowcast),
-            last_size=jnp.where(jump.is_accepted, jump.size, self.last_size),
-        )
+        """Return the counters after a step."""
+        jump, is_rejected = outcome.jump, outcome.is_jump & ~outcome.jump.is_accepted
+        new = (jump.is_accepted, is_rejected, jump.num_cut, is_restart, is_misplaced)
+        last = choose(jump.is_accepted, (step, jump.size), (self.last_nowcast, self.last_size))
+        return Counters(*map(add_counts, self[:5], new), *last)
 
 
 def no_jump() -> Jump:
-    """A forecast that was rejected, or none."""
+    """Return the jump of a step without one."""
     return Jump(jnp.array(False), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
 
 
 def relative_size(moves: jax.Array, params: jax.Array) -> jax.Array:
-    """The norm of a jump relative to the norm of the parameters, from the norms of their leaves, as float32."""
+    """Return the norm of a jump relative to the norm of the parameters, from the norms of their leaves, as float32."""
     of_params = norm(params)
     return (norm(moves) / jnp.maximum(of_params, jnp.finfo(of_params.dtype).tiny)).astype(jnp.float32)
 
 
-def add_counts(counts: Iterable[jax.Array]) -> jax.Array:
-    """The sum of int32 counts, or the largest int32."""
-    total = jnp.zeros([], jnp.int32)
-    for count in counts:
-        total += jnp.minimum(count, MAX_COUNT - total)
-    return total
+def add_counts(count: jax.Array, more: jax.Array) -> jax.Array:
+    """Return the sum of two int32 counts, or the largest int32."""
+    return count + jnp.minimum(more, MAX_COUNT - count)
 
 
 def check_params(params: Any) -> None:
-    """Raises a `ValueError` unless all parameters are real floating-point arrays."""
+    """Raise a `ValueError` unless all parameters are real floating-point arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         place = jax.tree_util.keystr(path) or "its root"
         try:
@@ -134,7 +117,7 @@ def check_params(params: Any) -> None:
 
 
 def check_prediction(prediction: Any, params: Any) -> None:
-    """Raises a `ValueError` unless a nowcaster returned a tree like the parameters."""
+    """Raise a `ValueError` unless a nowcaster returned a tree like the parameters."""
     returned, expected = (jax.tree.map(jnp.shape, tree) for tree in (prediction, params))
     # Structures and leaves, not trees: a node of a user's class need not define equality.
     if jax.tree.flatten(returned) != jax.tree.flatten(expected):
@@ -145,7 +128,7 @@ def check_prediction(prediction: Any, params: Any) -> None:
 
 
 def make_warning() -> Callable[[jax.Array], None]:
-    """A function that warns once, outside of `jit`, if the parameters are misplaced."""
+    """Return a function that warns once, outside of `jit`, if the parameters are misplaced."""
     has_warned = False
 
     def warn(is_misplaced: jax.Array) -> None:
@@ -158,75 +141,63 @@ def make_warning() -> Callable[[jax.Array], None]:
 
 
 class Landmark(NamedTuple):
-    """Where the last update led, by which `nowcast` notices that something else has moved the parameters.
+    """Where the last update led. So `nowcast` notices when something else moves the parameters."""
 
-    Attributes:
-      position: float32 `[tensors, 3]`; see `position_of`.
-      tolerance: float32, how far from there the parameters may be. Infinite before the first step.
-    """
-
-    position: jax.Array
-    tolerance: jax.Array
+    position: jax.Array  # See `position_of`.
+    tolerance: jax.Array  # How far from there the parameters may be, float32. Infinite before the first step.
 
     @classmethod
     def unknown(cls, params: Any) -> "Landmark":
-        """A landmark that no parameters miss."""
-        return cls(jnp.zeros([len(_small_leaves(params)), 3], jnp.float32), jnp.full([], jnp.inf, jnp.float32))
+        """Return a landmark that no parameters miss."""
+        return cls(jnp.zeros([len(_some_leaves(params)), 3], jnp.float32), jnp.full([], jnp.inf, jnp.float32))
 
     @classmethod
     def after(cls, params: Any, updates: Any, position: jax.Array) -> "Landmark":
-        """Where these updates lead from these parameters, which are at this position."""
-        chosen = _small_leaves(params)
-        before, by = ([jax.tree.leaves(tree)[index] for index in chosen] for tree in (params, updates))
-        after = apply_updates(before, by)
-        there = _position(after)
+        """Return the place to which these updates lead from these parameters, which are at this position."""
+        after = apply_updates(_some_leaves(params), _some_leaves(updates))
+        there = position_of(after)
         largest = jnp.where(_is_known(there), jnp.max(jnp.abs(there[:, 1:]), axis=1), 0)
         # How far rounding alone may move a position. The errors of weights are independent: their squares add up.
-        rounding = [
+        shares = [
             _ROUNDING * float(jnp.finfo(leaf.dtype).eps) * math.sqrt(leaf.size)
             + _ROUNDING_OF_SUMS * float(jnp.finfo(jnp.float32).eps) * leaf.size
             for leaf in after
         ]
-        rounding = jnp.array(rounding, jnp.float32) * largest
-        return cls(there, _SHARE * _distance(there, position) + jnp.sum(rounding))
+        rounding = jnp.sum(jnp.array(shares, jnp.float32) * largest)
+        return cls(there, _SHARE * _distance(there, position) + rounding)
 
     def is_missed(self, position: jax.Array) -> jax.Array:
-        """Whether parameters at this position are somewhere else: a bool scalar."""
+        """Tell whether parameters at this position are somewhere else: a bool scalar."""
         is_far = _distance(position, self.position) > self.tolerance
         # A tensor that is finite again after a step that was not finite has been moved, too.
         return is_far | jnp.any(_is_known(position) & ~_is_known(self.position))
 
 
 def position_of(params: Any) -> jax.Array:
-    """The sum, the maximum and the minimum of a few small tensors, float32 `[tensors, 3]`."""
-    leaves = jax.tree.leaves(params)
-    return _position([leaves[index] for index in _small_leaves(params)])
-
-
-def _small_leaves(params: Any) -> list[int]:
-    """The indices of a few small leaves from all over a tree, or of the smallest leaves if none is small."""
-    sizes = [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)]
-    least = min((size for size in sizes if size), default=0)
-    small = [index for index, size in enumerate(sizes) if 0 < size <= max(least, _SMALL)]
-    return small[:: max(-(-len(small) // _NUM_TENSORS), 1)]
-
-
-def _position(tensors: list[jax.Array]) -> jax.Array:
+    """Return the sum, the maximum and the minimum of a few small tensors, float32 `[tensors, 3]`."""
     # Devices exchange these three numbers and nothing else, whatever the sharding.
     numbers = [
         number.astype(jnp.float32)
-        for tensor in tensors
-        for number in (jnp.sum(tensor, dtype=jnp.float32), jnp.max(tensor), jnp.min(tensor))
+        for leaf in _some_leaves(params)
+        for number in (jnp.sum(leaf, dtype=jnp.float32), jnp.max(leaf), jnp.min(leaf))
     ]
     return jnp.asarray(numbers, jnp.float32).reshape(-1, 3)
 
 
+def _some_leaves(tree: Any) -> list[Any]:
+    """Return a few small leaves from all over a tree, or some of the smallest if none is small."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if math.prod(jnp.shape(leaf))]
+    sizes = [math.prod(jnp.shape(leaf)) for leaf in leaves]
+    small = [leaf for leaf, size in zip(leaves, sizes, strict=True) if size <= max(_SMALL, min(sizes))]
+    return small[:: max(-(-len(small) // _NUM_TENSORS), 1)]
+
+
 def _is_known(position: jax.Array) -> jax.Array:
-    """Which tensors have a finite position: bool `[tensors]`."""
+    """Tell which tensors have a finite position: bool `[tensors]`."""
     return jnp.all(jnp.isfinite(position), axis=1)
 
 
 def _distance(position: jax.Array, other: jax.Array) -> jax.Array:
-    """The distance of two positions, over the tensors that have both."""
+    """Return the distance of two positions, over the tensors for which both are finite."""
     is_known = _is_known(position) & _is_known(other)
     return jnp.linalg.norm(jnp.where(is_known[:, None], position - other, 0))

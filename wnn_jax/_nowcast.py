@@ -21,16 +21,17 @@ Schedule = Callable[[Any], Any]
 
 
 class NowcastState(NamedTuple):
-    """State of `nowcast`. Its structure never changes after `init`.
+    """The state that `nowcast` keeps between steps. Its structure never changes after `init`.
 
     Attributes:
-      count: int32, the steps taken. It stops at 2147483647.
-      history: trees shaped and sharded like the parameters: `anchor` and `mean` of a drift, or `snapshots` of a window.
-      num_snapshots: int32, how many snapshots, or visits, the history has.
-      last_snapshot: int32, the step of the last visit.
-      snapshot_every: int32, the steps between visits with which the history was recorded.
-      landmark: where the last update led.
-      counters: what was done so far; `wnn_jax.metrics` returns them.
+      count: int32, how many steps have been taken. It stops at 2147483647.
+      history: where the parameters have been, as trees of their shapes and shardings. A drift keeps two trees, `anchor`
+        and `mean`. A window keeps its `snapshots`.
+      num_snapshots: int32, how often the history was visited since it began.
+      last_snapshot: int32, the step of the last visit, counted from 0.
+      snapshot_every: int32, the steps between two visits to this history.
+      landmark: where the last update led, from which `nowcast` tells whether anything else moved the parameters.
+      counters: what `nowcast` has done so far. Read them with `wnn_jax.metrics`.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -43,12 +44,12 @@ class NowcastState(NamedTuple):
 
     @property
     def num_nowcasts(self) -> jax.Array:
-        """int32, the jumps made."""
+        """How many jumps were made, int32."""
         return self.counters.num_nowcasts
 
     @property
     def num_rejected(self) -> jax.Array:
-        """int32, the jumps not made because they were not finite."""
+        """How many jumps were not made because they were not finite, int32."""
         return self.counters.num_rejected
 
 
@@ -66,61 +67,61 @@ def nowcast(
     history_dtype: Any = None,
     history_memory_kind: Literal["pinned_host"] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Moves the parameters ahead, now and then, to where they are going.
+    r"""Move the parameters ahead from time to time, to where they are going.
 
-    Without arguments it follows the `Drift` of the parameters: every 10 steps they move a little further in the
-    direction in which the optimizer has moved them in the long run. Tune only the learning rate: try the best value
-    without `nowcast`, half of it, and a quarter of it.
+    Put it last in a chain. Without arguments, it follows the `Drift` of the parameters: every 10 steps, it moves them a
+    little further in the direction in which the optimizer has moved them in the long run. Tune only the learning rate:
+    try your best value without `nowcast`, half of it, and a quarter of it.
 
-    Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s` be `snapshot_every`.
+    There are two kinds of nowcasters. Let :math:`w_t` be the parameters after step :math:`t`, and :math:`s` be
+    `snapshot_every`.
 
-    - A *drift* is visited every :math:`s` steps. It keeps a running mean of the optimizer's own displacement between
-      two visits, and the parameters move on along it by `scale` times the drift's jump. The first visit only records
-      the parameters.
-    - A *window* has :math:`c` = `nowcaster.context` snapshots :math:`H = (w_s, w_{2s}, \dots, w_{cs})`. At its end the
-      parameters go from :math:`w_{cs}` to :math:`w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs})`, and
-      a new, empty window begins. No window ever spans a jump.
+    - A *drift* makes a small jump every :math:`s` steps. It keeps a running mean of how far the optimizer alone moves
+      the parameters in :math:`s` steps, and moves them further along this mean.
+    - A *window* takes a snapshot every :math:`s` steps until it has :math:`c` = `nowcaster.context` of them,
+      :math:`H = (w_s, w_{2s}, \dots, w_{cs})`. Then the parameters jump from :math:`w_{cs}` to
+      :math:`w_{cs} + \mathrm{scale} \cdot (\mathrm{nowcaster}(H) - w_{cs})`, and a new, empty window begins.
 
-    On all other steps the update passes through untouched. A `scale` of 0 is plain training, to the last bit. The
-    states of the transformations before this one, such as Adam's moments, are left alone.
+    On all other steps, the optimizer's update passes through unchanged. With a `scale` of 0, it always does. Other
+    transformations keep their states, such as Adam's moments.
 
-    Every problem is counted; see `wnn_jax.metrics`.
+    Every jump is safe, and `wnn_jax.metrics` counts what goes wrong.
 
-    - *A jump is bounded.* In a window, a weight moves by at most the horizon (by default 5) times its range, which is
-      the difference of its largest and its smallest snapshot. A weight that did not move stays. With a drift, a tensor
-      moves by at most `Drift.max_gain` times the norm of its mean. `scale` multiplies these bounds.
-    - *A jump is finite*, or else the optimizer's own update is made. A NaN or an infinity anywhere in the forecast of
-      weights that moved, or in the new parameters, rejects the whole jump.
-    - *A history is not misread.* If it was recorded with another `snapshot_every` or `start`, it begins again. A
-      history of another kind is a `ValueError`.
-    - *Parameters are where the last update led*, or else the history begins again, and there is a warning outside of
-      `jit`. Then something after this transformation changes its updates, or the parameters were edited, or restored
-      without this state. A few small tensors are checked, with a tolerance of a quarter of the last update.
-    - *After 2147483647 steps* there are no more jumps.
+    - *Jumps are bounded.* In a window, a weight moves by at most the horizon (by default 5) times the difference of its
+      largest and smallest snapshots. A weight that did not move stays. With a drift, a tensor moves by at most
+      `Drift.max_gain` times the norm of its mean. `scale` multiplies these bounds.
+    - *Jumps are finite.* If the forecast of a weight that moved, or a new parameter, is NaN or infinite, no weight
+      jumps.
+    - *Histories fit.* A history recorded with another `snapshot_every` or `start` begins again. A history of another
+      kind is a `ValueError`.
+    - *Nothing else moves the parameters.* Otherwise the history begins again, and outside of `jit` there is a warning.
+      The cause may be a transformation after this one, an edit of the parameters, or a checkpoint restored without this
+      state. A few small tensors are checked, with a tolerance of a quarter of the last update.
+    - *Counters do not overflow.* After 2147483647 steps there are no more jumps.
 
     Args:
       nowcaster: a name from `wnn_jax.available()`, the path of a file that `wnn_jax.save` wrote, a `Nowcaster`, or a
         `wnn_jax.nowcasters.Drift`.
-      snapshot_every: steps between snapshots, or between visits. A drift has its own default, 10. For a window, give
-        the steps of an epoch, as in the paper, or a thirtieth of the training run.
+      snapshot_every: steps between visits to the history. A drift has its own default, 10. For a window, give the steps
+        of an epoch, as in the paper, or a thirtieth of the training run.
       num_steps: length of the training run in steps, if known. A training run too short for any jump is then an error.
-      average: decay per step of a running mean of the parameters, of which a window then has snapshots. The parameters
-        move by as much as the mean jumps. Try `1 - 1 / snapshot_every`. It takes one more copy of the parameters and a
-        pass over it at every step. `None`: snapshots of the parameters.
+      average: decay per step of a running mean of the parameters. A window then takes its snapshots from the mean, and
+        the parameters jump as far as the mean. Try `1 - 1 / snapshot_every`. It costs one more copy of the parameters
+        and a pass over it at every step. `None`: snapshots of the parameters.
       roles: the kind of operation that each parameter belongs to: a tree of role names like the parameters, or a
         function from the parameters to such a tree. Default: `wnn_jax.default_roles`.
       horizon: how many snapshots ahead to forecast, an int >= 1 or a schedule of the jump's index (0 for the first).
         Only for nowcasters that take one. `None`: the nowcaster's own.
-      scale: how far to go from the optimizer's own step to the forecast: 0 is plain training, 1 the forecast, and more
-        goes beyond it. A float or a schedule of the jump's index.
+      scale: how far to go along a jump: 0 is plain training, 1 the whole jump, and more goes beyond it. A float or a
+        schedule of the jump's index.
       start: the first step that may take a snapshot, counted from 0. Snapshots stay on multiples of `snapshot_every`.
       stop: the first step that may no longer jump, or `None` for never.
-      history_dtype: a floating-point dtype in which to keep the mean of a drift, or a window's snapshots after the
-        first, as differences from it. With `bfloat16` and float32 parameters a drift takes 1.5 copies of the parameters
-        instead of 2, and a window of 5 snapshots 2.5 instead of 4. Forecasts are as good (`benchmarks/history.txt`).
-        `None`: snapshots as the parameters are, and means in at least float32.
-      history_memory_kind: `"pinned_host"` keeps the history in the host's memory. Experimental. `None`: where the
-        parameters are.
+      history_dtype: a floating-point dtype for the history: the mean of a drift, or a window's snapshots after the
+        first, as differences from it. With `bfloat16` and float32 parameters, a drift takes 1.5 copies of the
+        parameters instead of 2, and a window of 5 snapshots 2.5 instead of 4. Forecasts are as good
+        (`benchmarks/history.txt`). `None`: snapshots as the parameters are, and means in at least float32.
+      history_memory_kind: `"pinned_host"` keeps the history in the host's memory. Experimental. `None`: in the memory
+        of the parameters.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `NowcastState`. Its `update` needs `params` and ignores extra
@@ -153,13 +154,13 @@ def nowcast(
       Put `nowcast` last in a chain: it replaces the whole step. In particular
 
       - accumulate gradients inside: `chain(MultiSteps(...), nowcast(...))` counts micro-steps.
-        `MultiSteps(chain(..., nowcast(...)))` counts full steps, but also forecasts on micro-steps, for nothing;
+        `MultiSteps(chain(..., nowcast(...)))` counts full steps, but wastes forecasts on micro-steps;
       - under `optax.masked` and `optax.partition`, `nowcast` sees only some of the parameters: give `roles` as a
         function, or leave it out;
       - under `optax.inject_hyperparams`, name a callable `nowcaster` or `roles` in `static_args`;
       - `init` gives the history the shardings of the parameters; under `jit` that takes explicit mesh axes, or
         `out_shardings` made with `optax.tree.map_params`;
-      - under `jax.vmap` over seeds, the forecast runs only on steps on which some member jumps.
+      - under `jax.vmap` over seeds, the forecast runs only when some member jumps.
     """
     if isinstance(nowcaster, (str, os.PathLike)):
         nowcaster = load(nowcaster)
@@ -167,9 +168,7 @@ def nowcast(
     if snapshot_every is None:
         snapshot_every = cast(Drift, nowcaster).snapshot_every
     check = functools.partial(check_int, or_injected=True)
-    snapshot_every = check(
-        "snapshot_every", snapshot_every, "the number of optimizer steps between snapshots", minimum=1
-    )
+    snapshot_every = check("snapshot_every", snapshot_every, "the optimizer steps between snapshots", minimum=1)
     start = check("start", start, "the first step that may take a snapshot", minimum=0)
     if stop is not None:
         stop = check("stop", stop, "the first step that may no longer jump, or None for never", minimum=1)
@@ -190,10 +189,8 @@ def nowcast(
     if average is not None:
         meaning = "the decay per step of the running mean that a window has snapshots of, or None for the parameters"
         average = check_float("average", average, meaning, minimum=0, below=1, or_injected=True)
-    if isinstance(nowcaster, Drift):
-        rule = DriftRule(nowcaster, history_dtype, history_memory_kind)
-    else:
-        rule = WindowRule(nowcaster, average, history_dtype, history_memory_kind)
+    storage = history_dtype, history_memory_kind
+    rule = DriftRule(nowcaster, *storage) if isinstance(nowcaster, Drift) else WindowRule(nowcaster, average, *storage)
     warn_of_misplaced = make_warning()
 
     def init_fn(params: Any) -> NowcastState:
@@ -217,7 +214,7 @@ def nowcast(
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         _check_history(state.history, jax.eval_shape(rule.init, params), nowcaster)
-        # A checkpoint may have made plain tuples of these.
+        # A checkpoint may have turned these into plain tuples.
         landmark, counters = Landmark(*state.landmark), Counters(*state.counters)
         count, position = state.count, position_of(params)
         is_misplaced = landmark.is_missed(position)
@@ -226,7 +223,7 @@ def nowcast(
         is_due = (count % snapshot_every == snapshot_every - 1) & (count >= start) & (count < MAX_COUNT)
         if stop is not None:
             is_due &= count < stop
-        # A history that was visited at other steps than these begins again.
+        # A history that was visited at other steps begins again.
         is_continued = (state.snapshot_every == snapshot_every) & (count - state.last_snapshot == snapshot_every)
         index = counters.num_nowcasts + counters.num_rejected
         visit = Visit(
@@ -253,7 +250,7 @@ def nowcast(
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
-    """What the nowcasts in an optimizer have done so far, as scalars for a logger.
+    """Return what the nowcasts in an optimizer have done so far, as scalars for a logger.
 
     Args:
       opt_state: the state of an optimizer with one or more nowcasts in it, however deep. May be traced.
@@ -262,8 +259,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       `num_nowcasts`: jumps made. `num_rejected`: jumps not made because they were not finite. `num_cut`: weights that
       the bound held back. `num_restarts`: histories that began again early. `num_misplaced`: steps at which the
       parameters were not where the last update led. `steps_since_nowcast`: steps after the last jump, or all steps.
-      `last_size`: the norm of the last jump relative to that of the parameters that move. With several nowcasts, the
-      place of the state precedes each name, as in `inner_states/decoder/inner_state/1/num_nowcasts`.
+      `last_size`: the norm of the last jump relative to the norm of the parameters that move. With several nowcasts,
+      the place of the state precedes each name, as in `inner_states/decoder/inner_state/1/num_nowcasts`.
 
     Raises:
       ValueError: if there is no nowcast in it.
@@ -277,15 +274,14 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       0
     """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, NowcastState))
-    states = {path: leaf for path, leaf in leaves if isinstance(leaf, NowcastState)}
+    states = [(path, leaf) for path, leaf in leaves if isinstance(leaf, NowcastState)]
     if not states:
         raise ValueError(
             f"opt_state of the type {type(opt_state).__name__} has no state of wnn_jax.nowcast in it. Pass the state "
             "of an optimizer with a nowcast, as `init` and `update` return it."
         )
-
     named: dict[str, jax.Array] = {}
-    for path, state in states.items():
+    for path, state in states:
         place = "" if len(states) == 1 else f"{jax.tree_util.keystr(path, simple=True, separator='/')}/"
         values = state.counters._asdict()
         has_jumped = state.num_nowcasts > 0
@@ -295,7 +291,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def _check_nowcaster(nowcaster: Any, snapshot_every: Any, horizon: Any, average: Any) -> None:
-    """Raises a `ValueError` unless it is a nowcaster, and the other arguments fit it."""
+    """Raise a `ValueError` unless it is a nowcaster, and the other arguments fit it."""
     name = type(nowcaster).__name__.lstrip("_")
     if isinstance(nowcaster, Drift):
         if horizon is not None:
@@ -319,7 +315,7 @@ def _check_nowcaster(nowcaster: Any, snapshot_every: Any, horizon: Any, average:
     if snapshot_every is None and getattr(nowcaster, "snapshot_every", None) is None:
         raise ValueError(
             f"snapshot_every=None: {name} forecasts from a window of snapshots and has no spacing of its own. Give the "
-            "number of steps between two snapshots: those of one epoch, or a thirtieth of the training "
+            "number of steps between two snapshots: the steps of one epoch, or a thirtieth of the training "
             "(snapshot_every=max(num_steps // 30, 1))."
         )
     if horizon is not None and not getattr(nowcaster, "takes_horizon", True):
@@ -330,7 +326,7 @@ def _check_nowcaster(nowcaster: Any, snapshot_every: Any, horizon: Any, average:
 
 
 def _check_jumps(nowcaster: Nowcaster | Drift, num_steps: int, snapshot_every: Any, start: Any, stop: Any) -> None:
-    """Raises a `ValueError` if a training run has no jump."""
+    """Raise a `ValueError` if a training run has no jump."""
     if any(is_injected(value) for value in (snapshot_every, start, stop)):
         return
     first_jump_after = 2 if isinstance(nowcaster, Drift) else nowcaster.context
@@ -347,9 +343,9 @@ def _check_jumps(nowcaster: Nowcaster | Drift, num_steps: int, snapshot_every: A
 
 
 def _check_history(history: Any, expected: WindowHistory | DriftHistory, nowcaster: Any) -> None:
-    """Raises a `ValueError` unless a history is of the kind and the dtypes that `init` would make."""
+    """Raise a `ValueError` unless a history is of the kind and the dtypes that `init` would make."""
     remedy = "Go on with the nowcaster and the history_dtype that it was made with, or begin a new one with `init`."
-    # As plain tuples, which a checkpoint may have made of named ones.
+    # As plain tuples: a checkpoint may have turned named tuples into these.
     if jax.tree.structure(tuple(history)) != jax.tree.structure(tuple(expected)):
         raise ValueError(
             f"the history in the state is {_kind(history)}, and {type(nowcaster).__name__.lstrip('_')} needs "

@@ -1,6 +1,6 @@
 """Matrices with all singular values made equal: the direction of a spectral drift."""
 
-import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,46 +9,41 @@ import jax
 import jax.numpy as jnp
 
 from wnn_jax._roles import bias_shapes
-from wnn_jax._trees import MeshAxes, map_where_they_are, wide_dtype
+from wnn_jax._trees import map_where_they_are, wide_dtype
 
 # The `a, b, c` of each step `s -> a s + b s^3 + c s^5` for every singular value `s` in [0, 1]. These four steps bring
 # all values from 3e-3 to 1 as near to 1 as four steps can (Amsel et al., `The Polar Express`, 2025; fitted in
-# `benchmarks/spectral.py`). More steps give more exact factors, which gain nothing in training.
+# `benchmarks/spectral.py`). More steps are more exact, and gain nothing in training.
 COEFFICIENTS = (
     (8.3007, -24.0375, 17.4661),
     (4.0034, -2.9228, 0.5419),
     (3.4709, -2.5494, 0.5002),
     (2.4655, -1.7803, 0.4156),
 )
-# Matrices are worked on in slices of at most this many weights, which bounds the temporary memory.
+# The most weights of matrices that are computed at a time, which bounds the temporary memory.
 _MAX_WEIGHTS = 2**23
 
 
 def orthogonalize(
     tree: Any, roles: Any, *, coefficients: Sequence[Sequence[float]] = COEFFICIENTS, max_rows: int | None = None
 ) -> Any:
-    """Makes all singular values of every matrix equal, and keeps its Frobenius norm.
+    """Make all singular values of every matrix in a tree nearly equal, and keep its Frobenius norm.
 
-    A matrix becomes a multiple of its polar factor, the nearest matrix with orthonormal rows or columns. Each shard of
-    a leaf is a matrix of its own, so that nothing moves between devices.
+    A matrix becomes a multiple of its polar factor, the nearest matrix with orthonormal rows or columns. A matrix with
+    more than `max_rows` rows and columns is cut into blocks, along the shorter side, and each block is a matrix of its
+    own. Each shard is a matrix of its own, too, so that nothing moves between devices.
 
-    Args:
-      tree: a tree like the parameters.
-      roles: a tree of the same structure with a role name at each leaf. `matrix_axes` says which leaves are matrices.
-      coefficients: `(a, b, c)` of each step of the iteration, at least one.
-      max_rows: cut matrices with more rows and more columns than this into blocks of rows (or of columns, if there are
-        fewer of these). Each block is a matrix of its own. `None` for whole matrices.
-
-    Returns:
-      The tree, of the same shapes and dtypes.
+    `coefficients` are the `(a, b, c)` of each step of the iteration. `matrix_axes` says which leaves are matrices.
     """
     leaves, treedef = jax.tree.flatten(tree)
     described = zip(jax.tree.leaves(roles), leaves, bias_shapes(tree), strict=True)
     axes = {index: matrix_axes(role, jnp.shape(leaf), bias) for index, (role, leaf, bias) in enumerate(described)}
     axes = {index: split for index, split in axes.items() if split is not None}
-    polar_map = _PolarMap(tuple(axes.values()), max_rows)
+    splits = list(axes.values())
     orthogonal = map_where_they_are(
-        polar_map, [(jnp.asarray(leaves[index]),) for index in axes], jnp.asarray(coefficients)
+        lambda chosen: functools.partial(_map_shards, [splits[position] for position in chosen], max_rows),
+        [(jnp.asarray(leaves[index]),) for index in axes],
+        jnp.asarray(coefficients),
     )
     for index, leaf in zip(axes, orthogonal, strict=True):
         leaves[index] = leaf
@@ -56,17 +51,12 @@ def orthogonalize(
 
 
 def matrix_axes(role: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[int, int] | None:
-    """Which axes of a leaf are the rows of a matrix, and which its columns.
+    """Return `(start, stop)`: axes from `start` to `stop` are a matrix's rows, later ones its columns; `None` for none.
 
-    If there is a bias, its axes are those of the outputs, after any axes of stacked layers. An attention kernel
-    `[d_model, heads, head_dim]` with the bias `[heads, head_dim]` is one matrix of `d_model` rows. A scanned layer's
-    `[layers, in, out]` with the bias `[layers, out]` is one matrix per layer. Equinox has the outputs first:
-    `[out, in, height, width]` with the bias `[out, 1, 1]`. All other leaves have the outputs in the last axis.
-
-    Returns:
-      `(start, stop)`: the rows are the axes from `start` to `stop`, the columns the axes from `stop` on, and the axes
-      before `start` count matrices. `None` if the leaf is no matrix: if its role is neither `"conv"` nor `"dense"`, or
-      if it has less than two axes.
+    Axes before `start` count matrices. The columns are the outputs, which have the axes of the bias if there is one. So
+    an attention kernel `[d_model, heads, head_dim]` with the bias `[heads, head_dim]` is one matrix of `d_model` rows,
+    and a scanned layer's `[layers, in, out]` with the bias `[layers, out]` is one matrix per layer. Equinox has the
+    outputs first: `[out, in, height, width]` with the bias `[out, 1, 1]`. Other leaves have them in the last axis.
     """
     rank = len(shape)
     if role not in ("conv", "dense") or rank < 2:
@@ -82,34 +72,25 @@ def matrix_axes(role: str, shape: tuple[int, ...], bias: tuple[int, ...] | None)
     return 0, rank - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class _PolarMap:
-    """The `ShardMap` of `orthogonalize`, for leaves that are matrices by these axes."""
-
-    axes: tuple[tuple[int, int], ...]
-    max_rows: int | None
-
-    def map_shards(
-        self, leaves: Sequence[tuple[jax.Array, ...]], operands: Any, mesh_axes: Sequence[MeshAxes]
-    ) -> list[jax.Array]:
-        """See `ShardMap.map_shards`."""
-        del mesh_axes
-        mapped = [leaf for (leaf,) in leaves]
-        # Blocks of one shape are stacked, so that the program does not grow with the number of leaves.
-        by_shape: dict[Any, list[tuple[int, jax.Array]]] = {}
-        for index, (leaf, axes) in enumerate(zip(mapped, self.axes, strict=True)):
-            # A matrix of one row is its own polar factor.
-            if leaf.size > 0 and min(_matrix_shape(leaf.shape, axes)[1:]) > 1:
-                blocks = _to_blocks(leaf, axes, self.max_rows)
-                by_shape.setdefault((blocks.dtype, blocks.shape[1:]), []).append((index, blocks))
-        for group in by_shape.values():
-            factors = _polar_by_slices(jnp.concatenate([blocks for _, blocks in group]), operands)
-            start = 0
-            for index, blocks in group:
-                end = start + len(blocks)
-                mapped[index] = _from_blocks(factors[start:end], mapped[index], self.axes[index])
-                start = end
-        return mapped
+def _map_shards(axes: Any, max_rows: int | None, leaves: Any, coefficients: Any, mesh_axes: Any) -> list[jax.Array]:
+    """Orthogonalise leaves with these `matrix_axes`, or one device's shards of them."""
+    del mesh_axes
+    mapped = [leaf for (leaf,) in leaves]
+    # Blocks of one shape are stacked, so that the program does not grow with the number of leaves.
+    by_shape: dict[Any, list[tuple[int, jax.Array]]] = {}
+    for index, leaf in enumerate(mapped):
+        # A matrix of one row is its own polar factor.
+        if leaf.size > 0 and min(_matrix_shape(leaf.shape, axes[index])[1:]) > 1:
+            blocks = _to_blocks(leaf, axes[index], max_rows)
+            by_shape.setdefault((blocks.dtype, blocks.shape[1:]), []).append((index, blocks))
+    for group in by_shape.values():
+        factors = _polar_by_slices(jnp.concatenate([blocks for _, blocks in group]), coefficients)
+        start = 0
+        for index, blocks in group:
+            end = start + len(blocks)
+            mapped[index] = _from_blocks(factors[start:end], mapped[index], axes[index])
+            start = end
+    return mapped
 
 
 def _matrix_shape(shape: tuple[int, ...], axes: tuple[int, int]) -> tuple[int, int, int]:
@@ -118,7 +99,7 @@ def _matrix_shape(shape: tuple[int, ...], axes: tuple[int, int]) -> tuple[int, i
 
 
 def _to_blocks(leaf: jax.Array, axes: tuple[int, int], max_rows: int | None) -> jax.Array:
-    """The blocks of a leaf's matrices, `[blocks, rows, columns]`, transposed to have no more rows than columns."""
+    """Return the blocks of a leaf's matrices, `[blocks, rows, columns]`, transposed so that no block is high."""
     matrices = leaf.reshape(_matrix_shape(leaf.shape, axes)).astype(wide_dtype(leaf))
     if matrices.shape[1] > matrices.shape[2]:
         matrices = matrices.mT
@@ -131,7 +112,7 @@ def _to_blocks(leaf: jax.Array, axes: tuple[int, int], max_rows: int | None) -> 
 
 
 def _from_blocks(blocks: jax.Array, leaf: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The inverse of `_to_blocks`, of the shape and dtype of `leaf`."""
+    """Return the leaf whose blocks these are, of the shape and dtype of `leaf`."""
     number, rows, columns = _matrix_shape(leaf.shape, axes)
     matrices = blocks.reshape(number, -1, max(rows, columns))[:, : min(rows, columns)]
     if rows > columns:
@@ -140,7 +121,7 @@ def _from_blocks(blocks: jax.Array, leaf: jax.Array, axes: tuple[int, int]) -> j
 
 
 def _polar_by_slices(matrices: jax.Array, coefficients: jax.Array) -> jax.Array:
-    """Does what `polar` does, for one slice of the matrices after the other."""
+    """Do what `polar` does, one slice of the matrices at a time."""
     number, rows, columns = matrices.shape
     num_slices = -(-number // max(_MAX_WEIGHTS // (rows * columns), 1))
     if num_slices == 1:
@@ -156,18 +137,12 @@ def _polar_by_slices(matrices: jax.Array, coefficients: jax.Array) -> jax.Array:
 
 
 def polar(matrices: jax.Array, coefficients: Any) -> jax.Array:
-    """The polar factors of matrices, scaled to the matrices' Frobenius norms, by Newton-Schulz iteration.
+    """Return the polar factors of matrices, scaled to the matrices' Frobenius norms, by Newton-Schulz iteration.
 
-    A step is :math:`X' = P X` with :math:`P = a I + b G + c G^2` and :math:`G = X X^T`. Matrices much wider than high
-    need the first :math:`G` only: :math:`G' = P G P`, and at the end the product of all :math:`P` times the first
-    :math:`X`.
-
-    Args:
-      matrices: `[n, rows, columns]`, of float32 or wider, with no more rows than columns.
-      coefficients: `[steps, 3]`, the `a, b, c` of each step, at least one.
-
-    Returns:
-      An array of the same shape and dtype. A matrix of zeros comes back as it is.
+    The matrices are `[n, rows, columns]`, at least float32, with no more rows than columns; the coefficients `[steps,
+    3]`. A step is :math:`X' = P X` with :math:`P = a I + b G + c G^2` and :math:`G = X X^T`. Matrices much wider than
+    high need the first :math:`G` only: :math:`G' = P G P`, and at the end the product of all :math:`P` times the first
+    :math:`X`. A matrix of zeros stays.
     """
     coefficients = jnp.asarray(coefficients).astype(matrices.dtype)
     _, rows, columns = matrices.shape
@@ -201,12 +176,11 @@ def polar(matrices: jax.Array, coefficients: Any) -> jax.Array:
     return factors * (norm / _one_if_zero(_norm(factors))) * scale
 
 
+_norm = functools.partial(jnp.linalg.matrix_norm, keepdims=True)
+
+
 def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-
-
-def _norm(matrices: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(matrices**2, axis=(1, 2), keepdims=True))
 
 
 def _one_if_zero(values: jax.Array) -> jax.Array:

@@ -17,11 +17,11 @@ _NORM_SCALE = re.compile(r"scale|gamma")
 _EMBEDDING = re.compile(r".*emb(ed(ding)?)?s?|wte|wpe")
 # A module's name (`LayerNorm_0`, `bn1`, `ln_f`) or, for Equinox, its class.
 _NORM_MODULE = re.compile(r".*norm(_?\d+)?|(bn|ln)\d*(_\w+)?")
-# Modules whose parameters of rank 3 and more are matrices with split or stacked axes, not windows: the modules that
-# own such a parameter, and those that may have it further down.
+# Modules whose parameters of rank 3 and more are matrices with split or stacked axes: the modules that own such a
+# parameter, and modules that may have it further down.
 _DENSE_MODULE = re.compile(r".*(dense|linear|einsum).*|query|key|value|qkv")
 _DENSE_ANCESTOR = re.compile(r".*(att(entio)?n|expert).*")
-# The children that tell an attention module, whatever its own name is.
+# An attention module has these children, whatever its own name is.
 _ATTENTION_CHILDREN = frozenset({"query", "key", "value"})
 
 _Names = tuple[str, ...]
@@ -30,7 +30,7 @@ _Names = tuple[str, ...]
 def default_roles(params: Any) -> Any:
     """Name the role of every parameter, from its path and rank.
 
-    The roles are those of the weight nowcaster network (Jang et al., ICML 2023), and two for what its code skips:
+    Three are from the weight nowcaster network (Jang et al., ICML 2023). Its code skips `"norm"` and `"embedding"`.
 
     - `"bias"`: anything called a bias, the shift of a norm layer, and any other leaf of rank 1 or 0. A matrix called
       `b` is no bias;
@@ -62,7 +62,7 @@ def default_roles(params: Any) -> Any:
             children.setdefault(names[:depth], set()).add(name)
 
     def role_of(names: _Names, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> str:
-        # A bias has one axis of its own. More axes are stacked layers or split features, and its kernel has them too.
+        # A bias has one axis. More axes are stacked layers or split features, and its kernel has them too.
         num_split = max(sum(size > 1 for size in bias or ()) - 1, 0)
         return _role(names, len(shape) - num_split, len(shape), children.get(names[:-2], set()) >= _ATTENTION_CHILDREN)
 
@@ -95,7 +95,7 @@ def bias_shapes(params: Any) -> list[tuple[int, ...] | None]:
 
 
 def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...], bool]]:
-    """The names along the path of each leaf, its shape, and whether it is called a bias."""
+    """Return the names along the path of each leaf, its shape, and whether it is called a bias."""
     leaves = [
         (names_along(params, path), tuple[int, ...](getattr(leaf, "shape", ())))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -105,7 +105,7 @@ def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...], bool]]:
         ranks[names[:-1]] = max(len(shape), ranks.get(names[:-1], 0))
 
     def is_bias(names: _Names, rank: int) -> bool:
-        # A matrix `b`, as of a low-rank adapter, is no bias, unless its module has a kernel with one more axis.
+        # A matrix `b`, as in a low-rank adapter, is no bias, unless its module has a kernel with one more axis.
         may_be_b = rank <= 1 or rank < ranks[names[:-1]]
         return bool(names and _BIAS.fullmatch(names[-1]) and (names[-1] != "b" or may_be_b))
 
@@ -113,7 +113,7 @@ def _named_shapes(params: Any) -> list[tuple[_Names, tuple[int, ...], bool]]:
 
 
 def resolve_roles(roles: RolesLike, params: Any) -> Any:
-    """Return a tree of roles for `params`, checked: as given, as a function makes it, or that of `default_roles`."""
+    """Return a checked tree of roles for `params`: the tree given, the one a function makes, or `default_roles`."""
     structure = jax.tree.structure(params)
     if structure.num_leaves == 0:  # `optax.tree.map_params` calls `init` on an empty stand-in for the params.
         return params

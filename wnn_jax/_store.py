@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._drift import Drift
-from wnn_jax._files import checksum, damage_named, read_arrays, write_arrays
+from wnn_jax._files import checksum, explain_damage, read_arrays, write_arrays
 from wnn_jax._window import Nowcaster
 from wnn_jax.nowcasters import CLASSES, RULES
 
-# What `nowcast` uses by default: the one that saves most steps.
+# The default of `nowcast`: the nowcaster that saves most steps.
 DEFAULT_NOWCASTER = "drift"
 
 _FORMAT, _VERSION = "wnn_jax.nowcaster", 2
@@ -35,7 +35,7 @@ def available() -> tuple[str, ...]:
 
 
 def load(name_or_path: str | os.PathLike[str] = DEFAULT_NOWCASTER) -> Nowcaster | Drift:
-    """Load a nowcaster by name or from a file, with every weight and setting as it was saved.
+    """Load a nowcaster by name or from a file, with every weight and setting that was saved.
 
     Args:
       name_or_path: a name from `available()`, or the path of a file that `save` wrote. Default: the nowcaster that
@@ -103,20 +103,16 @@ def save(nowcaster: Nowcaster | Drift, path: str | os.PathLike[str]) -> None:
 
 
 def fingerprint(nowcaster: Nowcaster | Drift) -> str:
-    """Return a SHA-256 of a nowcaster's class, weights and settings, without the record of its training.
-
-    Raises:
-      ValueError: if `nowcaster` is of no class of `wnn_jax.nowcasters`: its data does not tell what a function does.
-    """
+    """Return a SHA-256 of a nowcaster's class, weights and settings, without the record of its training."""
     header, params = _content(nowcaster, "given a fingerprint")
     settings = {name: value for name, value in header["settings"].items() if name != "record"}
     return checksum([header["class"], settings], params)
 
 
 def _content(nowcaster: Any, purpose: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What makes a nowcaster: a header that says its class and its settings, and its weights by path-like names."""
+    """Return a header with a nowcaster's class and settings, and its weights by path-like names."""
     name = type(nowcaster).__name__
-    # A subclass could not be made again, even if it has the same name.
+    # A subclass cannot be restored, even if it has the same name.
     if CLASSES.get(name) is not type(nowcaster):
         raise ValueError(
             f"nowcaster={nowcaster!r} cannot be {purpose}: its class is none of {', '.join(CLASSES)}. A nowcaster made "
@@ -137,7 +133,7 @@ def _read(path: Path) -> Nowcaster | Drift:
             f"{path} holds a nowcaster of the class {name!r}, which this wnn_jax no longer has: wnn_jax 0.2.0.dev0 "
             "reads it."
         )
-    with damage_named(path, _REMEDY):
+    with explain_damage(path, _REMEDY):
         _check_weights(arrays)
     weights = {name: jnp.asarray(array) for name, array in arrays.items()}
     if any(weights[name].dtype != array.dtype for name, array in arrays.items()):
@@ -145,7 +141,7 @@ def _read(path: Path) -> Nowcaster | Drift:
             f"{path} has weights in float64, which JAX would round to float32. Set jax_enable_x64 to load it as it is, "
             "or save it in float32."
         )
-    with damage_named(path, _REMEDY):
+    with explain_damage(path, _REMEDY):
         params = flax.traverse_util.unflatten_dict(weights, sep="/")
         nowcaster = CLASSES[header["class"]](**header["settings"], **params)
         actual, _ = _content(nowcaster, "read")
@@ -162,7 +158,7 @@ def _check_weights(arrays: dict[str, np.ndarray]) -> None:
 
 
 def _portable(array: Any) -> np.ndarray:
-    """The array as it is saved and fingerprinted: floats in float32 at least, little-endian."""
+    """Return the array for a file or a fingerprint: floats in float32 at least, little-endian."""
     dtype = array.dtype
     if jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.promote_types(dtype, jnp.float32)
@@ -170,7 +166,6 @@ def _portable(array: Any) -> np.ndarray:
 
 
 def _bundled_folder() -> Path:
-    """The repository's `params/`, which a wheel carries inside the package."""
-    package = Path(__file__).parent
-    inside = package / "params"
-    return inside if inside.is_dir() else package.parent / "params"
+    """Return the repository's `params/`, which a wheel carries inside the package."""
+    inside = Path(__file__).parent / "params"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "params"

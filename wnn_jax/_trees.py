@@ -1,20 +1,14 @@
 """Trees of arrays: dtypes, differences, norms, choices, and functions that run on each device's shards.
 
-What XLA needs is here and nowhere else:
-
-- `write_if` is a conditional that copies nothing on the steps that do not write. Otherwise every step would copy the
-  whole history.
-- `any_member` keeps that conditional a conditional under `vmap`.
-- `following` computes large leaves one after the other, so that their temporaries share memory. For the jump of a
-  window, this saves two copies of the parameters (CPU, `memory_analysis`).
-- `map_where_they_are` keeps shards on their devices.
+All that XLA needs is in this file: `write_if` and `any_member` make conditionals that copy nothing, `following` saves
+memory, and `map_where_they_are` keeps shards on their devices.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import jax
 import jax.custom_batching
@@ -26,26 +20,33 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 MemoryKind = Literal["pinned_host"] | None
 MeshAxes = tuple[str, ...]
+# `(leaves, operands, mesh axes that shard each leaf) -> results`; a leaf is a tuple of arrays of one shape.
+MapShards = Callable[[Sequence[tuple[jax.Array, ...]], Any, Sequence[MeshAxes]], list[jax.Array]]
 
 # The order of leaves with at most this many weights is left to the compiler, which is then done sooner.
 _SMALL = 2**16
 
 
 def wide_dtype(array: Any) -> Any:
-    """The dtype in which to compute differences of such arrays: at least float32."""
+    """Return the dtype in which to compute differences of such arrays: at least float32."""
     return jnp.promote_types(jnp.result_type(array), jnp.float32)
 
 
 def difference(param: jax.Array, earlier: jax.Array) -> jax.Array:
-    """`param - earlier`, in at least float32."""
+    """Return `param - earlier`, in at least float32."""
     dtype = wide_dtype(earlier)
     return param.astype(dtype) - earlier.astype(dtype)
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
-    """The parameters after an update, as `optax.apply_updates` makes them, rounded to their own dtype.
+def add(update: jax.Array, more: jax.Array) -> jax.Array:
+    """Return `update + more` in the dtype of `update`, rounded once."""
+    return (update.astype(wide_dtype(update)) + more).astype(update.dtype)
 
-    Without the explicit rounding, XLA may keep more digits than bfloat16 has and move a weight that stays in place.
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """Return the parameters after an update, as `optax.apply_updates` does, rounded to their own dtype.
+
+    Without explicit rounding, XLA may keep more digits than bfloat16 has, and see a weight move that stays in place.
     """
 
     def rounded(array: jax.Array) -> jax.Array:
@@ -56,24 +57,22 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def choose(condition: jax.Array, if_true: Any, if_false: Any) -> Any:
-    """One of two trees. Under `vmap`, every member gets its own."""
+    """Return one of two trees, as `jnp.where` with a scalar condition does for arrays."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether a tree has no NaN and no infinity."""
-    return functools.reduce(
-        jnp.logical_and, (jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)), jnp.array(True)
-    )
+    """Tell whether a tree has no NaN and no infinity."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)], bool))
 
 
 def norm(array: jax.Array) -> jax.Array:
-    """The Euclidean norm of an array, in at least float32."""
+    """Return the Euclidean norm of an array, in at least float32."""
     return norms(array)[0]
 
 
 def norms(tree: Any) -> jax.Array:
-    """The Euclidean norm of each leaf, `[leaves]`, in at least float32. No square overflows."""
+    """Return the Euclidean norm of each leaf, `[leaves]`, in at least float32. No square overflows."""
     leaves = [leaf.astype(wide_dtype(leaf)) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.zeros([0])
@@ -90,7 +89,8 @@ def norms(tree: Any) -> jax.Array:
 def following(known: jax.Array, array: Any, leaf: jax.Array) -> jax.Array:
     """Return `array` with a data dependency on `known`, so that XLA computes large leaves one at a time.
 
-    `known` is a number from the leaf before that is never negative. If `leaf` is small, there is no dependency.
+    `known` is a number from the leaf before that is never negative. If `leaf` is small, there is no dependency. For the
+    jump of a window, this saves two copies of the parameters (CPU, `memory_analysis`).
     """
     if leaf.size <= _SMALL:
         return array
@@ -99,35 +99,31 @@ def following(known: jax.Array, array: Any, leaf: jax.Array) -> jax.Array:
 
 
 def put_away(tree: Any, memory_kind: MemoryKind) -> Any:
-    """The tree in the host's memory, or where it is for `None`."""
+    """Return the tree in the host's memory, or unchanged for `None`."""
     return tree if memory_kind is None else jax.device_put(tree, jax.memory.Space.Host)
 
 
 def fetch(tree: Any, memory_kind: MemoryKind) -> Any:
-    """The tree that `put_away` returned, back on the device."""
+    """Return the tree that `put_away` returned, back on the device."""
     return tree if memory_kind is None else jax.device_put(tree, jax.memory.Space.Device)
 
 
-# Conditionals
-
-
 def write_if(predicate: jax.Array, write: Callable[..., Any], keep: Callable[..., Any], *operands: Any) -> Any:
-    """`write(*operands)` where the predicate holds, else `keep(*operands)`, without copies where it does not.
+    """Return `write(*operands)` if the predicate holds, else `keep(*operands)`, which copies nothing.
 
     XLA updates donated operands in place, if the branch taken on True is the branch that writes and returns no more
     than it writes. With the branches the other way round, it copies the whole history on every step (jaxlib 0.10).
 
-    Under `vmap`, `write` runs for all members when the predicate holds for some: it must leave the others as they are.
+    Under `vmap`, `write` runs for all members when the predicate holds for some. It must not change the others.
     """
     return jax.lax.cond(any_member(predicate), write, keep, *operands)
 
 
 @jax.custom_batching.custom_vmap
 def any_member(predicate: jax.Array) -> jax.Array:
-    """The predicate itself; under `vmap`, one unbatched scalar that says whether it holds for any member.
+    """Return the predicate; under `vmap`, one unbatched scalar that says whether it holds for any member.
 
-    `vmap` turns a conditional on a batched predicate into a select, which runs both branches at every step. A
-    conditional on this scalar stays a conditional.
+    `vmap` would turn a conditional on a batched predicate into a select, which runs both branches at every step.
     """
     return predicate
 
@@ -138,24 +134,15 @@ def _any_member_vmap(axis_size: int, in_batched: list[bool], predicate: jax.Arra
     return any_member(jnp.any(predicate, axis=0) if in_batched[0] else predicate), False
 
 
-# Shards
-
-
-class ShardMap(Hashable, Protocol):
-    """A function of leaves, or of one device's shards of them. It has no arrays of its own: these are operands."""
-
-    def map_shards(
-        self, leaves: Sequence[tuple[jax.Array, ...]], operands: Any, mesh_axes: Sequence[MeshAxes]
-    ) -> list[jax.Array]:
-        """Maps tuples of arrays of one shape to one array each; `mesh_axes` are those over which each is sharded."""
-        ...
-
-
-def map_where_they_are(shard_map: ShardMap, leaves: Sequence[tuple[jax.Array, ...]], operands: Any) -> list[jax.Array]:
-    """Maps leaves, each of them a tuple of arrays of one shape, to arrays of the same shape, dtype and sharding.
+def map_where_they_are(
+    make_map: Callable[[Sequence[int]], MapShards], leaves: Sequence[tuple[jax.Array, ...]], operands: Any
+) -> list[jax.Array]:
+    """Map leaves, each a tuple of arrays of one shape, to one array each of that shape, dtype and sharding.
 
     Each device maps its own shards, over explicit and automatic mesh axes alike. A leaf whose shards differ in size is
     gathered first. The operands are a tree of unsharded arrays.
+
+    Leaves over different meshes are mapped apart: `make_map` gets the positions of the leaves that are mapped together.
     """
     by_mesh: dict[AbstractMesh | None, list[int]] = {}
     for index, leaf in enumerate(leaves):
@@ -164,59 +151,55 @@ def map_where_they_are(shard_map: ShardMap, leaves: Sequence[tuple[jax.Array, ..
         by_mesh.setdefault(sharding.mesh if is_explicit else None, []).append(index)
     mapped: dict[int, jax.Array] = {}
     for mesh, indices in by_mesh.items():
-        chosen = [leaves[index] for index in indices]
-        if mesh is None:
-            results = _map_automatic(shard_map, chosen, operands)
-        else:
-            results = _map_explicit(shard_map, mesh, chosen, operands)
-        mapped |= zip(indices, results, strict=True)
+        map_leaves = _map_automatic if mesh is None else functools.partial(_map_explicit, mesh)
+        mapped |= zip(
+            indices, map_leaves(make_map(indices), [leaves[index] for index in indices], operands), strict=True
+        )
     return [mapped[index] for index in range(len(leaves))]
 
 
-def _map_explicit(shard_map: ShardMap, mesh: AbstractMesh, leaves: list[Any], operands: Any) -> list[jax.Array]:
+def _map_explicit(mesh: AbstractMesh, map_shards: MapShards, leaves: list[Any], operands: Any) -> list[jax.Array]:
     specs = [cast(PartitionSpec, jax.typeof(leaf[0]).sharding.spec) for leaf in leaves]
-    mapped = jax.shard_map(
-        lambda shards, operands: shard_map.map_shards(shards, operands, [_mesh_axes(spec) for spec in specs]),
+    return jax.shard_map(
+        lambda shards, operands: map_shards(shards, operands, list(map(_mesh_axes, specs))),
         mesh=mesh,
         in_specs=([(spec,) * len(leaf) for spec, leaf in zip(specs, leaves, strict=True)], PartitionSpec()),
         out_specs=specs,
         # The check cannot know that sums over all shards are equal on all devices.
         check_vma=False,
-    )
-    return mapped(leaves, operands)
+    )(leaves, operands)
 
 
-def _map_automatic(shard_map: ShardMap, leaves: list[Any], operands: Any) -> list[jax.Array]:
+def _map_automatic(map_shards: MapShards, leaves: list[Any], operands: Any) -> list[jax.Array]:
     # The partitioner's construct has no rule for `vmap`: a batch is mapped without it.
-    mapped = jax.custom_batching.custom_vmap(functools.partial(_map_partitioned, shard_map, len(leaves[0])))
+    mapped = jax.custom_batching.custom_vmap(functools.partial(_map_partitioned, map_shards, len(leaves[0])))
 
     @mapped.def_vmap
     def _(axis_size: int, in_batched: Any, *arguments: Any) -> Any:  # pyright: ignore[reportUnusedFunction]
-        in_axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched)
-        batched = jax.vmap(
-            lambda leaves, operands: shard_map.map_shards(leaves, operands, [()] * len(leaves)),
-            in_axes=tuple(in_axes),
-            axis_size=axis_size,
-        )(*arguments)
-        return batched, jax.tree.map(lambda _: True, batched)
+        in_axes = tuple(jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched))
+        unsharded = [()] * len(leaves)
+        map_batch = jax.vmap(
+            lambda leaves, operands: map_shards(leaves, operands, unsharded), in_axes=in_axes, axis_size=axis_size
+        )
+        return map_batch(*arguments), [True] * len(leaves)
 
     return mapped(leaves, operands)
 
 
 def _mesh_axes(spec: PartitionSpec) -> MeshAxes:
-    """The mesh axes over which an array with this spec is sharded."""
+    """Return the mesh axes over which an array with this spec is sharded."""
     entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec if entry is not None)
     return tuple(sorted(itertools.chain.from_iterable(entries)))
 
 
 # Over automatic mesh axes only the partitioner knows the shardings, when it compiles the program.
 @functools.partial(custom_partitioning, static_argnums=(0, 1))
-def _map_partitioned(shard_map: ShardMap, num_arrays: int, leaves: list[Any], operands: Any) -> list[jax.Array]:
+def _map_partitioned(map_shards: MapShards, num_arrays: int, leaves: list[Any], operands: Any) -> list[jax.Array]:
     del num_arrays
-    return shard_map.map_shards(leaves, operands, [()] * len(leaves))
+    return map_shards(leaves, operands, [()] * len(leaves))
 
 
-def _partition(shard_map: ShardMap, num_arrays: int, mesh: Any, arguments: Any, results: Any) -> Any:
+def _partition(map_shards: MapShards, num_arrays: int, mesh: Any, arguments: Any, results: Any) -> Any:
     del results
     leaves, operands = arguments
 
@@ -232,24 +215,23 @@ def _partition(shard_map: ShardMap, num_arrays: int, mesh: Any, arguments: Any, 
     mesh_axes = [_mesh_axes(sharding.spec) for sharding in shardings]
     return (
         mesh,
-        lambda leaves, operands: shard_map.map_shards(leaves, operands, mesh_axes),
+        lambda leaves, operands: map_shards(leaves, operands, mesh_axes),
         shardings,
         ([(sharding,) * num_arrays for sharding in shardings], replicated),
     )
 
 
-def _sharding_rule(shard_map: ShardMap, num_arrays: int, mesh: Any, values: Any, results: Any) -> SdyShardingRule:
-    """All arrays of a leaf and its result are sharded alike."""
-    del shard_map, mesh
+def _sharding_rule(map_shards: MapShards, num_arrays: int, mesh: Any, values: Any, results: Any) -> SdyShardingRule:
+    """Say that all arrays of a leaf and its result are sharded alike."""
+    del map_shards, mesh
 
-    def mappings(kind: str, arrays: Sequence[Any]) -> list[ArrayMapping]:
-        return [
-            ArrayMapping(*(f"{kind}{index}_{axis}" for axis in range(array.rank))) for index, array in enumerate(arrays)
-        ]
+    def mapping(name: str, array: Any) -> ArrayMapping:
+        return ArrayMapping(*(f"{name}_{axis}" for axis in range(array.rank)))
 
-    of_results = mappings("leaf", results)
-    of_leaves = [mapping for mapping in of_results for _ in range(num_arrays)]
-    return SdyShardingRule((*of_leaves, *mappings("operand", values[len(of_leaves) :])), tuple(of_results))
+    leaves = [mapping(f"leaf{index}", array) for index, array in enumerate(results)]
+    arrays = [leaf for leaf in leaves for _ in range(num_arrays)]
+    operands = [mapping(f"operand{index}", array) for index, array in enumerate(values[len(arrays) :])]
+    return SdyShardingRule((*arrays, *operands), tuple(leaves))
 
 
 _map_partitioned.def_partition(_partition, sharding_rule=_sharding_rule)

@@ -1,4 +1,4 @@
-"""The window: what a nowcaster is, how its snapshots are kept, and the jump to its forecast."""
+"""The window: what a nowcaster is, how its snapshots are kept, and how parameters jump to its forecast."""
 
 import dataclasses
 import functools
@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from wnn_jax._checks import check_int
 from wnn_jax._guards import Jump, Outcome, Visit, add_counts, check_prediction, no_jump, relative_size
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import (
     MemoryKind,
+    add,
     all_finite,
     apply_updates,
     choose,
@@ -40,7 +42,7 @@ LeafFn = Callable[[LeafHistory, str, Any], jax.Array]
 class Nowcaster(Protocol):
     """Forecasts parameters from their own recent history.
 
-    Any object with these two members is a nowcaster; nothing needs to inherit. `nowcast` also reads four optional
+    Any object with these two members is a nowcaster, without inheritance. `nowcast` also reads four optional
     attributes:
 
     - `takes_horizon` (default `True`): whether the nowcaster uses its `horizon`. If not, `nowcast(horizon=...)` is
@@ -49,7 +51,7 @@ class Nowcaster(Protocol):
       jumps; see `nowcast`.
     - `snapshot_every`: steps between snapshots, if the user gives none.
     - `check_params(params, roles)`: raises a `ValueError` if the nowcaster cannot forecast such parameters. `nowcast`
-      calls it when it initialises its state, so that it may also prepare what depends on shapes.
+      calls it when it initialises its state, so this method may also prepare what depends on shapes.
 
     Attributes:
       context: how many snapshots a forecast is made from.
@@ -59,7 +61,7 @@ class Nowcaster(Protocol):
     def context(self) -> int: ...
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
-        """Forecasts the parameters.
+        """Forecast the parameters.
 
         Args:
           history: `context` trees like the parameters, evenly spaced, oldest first.
@@ -68,14 +70,14 @@ class Nowcaster(Protocol):
             nowcaster's own default.
 
         Returns:
-          The forecast: the same tree, shapes and dtypes. A leaf whose role the nowcaster does not handle comes back as
-          it is in the last snapshot.
+          The forecast: the same tree, shapes and dtypes. A leaf whose role the nowcaster does not handle keeps its
+          value in the last snapshot.
         """
         ...
 
 
 def check_length(history: Sequence[Any], context: int) -> None:
-    """Raises a `ValueError` unless the history has as many snapshots as the nowcaster needs."""
+    """Raise a `ValueError` unless the history has as many snapshots as the nowcaster needs."""
     if len(history) != context:
         raise ValueError(
             f"history has {len(history)} snapshots but this nowcaster has context={context}; "
@@ -93,7 +95,7 @@ class _Leafwise:
     takes_horizon: bool
 
     def __repr__(self) -> str:
-        return summarize_nowcaster(self, fn=getattr(self.fn, "__qualname__", type(self.fn).__name__))
+        return short_repr(self, fn=getattr(self.fn, "__qualname__", type(self.fn).__name__))
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any) -> Any:
         check_length(history, self.context)
@@ -106,7 +108,7 @@ class _Leafwise:
 
 
 def leafwise(fn: LeafFn, *, context: int = 5, roles: Collection[str] = ROLES, takes_horizon: bool = True) -> Nowcaster:
-    """Makes a nowcaster from a function that forecasts a single leaf.
+    """Make a nowcaster from a function that forecasts a single leaf.
 
     Args:
       fn: `fn(leaf_history, role, horizon) -> forecast`. `leaf_history` is a tuple of `context` arrays of the leaf's
@@ -136,8 +138,8 @@ def leafwise(fn: LeafFn, *, context: int = 5, roles: Collection[str] = ROLES, ta
     return _Leafwise(fn, context, tuple(roles), takes_horizon)
 
 
-def summarize_nowcaster(nowcaster: Nowcaster, params: Any = (), **settings: Any) -> str:
-    """The `repr` of a nowcaster in one short line: `ClassName(setting='value', 1,234 weights, context=5)`."""
+def short_repr(nowcaster: Nowcaster, params: Any = (), **settings: Any) -> str:
+    """Return a nowcaster in one short line: `ClassName(setting='value', 1,234 weights, context=5)`."""
     num_weights = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
     shown = [f"{name}={value!r}" for name, value in settings.items()]
     name = type(nowcaster).__name__.lstrip("_")
@@ -145,7 +147,7 @@ def summarize_nowcaster(nowcaster: Nowcaster, params: Any = (), **settings: Any)
 
 
 def decaying_horizon(num_nowcasts: int, *, first: int = 40, last: int = 1) -> Callable[[Any], jax.Array]:
-    """A schedule for `nowcast(horizon=...)`: far ahead at the beginning of a training run, near at its end.
+    """Return a schedule for `nowcast(horizon=...)`: far ahead at the start of a training run, near at its end.
 
     The square root of the horizon falls linearly from `first` to `last`, and stays there.
 
@@ -179,11 +181,7 @@ def decaying_horizon(num_nowcasts: int, *, first: int = 40, last: int = 1) -> Ca
 
 
 def clip_horizon(horizon: Any, maximum: int = _MAX_HORIZON) -> jax.Array:
-    """Rounds a real scalar from a schedule to an int32 from 1 to `maximum`. NaN becomes 1.
-
-    Raises:
-      ValueError: if `horizon` is no real scalar.
-    """
+    """Round a real scalar from a schedule to an int32 from 1 to `maximum`. NaN becomes 1."""
     horizon = jnp.asarray(horizon)
     if horizon.ndim > 0 or not (jnp.issubdtype(horizon.dtype, jnp.number) and jnp.isrealobj(horizon)):
         raise ValueError(f"horizon is of the type {jax.typeof(horizon)}; an array must be a real scalar.")
@@ -192,13 +190,10 @@ def clip_horizon(horizon: Any, maximum: int = _MAX_HORIZON) -> jax.Array:
 
 
 class WindowHistory(NamedTuple):
-    """The snapshots of a window, but for the last one, which is never kept.
+    """The history of a window: all snapshots but the last, oldest first.
 
-    Attributes:
-      snapshots: `context - 1` trees like the parameters, oldest first. They are separate trees, not one stacked tree,
-        so that each keeps the parameters' shardings.
-      mean: the running mean of the parameters in at least float32, of which the snapshots are then. `None` if the
-        snapshots are of the parameters themselves.
+    The snapshots are separate trees, not one stacked tree, so that each keeps the parameters' shardings. If they are
+    snapshots of a running mean of the parameters, that is `mean`, in at least float32.
     """
 
     snapshots: tuple[Any, ...]
@@ -207,10 +202,10 @@ class WindowHistory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WindowRule:
-    """Fills a window with snapshots, jumps to the forecast, and begins the next window.
+    """Fill a window with snapshots, jump to the forecast, and begin the next window.
 
     With an `average`, a decay per step, snapshots are of the running mean. With a `dtype`, snapshots after the first
-    are kept as differences from it, in this dtype where it is narrower than the parameter's.
+    are kept as differences from it, in this dtype if it is narrower than the parameter's.
     """
 
     nowcaster: Nowcaster
@@ -219,7 +214,7 @@ class WindowRule:
     memory_kind: MemoryKind = None
 
     def init(self, params: Any) -> WindowHistory:
-        """An empty window, each array in a buffer of its own so that the state can be donated."""
+        """Return an empty window, each array in a buffer of its own so that the state can be donated."""
         mean = None
         if self.average is not None:
             mean = params = jax.tree.map(lambda param: jnp.zeros_like(param, dtype=wide_dtype(param)), params)
@@ -233,53 +228,43 @@ class WindowRule:
         return WindowHistory(put_away(tuple(snapshots), self.memory_kind), mean)
 
     def write(self, snapshots: tuple[Any, ...], slot: jax.Array, params: Any) -> tuple[Any, ...]:
-        """The snapshots with `params` in place of snapshot number `slot` (int32), if there is one."""
+        """Return the snapshots with `params` in place of snapshot number `slot` (int32), if there is one."""
         first: Any = ()
         written: list[Any] = []
-        for index, snapshot in enumerate(snapshots):
+        for index, snapshot in enumerate(fetch(snapshots, self.memory_kind)):
 
             def write_leaf(param: jax.Array, old: jax.Array, *first: jax.Array, index: int = index) -> jax.Array:
                 new = difference(param, *first).astype(old.dtype) if old.dtype != param.dtype else param
                 return jnp.where(slot == index, new, old)
 
-            # Differences are from the first snapshot as it is afterwards: otherwise every step would copy it.
-            old = fetch(snapshot, self.memory_kind)
-            written.append(jax.tree.map(write_leaf, params, old, *first))
+            # Differences are from the new first snapshot: otherwise every step would copy the old one.
+            written.append(jax.tree.map(write_leaf, params, snapshot, *first))
             first = first or (written[0],)
         return put_away(tuple(written), self.memory_kind)
 
     def read(self, snapshots: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The snapshots as trees of the parameters' own dtypes."""
+        """Return the snapshots as trees of the parameters' own dtypes."""
 
         def restore(first: jax.Array, kept: jax.Array) -> jax.Array:
-            if kept.dtype == first.dtype:
-                return kept
-            return (first + kept.astype(wide_dtype(first))).astype(first.dtype)
+            return kept if kept.dtype == first.dtype else add(first, kept)
 
         snapshots = fetch(snapshots, self.memory_kind)
         return tuple(jax.tree.map(restore, snapshots[0], snapshot) for snapshot in snapshots)
 
     def update(self, visit: Visit, updates: Any, history: WindowHistory, params: Any, roles: Any) -> Outcome:
-        """Records a snapshot, or jumps, or leaves everything as it is."""
-        history = WindowHistory(*history)  # A checkpoint may have made a plain tuple of it.
+        """Record a snapshot, or jump, or change nothing."""
+        history = WindowHistory(*history)  # A checkpoint may have turned it into a plain tuple.
         decay = self.average
         if decay is None:
             return self._visit(visit, updates, history, params, roles)
         # The mean begins as the parameters.
-        mean = jax.tree.map(
-            lambda mean, param: jnp.where(visit.is_first, param.astype(mean.dtype), mean), history.mean, params
-        )
+        mean = choose(visit.is_first, optax.tree.cast_like(params, history.mean), history.mean)
         after = apply_updates(params, updates)
         steps = jax.tree.map(lambda mean, new: (1 - decay) * (new.astype(mean.dtype) - mean), mean, after)
         outcome = self._visit(visit, steps, history, mean, roles)
 
         def follow(updates: Any, jumped: Any, steps: Any, params: Any) -> tuple[Any, Jump]:
-            moved = jax.tree.map(
-                lambda update, new, old: (update.astype(wide_dtype(update)) + (new - old)).astype(update.dtype),
-                updates,
-                jumped,
-                steps,
-            )
+            moved = jax.tree.map(lambda update, new, old: add(update, new - old), updates, jumped, steps)
             is_accepted = outcome.jump.is_accepted & all_finite(apply_updates(params, moved))
             updates = choose(is_accepted & (visit.scale != 0), moved, updates)
             return updates, choose(is_accepted, outcome.jump, no_jump())
@@ -296,8 +281,8 @@ class WindowRule:
         is_jump = visit.is_due & (visit.num_snapshots == self.nowcaster.context - 1)
         is_recording = visit.is_due & ~is_jump
 
-        # The parameters after the step are computed in both branches: one more operand of a conditional is one more
-        # buffer that every step fills.
+        # Both branches compute the parameters after the step: as an operand, they would be a buffer that every step
+        # fills.
         @jax.named_scope("record")
         def record(snapshots: tuple[Any, ...], params: Any, updates: Any) -> tuple[Any, ...]:
             slot = jnp.where(is_recording, visit.num_snapshots, -1)
@@ -331,10 +316,8 @@ class _Landing(NamedTuple):
     """Where the weights of a leaf jump to."""
 
     update: jax.Array
-    move: jax.Array
-    """The jump, from where the optimizer's own update leads, in at least float32."""
-    moving: jax.Array
-    """Where that update leads, or 0 for a weight that did not move in the window."""
+    move: jax.Array  # The jump, from where the optimizer's own update leads, in at least float32.
+    moving: jax.Array  # Where that update leads, or 0 for a weight that did not move in the window.
     is_good: jax.Array
     is_cut: jax.Array
 
@@ -342,23 +325,23 @@ class _Landing(NamedTuple):
 def _land(
     forecast: jax.Array, param: jax.Array, update: jax.Array, *earlier: jax.Array, horizon: Any, scale: Any
 ) -> _Landing:
-    """Jumps to a forecast, or as far in its direction as the bound allows."""
+    """Jump to a forecast, or as far in its direction as the bound allows."""
     # In at least float32: rounding a difference to bfloat16 would move the parameters off the forecast.
     dtype = wide_dtype(param)
     after = apply_updates(param, update).astype(dtype)
     # The range of a window of one snapshot is the last step.
     window = [snapshot.astype(dtype) for snapshot in (*(earlier or (param,)), after)]
     low, high = functools.reduce(jnp.minimum, window), functools.reduce(jnp.maximum, window)
-    # Compared rather than subtracted, because a mask may be infinite.
+    # Compare rather than subtract, because a mask may be infinite.
     is_frozen = low == high
     reach = (horizon * (high - low)).astype(dtype)
     forecast, before = forecast.astype(dtype), param.astype(dtype)
     bounded = jnp.clip(forecast, after - reach, after + reach)
-    # In this form, scale 1 leaves nothing but the difference from the forecast, rounded once.
+    # In this form, scale 1 leaves only the difference from the forecast, rounded once.
     jumped = ((1 - scale) * (after - before) + scale * (bounded - before)).astype(update.dtype)
     is_finite = jnp.isfinite(forecast) & jnp.isfinite(apply_updates(param, jumped))
     return _Landing(
-        # Not only where all is good: compiled on its own, this may overflow by a rounding where the check did not.
+        # Checked here, too: compiled on its own, this may overflow by a rounding where the check did not.
         update=jnp.where(is_frozen | ~is_finite, update, jumped),
         move=jnp.where(is_frozen, 0, scale * (bounded - after)),
         moving=jnp.where(is_frozen, 0, after),
@@ -368,16 +351,16 @@ def _land(
 
 
 def _check_landings(is_jump: jax.Array, leaves: Sequence[tuple[jax.Array, ...]], horizon: Any, scale: Any) -> Jump:
-    """Whether a jump may be made, and its size, computed for one leaf after the other."""
+    """Return whether a jump may be made, and its size, computed one leaf at a time."""
     is_good, num_cut = is_jump, jnp.zeros([], jnp.int32)
     lengths: list[jax.Array] = [jnp.zeros([])]
     for forecast, param, *others in leaves:
         landing = _land(forecast, param, *others, horizon=horizon, scale=following(lengths[-1], scale, param))
         is_good &= jnp.all(landing.is_good)
-        num_cut = add_counts((num_cut, jnp.sum(landing.is_cut, dtype=jnp.int32)))
+        num_cut = add_counts(num_cut, jnp.sum(landing.is_cut, dtype=jnp.int32))
         lengths.append(norm(following(num_cut, landing.move, param)))
         lengths.append(norm(following(lengths[-1], landing.moving, param)))
     norms = jnp.asarray(lengths[1:])
-    # All checks are done before the first update is written, or what they read would have to be copied.
+    # All checks come before the first update is written, or XLA would copy what they read.
     is_good &= (num_cut >= 0) & ~jnp.any(jnp.isnan(norms))
     return choose(is_good, Jump(is_good, num_cut, relative_size(norms[::2], norms[1::2])), no_jump())

@@ -40,7 +40,7 @@ def assert_average(actual: Any, trees: list[Any], weights: Any = None) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
 
 
-@pytest.mark.parametrize("num_steps", [4, 5, 8, 14, 16])
+@pytest.mark.parametrize("num_steps", [4, 5, 16])
 @pytest.mark.parametrize(("name", "size"), [("uniform", None), ("lawa", 2)])
 def test_averages_of_every_third_step(name: str, size: int | None, num_steps: int):
     make, read = TRANSFORMS[name]
@@ -106,7 +106,7 @@ def test_the_average_is_found_in_a_chain(kind: Any):
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_parameters_that_are_not_finite_are_left_out_and_counted(kind: Any, bad: float):
-    """Those on steps that do not count are not counted either."""
+    """Steps that do not count are not counted either."""
     make, read = kind
     params = {"w": jnp.zeros(4), "b": jnp.zeros(2)}
     updates = [{"w": jnp.full(4, float(t)), "b": jnp.ones(2)} for t in range(12)]
@@ -141,7 +141,7 @@ def test_complex_weights_and_integers_are_averaged(kind: Any):
 
 @pytest.mark.parametrize("name", ["uniform", "lawa"])
 def test_seeds_at_different_steps_equal_separate_runs(name: str):
-    """Some members of a batch count on a step on which others do not, and must leave these alone."""
+    """On a step, some members of a batch may count and others not."""
     make, read = TRANSFORMS[name]
     update = jax.jit(jax.vmap(make().update))
     seeds = [jax.tree.map(lambda leaf, seed=seed: leaf + seed, network_params()) for seed in range(3)]
@@ -156,21 +156,3 @@ def test_seeds_at_different_steps_equal_separate_runs(name: str):
         _, state = update(jax.tree.map(jnp.zeros_like, params), state, params)
     expected = [read(run[9].state, run[9].params) for run in runs]
     assert_trees_close(jax.vmap(read)(state, stack([run[9].params for run in runs])), stack(expected))
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "2"])
-def test_periods_and_sizes_are_positive_ints(value: Any):
-    makers: list[tuple[Any, dict[str, Any]]] = [
-        (averaging.uniform, {"period": value}),
-        (averaging.lawa, {"size": value}),
-        (averaging.lawa, {"size": 2, "period": value}),
-    ]
-    for make, options in makers:
-        with pytest.raises(ValueError, match=r"(period|size)=.* must be an int >= 1"):
-            make(**options)
-
-
-@pytest.mark.parametrize("decay", [1.0, -0.1, True, "0.9", float("nan")])
-def test_decays_are_shares(decay: Any):
-    with pytest.raises(ValueError, match=r"decay=.* must be a finite float >= 0 and < 1: what is left"):
-        averaging.ema(decay)

@@ -18,6 +18,7 @@ from wnn_jax.averaging._packing import pack, unpack
 
 SHAPES = {"kernel": (8, 6), "bias": (6,), "scale": ()}
 FORMS = ("deltas", "orthonormal")
+KINDS = pytest.mark.parametrize(("form", "bits"), [*((form, None) for form in FORMS), ("deltas", 4)])
 
 
 def random_tree(seed: int, scale: float = 1.0) -> Any:
@@ -113,14 +114,6 @@ def test_projected_gradients_take_the_steps_of_the_coefficients(form: Any, momen
     assert loss(trained[-1].params) < loss(averaging.init_coefficients(subspace))
 
 
-def test_the_orthonormal_form_projects():
-    subspace = averaging.make_subspace(path(4), form="orthonormal")
-    tx = averaging.project_onto_subspace(subspace)
-    once, _ = tx.update(random_tree(5), tx.init(random_tree(5)))
-    twice, _ = tx.update(once, tx.init(once))
-    assert_trees_close(twice, once, rtol=1e-3, atol=1e-4)
-
-
 # Few bits
 
 
@@ -170,11 +163,9 @@ def test_gradients_through_few_bits():
 
 
 @pytest.mark.slow_but(1)
-@pytest.mark.parametrize("bits", [None, 4])
+@KINDS
 def test_shards_stay_where_they_are(form: Any, bits: int | None):
-    """Of a training step: all that devices tell each other is a number for each direction and sharded tensor."""
-    if form == "orthonormal" and bits:
-        pytest.skip("few bits are of the other form")
+    """In a training step, devices exchange one number for each direction and sharded tensor."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     specs = {"kernel": PartitionSpec("x"), "wide": PartitionSpec(None, "x"), "bias": PartitionSpec()}
     checkpoints = [tree | {"wide": jnp.tile(tree["kernel"].T, (1, 2))} for tree in path(3)]
@@ -221,7 +212,7 @@ def test_shards_stay_where_they_are(form: Any, bits: int | None):
 
 
 class Loaded:
-    """Checkpoints that are made anew whenever they are asked for; `most` bytes of arrays were there at such a time."""
+    """Checkpoints that are made whenever they are read; `most` is the most bytes of arrays at such a time."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -238,10 +229,8 @@ class Loaded:
 
 
 @pytest.mark.slow_but(1)
-@pytest.mark.parametrize("bits", [None, 4])
+@KINDS
 def test_no_more_than_two_checkpoints_are_held_beside_the_result(form: Any, bits: int | None):
-    if form == "orthonormal" and bits:
-        pytest.skip("few bits are of the other form")
     checkpoints = Loaded(4)
     of_one = sum(leaf.nbytes for leaf in jax.tree.leaves(checkpoints.load(0)))
     gc.collect()
@@ -256,12 +245,6 @@ def test_working_memory_of_few_bits_is_bounded_by_a_tensor():
     tree = [jax.ShapeDtypeStruct((1000, 600), jnp.float32)] * 8
     analysis: Any = _delta.lower(tree, tree, 4).compile().memory_analysis()
     assert analysis.temp_size_in_bytes <= 4 * 4.1 * 1000 * 600
-
-
-def test_a_list_and_what_is_loaded_make_one_subspace(form: Any):
-    checkpoints = Loaded(4)
-    one, other = (averaging.make_subspace(each, form=form) for each in (checkpoints, list(checkpoints)))
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 # What is refused, and what is warned of
@@ -290,11 +273,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (lambda: path(1), {}, r"checkpoints has 1 of them; give at least 2"),
     (lambda: iter(path(3)), {}, r"checkpoints=<list_iterator .* can be iterated over once, and twice is needed"),
     (lambda: Growing(3), {}, r"checkpoints had 4 of them, and another number when iterated over again"),
-    (
-        lambda: changed("bias", lambda _: None),
-        {},
-        r"checkpoints\[2\] has nothing at \['bias'\], where check",
-    ),
+    (lambda: changed("bias", lambda _: None), {}, r"checkpoints\[2\] has nothing at \['bias'\], where check"),
     (lambda: changed("kernel", jnp.transpose), {}, r"checkpoints\[2\] has float32\(6, 8\) at \['kernel'\]"),
     (lambda: changed("bias", infinite), {}, r"checkpoints\[2\] has a value that is not finite at \['bias'\]"),
     (lambda: path(1) * 3, {}, "checkpoints are all the same"),
@@ -340,15 +319,14 @@ def test_multiples_of_one_checkpoint_span_a_line():
     with pytest.warns(UserWarning, match=r"checkpoints \[0\] depend linearly on the others"):
         subspace = averaging.make_subspace([optax.tree.scale(2, first), first], form="orthonormal")
     assert subspace.size == 1
-    starts: list[tuple[Any, float]] = [("mean", 1.5), ("last", 1.0)]
-    for start, multiple in starts:
-        combined = averaging.combine(subspace, averaging.init_coefficients(subspace, start))
-        assert_trees_close(combined, optax.tree.scale(multiple, first))
+    mean, last = averaging.init_coefficients(subspace), averaging.init_coefficients(subspace, "last")
+    assert_trees_close(averaging.combine(subspace, mean), optax.tree.scale(1.5, first))
+    assert_trees_close(averaging.combine(subspace, last), first)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_neither_near_nor_far_checkpoints_are_dependent(form: Any, scale: float):
-    """Squares of such numbers are 0 or infinite, and those of the distances of these differ by 1e12."""
+    """Squares of such numbers are 0 or infinite, and their squared distances differ by 1e12."""
     first, *others = [jax.tree.map(lambda leaf: scale * leaf, tree) for tree in path(4, 1e-3)]
     checkpoints = [jax.tree.map(lambda leaf: 1e3 * leaf[::-1] if leaf.ndim else leaf, first), *others]
     with warnings.catch_warnings():

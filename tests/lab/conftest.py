@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from wnn_jax.lab.forecasting.collect import Collect, collect
-from wnn_jax.lab.tasks.families import FAMILIES, TaskFamily
+from wnn_jax.lab.forecasting.families import FAMILIES, TaskFamily
 
 TINY = "tiny"
 NUM_RUNS = 10
@@ -32,7 +32,7 @@ def tiny_family() -> TaskFamily:
 
 # For processes, which do not have the fixtures.
 KNOW_TINY_FAMILY = """
-import wnn_jax.lab.tasks.families as families
+import wnn_jax.lab.forecasting.families as families
 from tests.lab.conftest import TINY, tiny_family
 families.FAMILIES = {TINY: tiny_family()}
 """
@@ -45,7 +45,7 @@ def process_environment() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _known_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wnn_jax.lab.tasks.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
+    monkeypatch.setattr("wnn_jax.lab.forecasting.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,6 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collected folder. Not to be changed: copy it first."""
     folder = tmp_path_factory.mktemp("collection")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wnn_jax.lab.tasks.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
+        patch.setattr("wnn_jax.lab.forecasting.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
         collect(Collect(output=folder, family=TINY, num_runs=NUM_RUNS, num_processes=1))
     return folder

@@ -13,9 +13,9 @@ from tests.lab.conftest import TINY
 from tests.lab.forecasting.conftest import make_quick
 from wnn_jax.lab.__main__ import main
 from wnn_jax.lab.comparing.methods import standard_methods
+from wnn_jax.lab.forecasting.families import FAMILIES
 from wnn_jax.lab.forecasting.kinds import KINDS
 from wnn_jax.lab.tasks import TASKS
-from wnn_jax.lab.tasks.families import FAMILIES
 from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS
 
 

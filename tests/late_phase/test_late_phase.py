@@ -221,7 +221,6 @@ def test_statistics_of_another_number_of_members_are_refused():
 
 @pytest.mark.parametrize("stats", [None, jnp.arange(float(NUM_MEMBERS))])
 def test_the_ensemble_predicts_the_mean(stats: Any):
-    """Of members with statistics of their own, or without."""
     params, inputs = split(), batches(0, 1)[0]
 
     def predict(params: Any, inputs: jax.Array, shift: Any = 1.0) -> jax.Array:
@@ -232,47 +231,26 @@ def test_the_ensemble_predicts_the_mean(stats: Any):
     np.testing.assert_allclose(ensemble_predict(predict, params, inputs, stats), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("make", "read", "decay"),
-    [
-        (averaging.uniform, averaging.uniform_eval_params, 1.0),
-        (lambda: averaging.ema(0.9), averaging.ema_eval_params, 0.9),
-    ],
-    ids=["uniform", "ema"],
-)
-def test_members_are_averaged_along_the_training(make: Any, read: Any, decay: float):
-    """SWA and EMA of the members: of shared weights and of every member's own, and of all members in the end."""
+def test_members_are_averaged_along_the_training():
     params: Any = split()
-    tx: Any = optax.chain(late_phase(sgd(), sgd(), NUM_MEMBERS), make())
+    tx: Any = optax.chain(late_phase(sgd(), sgd(), NUM_MEMBERS), averaging.ema(0.9))
     state, trained = tx.init(params), []
     for batch in batches(0, 4):
         updates, state = tx.update(gradient(select_member(params, state[0].member), batch), state, params)
         params = optax.apply_updates(params, updates)
         trained.append(params)
-    weights = decay ** np.arange(4)[::-1]
+    weights = 0.9 ** np.arange(4)[::-1]
     expected: Any = jax.tree.map(
         lambda *leaves: np.average(leaves, axis=0, weights=weights).astype(np.float32), *trained
     )
-    assert_trees_close(read(state, params), expected, rtol=1e-5, atol=1e-6)
-    average, _ = average_members(read(state, params))
-    np.testing.assert_allclose(average["norm"]["scale"], expected.members["norm"]["scale"].mean(axis=0), rtol=1e-5)
+    assert_trees_close(averaging.ema_eval_params(state, params), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_mask_of_normalisation_layers():
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return nn.Dense(2)(nn.LayerNorm()(nn.Dense(3)(x)))
-
-    params = Model().init(jax.random.key(0), jnp.zeros([1, 4]))["params"]
-    assert norm_mask(params) == {
-        "Dense_0": {"kernel": False, "bias": False},
-        "Dense_1": {"kernel": False, "bias": False},
-        "LayerNorm_0": {"scale": True, "bias": True},
-    }
-    members = split_members(params, norm_mask, jax.random.key(0), num_members=2)
+    assert norm_mask(make_params()) == MASK
+    members = split_members(make_params(), norm_mask, jax.random.key(0), num_members=2)
     assert members.num_members == 2
-    assert_trees_equal(select_member(members, 1), params)
+    assert_trees_equal(select_member(members, 1), make_params())
 
 
 def test_the_mask_of_a_module():
@@ -330,24 +308,9 @@ def test_masks(params: Any, mask: Any, message: str):
         split_members(params, mask, jax.random.key(0), num_members=2)
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
-def test_numbers_of_members(number: Any):
-    with pytest.raises(ValueError, match=r"num_members=.* must be an int >= 1"):
-        split(number)
-    with pytest.raises(ValueError, match=r"num_members=.* must be an int >= 1"):
-        late_phase(sgd(), sgd(), number)
-
-
-@pytest.mark.parametrize("noise_scale", [-0.1, float("nan"), float("inf"), True, "1"])
-def test_noise(noise_scale: Any):
-    with pytest.raises(ValueError, match=r"noise_scale=.* must be a finite float >= 0"):
-        split(noise_scale=noise_scale)
-
-
 def test_members_and_schedules_that_are_not_there():
-    for member in (-1, 3, 100):
-        with pytest.raises(ValueError, match=f"member={member} must be an int from 0 to 2: there are 3 members"):
-            select_member(split(), member)
+    with pytest.raises(ValueError, match="member=3 must be an int from 0 to 2: there are 3 members"):
+        select_member(split(), 3)
     make_tx: Any = functools.partial(late_phase, sgd(), sgd())
     with pytest.raises(ValueError, match="params has 3 members, and num_members=2"):
         make_tx(2).init(split())

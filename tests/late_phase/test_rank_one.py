@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tests.helpers import assert_trees_close, assert_trees_equal
+from tests.late_phase.test_late_phase import member_of
 from wnn_jax.late_phase import (
     RankOne,
     SplitParams,
@@ -22,11 +23,6 @@ from wnn_jax.late_phase import (
 )
 
 NUM_MEMBERS = 3
-
-
-def member_of(split: SplitParams, member: int) -> Any:
-    """The late-phase weights of a member."""
-    return jax.tree.map(lambda leaf: leaf[member], split.members)
 
 
 class Factored(nn.Module):

@@ -27,9 +27,9 @@ from tests.properties.test_damage import read_collection
 from wnn_jax.lab.comparing.comparison import Compare, compare
 from wnn_jax.lab.comparing.results import load_results
 from wnn_jax.lab.errors import one_line_errors
+from wnn_jax.lab.forecasting import families
 from wnn_jax.lab.forecasting.collect import Collect, collect
 from wnn_jax.lab.forecasting.train import Train, train
-from wnn_jax.lab.tasks import families
 
 
 class Program(NamedTuple):

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_COLLECTION = "batch_stats"
-
 
 def update_batch_stats(
     apply_fn: Callable[..., tuple[Any, Mapping[str, Any]]],
@@ -16,7 +14,7 @@ def update_batch_stats(
     batches: Iterable[Any],
     **options: Any,
 ) -> dict[str, Any]:
-    """Returns variables with batch statistics estimated from scratch, as averages over batches.
+    """Return variables with batch statistics estimated from scratch, as averages over batches.
 
     Averaged weights were never trained, so no running statistics fit their activations. Whatever the momentum of the
     layers is, the result is the mean over all batches, weighted by their sizes.
@@ -48,14 +46,15 @@ def update_batch_stats(
       >>> print(f"{variables['batch_stats']['mean'].item():.3f}")  # of the means 1.5 and 4.5
       3.000
     """
-    if not jax.tree.leaves(variables.get(_COLLECTION)):
+    if not jax.tree.leaves(variables.get("batch_stats")):
         raise ValueError(f"variables has the collections {sorted(variables)}, and no batch_stats to estimate.")
     compiled = jax.jit(apply_fn, static_argnames=("mutable", *options))
 
     def step(batch_stats: Any, batch: Any) -> Any:
-        return compiled({**variables, _COLLECTION: batch_stats}, batch, mutable=_COLLECTION, **options)[1][_COLLECTION]
+        _, changed = compiled({**variables, "batch_stats": batch_stats}, batch, mutable="batch_stats", **options)
+        return changed["batch_stats"]
 
-    zeros = jax.tree.map(jnp.zeros_like, variables[_COLLECTION])
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     total, num_examples, momentum = zeros, 0, None
     for batch in batches:
         size = jax.tree.leaves(batch)[0].shape[0]
@@ -73,4 +72,4 @@ def update_batch_stats(
         num_examples += size
     if num_examples == 0:
         raise ValueError("batches is empty; give at least one batch to estimate the statistics from.")
-    return {**variables, _COLLECTION: jax.tree.map(lambda sums: sums / num_examples, total)}
+    return {**variables, "batch_stats": jax.tree.map(lambda sums: sums / num_examples, total)}

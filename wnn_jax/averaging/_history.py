@@ -12,10 +12,9 @@ from wnn_jax._checks import check_float_dtype, check_int
 
 
 class WeightHistory:
-    """Collects parameters along a training run, in memory or on disk with Orbax.
+    """Collect parameters along a training run, in memory or on disk with Orbax.
 
-    Call this ordinary object from a training loop on the host. For an average in the state of the optimizer, under
-    `jit`, see `uniform`, `lawa` and `ema`.
+    Call it from a training loop on the host. For an average in the optimizer's state, see `uniform`, `lawa` and `ema`.
 
     Args:
       period: steps between checkpoints.
@@ -73,13 +72,13 @@ class WeightHistory:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields the checkpoints, oldest first; from disk one at a time."""
+        """Yield the checkpoints, oldest first; from disk one at a time."""
         for step in self.steps:
             is_here = self._manager is None
             yield self._in_memory[step] if is_here else self._manager.restore(step, args=self._args.StandardRestore())
 
     def update(self, step: int, params: Any) -> bool:
-        """Takes a checkpoint if one is due, and returns whether it was.
+        """Take a checkpoint if one is due, and return whether it was.
 
         Args:
           step: the number of the step just taken.
@@ -98,6 +97,6 @@ class WeightHistory:
         return True
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Wait until everything is on disk."""
         if self._manager is not None:
             self._manager.close()

@@ -19,9 +19,9 @@ from wnn_jax.averaging._subspace import Subspace
 def make_subspace(
     checkpoints: Iterable[Any], *, form: Literal["deltas", "orthonormal"] = "deltas", bits: int | None = None
 ) -> Subspace:
-    """Returns the subspace of the weights that contains all averages of some checkpoints.
+    """Return the `Subspace` of the weights that contains all averages of some checkpoints.
 
-    Reads the checkpoints twice, one at a time. Apart from the result, memory holds at most two checkpoints, the
+    Checkpoints are read twice, one at a time. Apart from the result, memory holds at most two checkpoints, the
     directions of one, and a few copies of the largest tensor. So a `WeightHistory` on disk never fills the memory.
 
     Args:
@@ -33,13 +33,10 @@ def make_subspace(
       bits: 1, 2, 4 or 8, to keep the differences in so many bits a number, for `"deltas"` only. `None` keeps them in
         full.
 
-    Returns:
-      A `Subspace`.
-
     Raises:
       ValueError: if there are fewer than 2 checkpoints, or they can be iterated over only once; if they differ in
-        structure, shapes or dtypes; if one has a value that is not finite; if they are all the same, or too far from
-        one another for their dtype; if the last is zero and the form is `"orthonormal"`; if an argument is unknown.
+        structure, shapes or dtypes, are all the same, or are too far from one another for their dtype; if one has a
+        value that is not finite; if the last is zero for `"orthonormal"`; if an argument is unknown.
 
     Warns:
       UserWarning: if the form is `"orthonormal"` and some checkpoints depend linearly on others. They are left out as
@@ -68,37 +65,26 @@ def make_subspace(
         cosines = _cosines(directions)
         gram = np.asarray(cosines, np.float64)
         chosen = _independent(gram)
-        if len(chosen) < number:
-            left_out = sorted(set(range(number)) - set(chosen))
-            warnings.warn(
-                f"checkpoints {left_out} depend linearly on the others, and are left out as directions.", stacklevel=2
-            )
+        if left_out := sorted(set(range(number)) - set(chosen)):
+            message = f"checkpoints {left_out} depend linearly on the others, and are left out as directions."
+            warnings.warn(message, stacklevel=2)
             directions, lengths = jax.tree.map(lambda leaf: leaf[np.array(chosen)], (directions, lengths))
-        inverse = np.linalg.inv(np.linalg.cholesky(gram[np.ix_(chosen, chosen)]))
-        mixing = jnp.asarray(inverse, cosines.dtype)
-    shards = tuple(_num_shards(leaf) for leaf in jax.tree.leaves(mean))
+        mixing = jnp.asarray(np.linalg.inv(np.linalg.cholesky(gram[np.ix_(chosen, chosen)])), cosines.dtype)
+    shards = tuple(map(_num_shards, jax.tree.leaves(mean)))
     return Subspace(mean, directions, lengths, mixing, form, bits, shards)
 
 
 def _survey(checkpoints: Iterable[Any]) -> tuple[int, Any, Any]:
-    """Reads all checkpoints once and returns their number, their mean in float32 or wider, and the last one.
-
-    Raises:
-      ValueError: if they cannot be averaged.
-    """
+    """Read all checkpoints once, and return their number, their mean in float32 or wider, and the last one."""
     expected: dict[str, str] = {}
-    mean: Any = None
-    last: Any = None
-    number = 0
-    for tree in checkpoints:
-        expected = expected or _describe(tree)
-        _check(tree, number, expected)
+    mean, last, number = None, None, 0
+    for last in checkpoints:
+        expected = _checked(last, number, expected)
         if number == 0:
-            mean = jax.tree.map(lambda leaf: jnp.array(leaf, wide_dtype(leaf)), tree)
+            mean = jax.tree.map(lambda leaf: jnp.array(leaf, wide_dtype(leaf)), last)
         else:
-            mean = _add_to_mean(mean, tree, 1 / (number + 1))
+            mean = _add_to_mean(mean, last, 1 / (number + 1))
         number += 1
-        last = tree
     if number < 2:
         raise ValueError(f"checkpoints has {number} of them; give at least 2, or there is nothing to average.")
     return number, mean, last
@@ -107,19 +93,18 @@ def _survey(checkpoints: Iterable[Any]) -> tuple[int, Any, Any]:
 def _gather(
     checkpoints: Iterable[Any], number: int, mean: Any, last: Any, form: str, bits: int | None
 ) -> tuple[Any, Any]:
-    """Reads all checkpoints again and returns their directions, and the lengths that these were divided by."""
-    kept: Any = None
-    index = 0
+    """Read all checkpoints again, and return their directions, and the lengths by which these were divided."""
+    kept, index = None, 0
     # Without `enumerate`, which would hold one checkpoint while the next is loaded.
     for tree in checkpoints:
-        is_last = index == number - 1
-        one = _delta(tree, mean, bits) if form == "deltas" else _whole(tree, None if is_last else last)
+        origin = None if index == number - 1 else last
+        one = _delta(tree, mean, bits) if form == "deltas" else _whole(tree, origin)
         kept = _write(kept, one, index, number)
         index += 1
         del one, tree
         if index > number:
             break
-    if index != number:
+    if kept is None or index != number:
         raise ValueError(
             f"checkpoints had {number} of them, and another number when iterated over again; let none be added."
         )
@@ -133,12 +118,12 @@ def _add_to_mean(mean: Any, tree: Any, share: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="bits")
 def _delta(tree: Any, mean: Any, bits: int | None) -> tuple[Any, Any]:
-    """The difference from the mean, each tensor divided by its norm, and the norms."""
+    """Return the difference from the mean, each tensor divided by its norm, and the norms."""
     leaves, treedef = jax.tree.flatten(jax.tree.map(difference, tree, mean))
     directions: list[Any] = []
     lengths: list[jax.Array] = []
     for leaf in leaves:
-        # One tensor after the other: with 4 bits, 8 tensors take 2 of their copies instead of 16.
+        # One tensor at a time: with 4 bits, 8 tensors take 2 copies of one instead of 16.
         delta = following(lengths[-1], leaf, leaf) if lengths else leaf
         lengths.append(norm(delta))
         direction = delta / _one_if_zero(lengths[-1])
@@ -148,7 +133,7 @@ def _delta(tree: Any, mean: Any, bits: int | None) -> tuple[Any, Any]:
 
 @jax.jit
 def _whole(tree: Any, origin: Any) -> tuple[Any, Any]:
-    """The difference from another tree, or from zero, divided by its norm as a whole, and that norm for each tensor."""
+    """Return the difference from another tree, or from zero, divided by its norm, and that norm for each tensor."""
     wide = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), tree)
     move = wide if origin is None else jax.tree.map(difference, wide, origin)
     length = norm(norms(move))
@@ -158,7 +143,7 @@ def _whole(tree: Any, origin: Any) -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="size")
 def _write(kept: Any, one: Any, slot: Any, size: int) -> Any:
-    """Puts a tree into one of `size` slots of trees. The first call makes them, sharded like the tree."""
+    """Put a tree into one of `size` slots of trees. The first call makes them, sharded like the tree."""
     if kept is None:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (size, *leaf.shape)), one)
     return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), kept, one)
@@ -166,7 +151,7 @@ def _write(kept: Any, one: Any, slot: Any, size: int) -> Any:
 
 @jax.jit
 def _cosines(directions: Any) -> jax.Array:
-    """The inner products `[n, n]` of all directions. They are elementwise, so that shards stay where they are."""
+    """Return the inner products `[n, n]` of all directions, elementwise, so that no shard moves."""
 
     def products(leaf: jax.Array) -> jax.Array:
         axes = tuple(range(1, leaf.ndim))
@@ -176,16 +161,15 @@ def _cosines(directions: Any) -> jax.Array:
 
 
 def _independent(cosines: np.ndarray) -> list[int]:
-    """Returns in order which directions span the space of all, by Cholesky's method with pivots.
+    """Return in order which directions span the space of all, by Cholesky's method with pivots.
 
-    The last direction is the last checkpoint itself. It is taken first, so that the others are judged by what they
-    add to it.
+    The last checkpoint, which is the last direction, comes first. The others are judged by what they add to it.
     """
     left = cosines.copy()
     chosen: list[int] = []
     while len(chosen) < len(left):
         pivot = int(np.argmax(np.diag(left))) if chosen else len(left) - 1
-        # A smaller rest cannot be told from the rounding of float32 sums of squares.
+        # A smaller rest may be a rounding error of float32 sums of squares.
         if left[pivot, pivot] <= 1e-6:
             break
         chosen.append(pivot)
@@ -196,15 +180,14 @@ def _independent(cosines: np.ndarray) -> list[int]:
 
 
 def _check_lengths(lengths: Any, number: int, form: str) -> None:
-    """Refuses checkpoints without a direction, or too far apart."""
+    """Refuse checkpoints without a direction, or too far apart."""
     values = np.array([np.asarray(leaf) for leaf in jax.tree.leaves(lengths)], np.float64).reshape(-1, number)
     if not (values if form == "deltas" else values[:, :-1]).any():
         raise ValueError("checkpoints are all the same; an average of them is any of them.")
     if form == "orthonormal" and not values[:, -1].all():
         raise ValueError("checkpoints[-1] is zero, and has no direction; leave it out, or pass form='deltas'.")
     for leaf in jax.tree.leaves(lengths):
-        # With room for sums of a few.
-        limit = float(jnp.finfo(leaf.dtype).max) / 16
+        limit = float(jnp.finfo(leaf.dtype).max) / 16  # With room for sums of a few.
         if not (np.asarray(leaf) < limit).all():
             raise ValueError(
                 f"checkpoints are too far from one another or from zero: {leaf.dtype} has room for distances up to "
@@ -222,22 +205,17 @@ def _one_if_zero(lengths: jax.Array) -> jax.Array:
     return jnp.where(lengths > 0, lengths, 1.0)
 
 
-def _describe(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{jnp.shape(leaf)}" for path, leaf in leaves}
-
-
-def _check(tree: Any, index: int, expected: dict[str, str]) -> None:
-    actual = _describe(tree)
-    for path in [*expected, *actual]:
+def _checked(tree: Any, index: int, expected: dict[str, str]) -> dict[str, str]:
+    """Return the dtype and shape of each leaf of a finite checkpoint. They must be as expected, if anything is."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    actual = {path: f"{jnp.result_type(leaf)}{jnp.shape(leaf)}" for path, leaf in leaves.items()}
+    for path in [*expected, *actual] if expected else []:
         if expected.get(path) != actual.get(path):
             raise ValueError(
                 f"checkpoints[{index}] has {actual.get(path, 'nothing')} at {path or 'its root'}, where "
                 f"checkpoints[0] has {expected.get(path, 'nothing')}; give checkpoints of one model."
             )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in leaves.items():
         if not jnp.isfinite(leaf).all():
-            raise ValueError(
-                f"checkpoints[{index}] has a value that is not finite at {jax.tree_util.keystr(path)}; leave that "
-                "checkpoint out."
-            )
+            raise ValueError(f"checkpoints[{index}] has a value that is not finite at {path}; leave it out.")
+    return actual

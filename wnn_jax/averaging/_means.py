@@ -10,7 +10,7 @@ from wnn_jax._trees import wide_dtype
 
 
 def toward(mean: jax.Array, new: jax.Array, share: Any) -> jax.Array:
-    """Returns a mean, in float32 or wider, in which another array has a share from 0 to 1."""
+    """Return a mean, in float32 or wider, in which another array has a share from 0 to 1."""
     new = new.astype(mean.dtype)
     # Halves, because a difference could overflow. A difference, because two rounded weights would not sum to 1.
     moved = mean + jnp.asarray(2 * share, mean.dtype) * (new / 2 - mean / 2)
@@ -20,7 +20,7 @@ def toward(mean: jax.Array, new: jax.Array, share: Any) -> jax.Array:
 
 
 def mean_of(arrays: Sequence[jax.Array], number: Any = None) -> jax.Array:
-    """Returns the mean of arrays, or of the first `number` of them (at least 1), in float32 or wider."""
+    """Return the mean of arrays, or of the first `number` of them (at least 1), in float32 or wider."""
     first, *others = arrays
     mean = first.astype(wide_dtype(first))
     for index, array in enumerate(others, start=1):

@@ -29,9 +29,9 @@ class Subspace:
 
     Attributes:
       mean: the uniform average of all checkpoints, a tree like the parameters.
-      directions: a tree like the parameters of `[n, *shape]` arrays, sharded like the parameters, or of these in few
-        bits. For `"deltas"`: each checkpoint minus the mean, each tensor divided by its norm. For `"orthonormal"`: each
-        independent checkpoint minus the last, and then the last, each divided by its norm as a whole.
+      directions: a tree like the parameters of `[n, *shape]` arrays, sharded like the parameters; in few bits if
+        `bits` says so. For `"deltas"`: each checkpoint minus the mean, each tensor divided by its norm. For
+        `"orthonormal"`: each independent checkpoint minus the last, and then the last, each divided by its norm.
       norms: a tree like the parameters of `[n]` arrays, what each tensor was divided by.
       mixing: `[n, n]`, makes the orthonormal basis from the directions. `"deltas"` does not use it.
       form: `"deltas"` or `"orthonormal"`.
@@ -54,7 +54,7 @@ class Subspace:
 
 
 def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean") -> Coefficients:
-    """Returns coefficients to start training from.
+    """Return coefficients to start training from.
 
     Args:
       subspace: from `make_subspace`.
@@ -69,11 +69,8 @@ def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean
     """
     check_choice("start", start, ("mean", "last"), "start from the uniform average, or from the last checkpoint")
     if subspace.form == "deltas":
-        zeros = jax.tree.map(jnp.zeros_like, subspace.norms)
-        if start == "mean":
-            return zeros
         # The last checkpoint is the last direction.
-        return jax.tree.map(lambda zero, norm: zero.at[-1].set(norm[-1]), zeros, subspace.norms)
+        return jax.tree.map(lambda norm: jnp.zeros_like(norm).at[-1].set(norm[-1] * (start == "last")), subspace.norms)
     if start == "last":
         (norms, *_) = jax.tree.leaves(subspace.norms)
         weights = jnp.zeros_like(subspace.mixing[0]).at[-1].set(norms[-1])
@@ -86,7 +83,7 @@ def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean
 
 
 def combine(subspace: Subspace, coefficients: Coefficients) -> Any:
-    """Returns the weights that coefficients stand for. Differentiate through it.
+    """Return the weights that coefficients stand for. Differentiate through it.
 
     Args:
       subspace: from `make_subspace`.
@@ -109,7 +106,7 @@ def combine(subspace: Subspace, coefficients: Coefficients) -> Any:
 
 
 def averaging_coefficients(subspace: Subspace, coefficients: Coefficients) -> Any:
-    """Returns the share that each checkpoint has in a combination.
+    """Return the share that each checkpoint has in a combination.
 
     The checkpoints are those that `make_subspace` did not leave out, oldest first. If the shares for `"deltas"` sum to
     less than 1, the rest is the share of the uniform average.
@@ -131,7 +128,7 @@ def averaging_coefficients(subspace: Subspace, coefficients: Coefficients) -> An
 
 
 def project_onto_subspace(subspace: Subspace) -> optax.GradientTransformation:
-    """Replaces a gradient by the part of it that the coefficients of a subspace can follow.
+    """Replace a gradient by the part of it that the coefficients of a subspace can follow.
 
     In a chain before an optimizer of the SGD family, the parameters take the same steps as `combine` takes when that
     optimizer trains the coefficients. This does not hold for an optimizer that divides by the size of the gradient,
@@ -162,7 +159,7 @@ def _add_packed(
     mean: jax.Array, packed: Packed, coefficients: jax.Array, bits: int, shards: tuple[int, ...]
 ) -> jax.Array:
     # Every axis becomes two: the shards, and what is in one shard. With a coefficient for each shard, the loop of the
-    # backward pass sums within shards alone. Devices then add up these sums once, for all directions.
+    # backward pass sums within shards. Devices then add up these sums once, for all directions.
     split = [part for size, number in zip(mean.shape, shards, strict=True) for part in (number, size // number)]
     ones = [part for number in shards for part in (number, 1)]
     spread = jnp.broadcast_to(coefficients.reshape(-1, *(1 for _ in ones)), (len(coefficients), *ones))

@@ -1,15 +1,13 @@
 """Averages of the parameters, kept in the state of an Optax transformation that leaves training unchanged.
 
 `optax.ema` averages *updates*, which changes the training. These transformations average the *parameters* after each
-step. Put one last in a chain, and evaluate the weights that its `*_eval_params` returns.
-
-Parameters with a NaN or an infinity are left out, because an average would never lose it again. `num_rejected` in the
-state counts them.
+step. Put one last in a chain, and evaluate the weights that its `*_eval_params` returns. Parameters with a NaN or an
+infinity are left out, because an average would never lose it again. `num_rejected` in the state counts them.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +15,9 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from wnn_jax._checks import check_float, check_int
-from wnn_jax._trees import all_finite, any_member, choose, wide_dtype
+from wnn_jax._guards import add_counts
+from wnn_jax._trees import all_finite, choose, wide_dtype, write_if
 from wnn_jax.averaging._means import mean_of, toward
-
-State = TypeVar("State", bound="_MeanState | LawaState")
 
 
 class _MeanState(NamedTuple):
@@ -28,9 +25,9 @@ class _MeanState(NamedTuple):
 
     Attributes:
       step: int32, the number of steps taken.
-      num_averaged: int32, how many parameters the average contains.
+      num_averaged: int32, how many steps the average contains.
       average: their mean, a tree like the parameters, in float32 or wider.
-      num_rejected: int32, how many parameters were left out because they were not finite.
+      num_rejected: int32, how often the parameters were left out because they were not finite.
     """
 
     step: jax.Array
@@ -64,7 +61,7 @@ class LawaState(NamedTuple):
 
 
 def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformationExtraArgs:
-    """Keeps the mean of the parameters after every `period`-th step, from `start_step` on (SWA).
+    """Keep the mean of the parameters after every `period`-th step, from `start_step` on (SWA).
 
     Stochastic weight averaging also prescribes a learning rate: set it in your optimizer. Parameters that are not
     finite are left out, and counted in `num_rejected`.
@@ -101,7 +98,7 @@ def uniform(start_step: int = 0, period: int = 1) -> optax.GradientTransformatio
 
 
 def uniform_eval_params(state: Any, params: Any) -> Any:
-    """Returns the mean that `uniform` keeps, in the dtypes of `params`; or `params` while there is none.
+    """Return the mean that `uniform` keeps, in the dtypes of `params`; or `params` while there is none.
 
     Args:
       state: the state of `uniform`, or of a chain that contains it.
@@ -114,9 +111,7 @@ def uniform_eval_params(state: Any, params: Any) -> Any:
 
 
 def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTransformationExtraArgs:
-    """Keeps the latest checkpoints, to average them (LAWA).
-
-    Parameters that are not finite are left out, and counted in `num_rejected`.
+    """Keep the latest checkpoints, to average them (LAWA).
 
     Args:
       size: how many checkpoints to keep. Each is a copy of the parameters.
@@ -146,7 +141,7 @@ def lawa(size: int, period: int = 1, start_step: int = 0) -> optax.GradientTrans
 
 
 def lawa_eval_params(state: Any, params: Any) -> Any:
-    """Returns the mean of the checkpoints of `lawa`, in the dtypes of `params`; or `params` while there is none.
+    """Return the mean of the checkpoints of `lawa`, in the dtypes of `params`; or `params` while there is none.
 
     Args:
       state: the state of `lawa`, or of a chain that contains it.
@@ -157,16 +152,13 @@ def lawa_eval_params(state: Any, params: Any) -> Any:
     """
 
     def average(found: LawaState) -> Any:
-        # The slots are filled from the first one on.
         return jax.tree.map(lambda *leaves: mean_of(leaves, found.num_taken), *found.checkpoints)
 
     return _read(state, LawaState, params, average)
 
 
 def ema(decay: float) -> optax.GradientTransformationExtraArgs:
-    """Keeps an exponential moving average of the parameters after each step.
-
-    Parameters that are not finite are left out, and counted in `num_rejected`.
+    """Keep an exponential moving average of the parameters after each step.
 
     Args:
       decay: what is left of the average after a step, in [0, 1). The average reaches back about `1 / (1 - decay)`
@@ -189,7 +181,7 @@ def ema(decay: float) -> optax.GradientTransformationExtraArgs:
 
 
 def ema_eval_params(state: Any, params: Any) -> Any:
-    """Returns the unbiased average that `ema` keeps, in the dtypes of `params`; or `params` while there is none.
+    """Return the unbiased average that `ema` keeps, in the dtypes of `params`; or `params` while there is none.
 
     Args:
       state: the state of `ema`, or of a chain that contains it.
@@ -202,32 +194,25 @@ def ema_eval_params(state: Any, params: Any) -> Any:
 
 
 def _keep_average(
-    make_state: Callable[[jax.Array, jax.Array, Any, jax.Array], Any],
+    make_state: Callable[[jax.Array, jax.Array, Any, jax.Array], Any],  # From step, num_added, memory, num_rejected.
     init_memory: Callable[[Any], Any],
-    add: Callable[[Any, Any, jax.Array, jax.Array], Any],
+    add: Callable[[Any, Any, jax.Array, jax.Array], Any],  # From memory, new_params, num_added, is_added.
     start_step: Any = 0,
     period: Any = 1,
     *,
     has_conditional: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns a transformation that adds the parameters after every `period`-th step to a memory.
+    """Return a transformation that adds the parameters after every `period`-th step to a memory.
 
-    Args:
-      make_state: `(step, num_added, memory, num_rejected) -> state`.
-      init_memory: `params -> memory`.
-      add: `(memory, new_params, num_added, is_added) -> memory`. Where `is_added` is false it must not change the
-        memory, because under `vmap` it runs for all members at once.
-      start_step: see `uniform`.
-      period: see `uniform`.
-      has_conditional: `False` for a rule that needs every step, which is cheaper without one.
+    `add` must not change the memory where `is_added` is false, because under `vmap` it runs for all members at once. A
+    rule that needs every step is cheaper without a conditional.
     """
     start_step = check_int("start_step", start_step, "the first step that counts", minimum=0)
     period = check_int("period", period, "the number of steps from what is averaged to the next", minimum=1)
 
     def init_fn(params: Any) -> Any:
-        # An array of its own for each count, so that the state can be donated.
-        step, num_added, num_rejected = (jnp.zeros([], jnp.int32) for _ in range(3))
-        return make_state(step, num_added, init_memory(params), num_rejected)
+        zeros = (jnp.zeros([], jnp.int32) for _ in range(3))  # Each in a buffer of its own, to be donated.
+        return make_state(next(zeros), next(zeros), init_memory(params), next(zeros))
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args
@@ -244,20 +229,15 @@ def _keep_average(
         def wait(memory: Any, _: Any) -> tuple[Any, jax.Array]:
             return memory, jnp.zeros_like(is_due)
 
-        if not has_conditional:
-            memory, is_added = take(memory, new_params)
+        # Training makes the new parameters anyway. It writes into the old ones, so a conditional would copy these.
+        if has_conditional:
+            memory, is_added = write_if(is_due, take, wait, memory, new_params)
         else:
-            # XLA copies nothing on other steps if the branch on True writes and returns only what it writes. Training
-            # makes the new parameters anyway; the old ones would be copied, because training writes into them.
-            memory, is_added = jax.lax.cond(any_member(is_due), take, wait, memory, new_params)
-        counts = _count(step, True), _count(num_added, is_added), _count(num_rejected, is_due & ~is_added)
-        return updates, make_state(*counts[:2], memory, counts[2])
+            memory, is_added = take(memory, new_params)
+        step, num_added = add_counts(step, jnp.array(1)), add_counts(num_added, is_added)
+        return updates, make_state(step, num_added, memory, add_counts(num_rejected, is_due & ~is_added))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
-
-
-def _count(number: jax.Array, is_one_more: Any) -> jax.Array:
-    return jnp.where(is_one_more, cast(jax.Array, optax.safe_increment(number)), number)
 
 
 def _wide_zeros_like(params: Any) -> Any:
@@ -266,7 +246,7 @@ def _wide_zeros_like(params: Any) -> Any:
 
 
 def _add_to_mean(share: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
-    """Returns an `add` for a mean, in which the latest of `number` parameters have the share `share(number)`."""
+    """Return an `add` for a mean in which the latest of `number` parameters have the share `share(number)`."""
 
     def add(average: Any, new_params: Any, num_averaged: jax.Array, is_added: jax.Array) -> Any:
         def add_leaf(mean: jax.Array, new: jax.Array) -> jax.Array:
@@ -277,14 +257,14 @@ def _add_to_mean(share: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
     return add
 
 
-def _read(state: Any, kind: type[State], params: Any, average: Callable[[State], Any]) -> Any:
-    """Returns the average of the one state of a kind in `state`, or `params` if it is empty."""
+def _read(state: Any, kind: type[Any], params: Any, average: Callable[[Any], Any]) -> Any:
+    """Return the average of the one state of a kind in `state`, or `params` if it is empty."""
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
     states = [node for node in nodes if isinstance(node, kind)]
     if len(states) != 1:
         raise ValueError(
             f"state has {len(states)} of {kind.__name__}; give the state of a chain with one such average in it, or "
-            "the state of that one."
+            "the state of the average."
         )
     _, num_added, *_ = states[0]
     return choose(num_added > 0, optax.tree.cast_like(average(states[0]), params), params)

@@ -2,16 +2,13 @@
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax.nowcasters.wnn import WNN
-
-if TYPE_CHECKING:
-    import h5py
 
 # The published code creates its layers in this order, stream after stream, and Keras numbers them so.
 _STREAM_LAYERS = ("expand", "squeeze", "offset", "gain", "exponent", "project")
@@ -43,8 +40,8 @@ def keras_wnn(
       ValueError: if a file is not such a weight file.
     """
     files = {"conv": conv, "dense": dense, "bias": bias}
-    record = {"source": "the published weights of Jang et al., ICML 2023"}
     networks = {role: _read_network(role, path) for role, path in files.items()}
+    record = {"source": "the published weights of Jang et al., ICML 2023"}
     return WNN(networks, published_bias=published_bias, record=record)
 
 
@@ -53,7 +50,6 @@ def _read_network(argument: str, path: str | os.PathLike[str]) -> dict[str, Any]
         import h5py
     except ImportError as error:
         raise ImportError("keras_wnn needs h5py; install it with: pip install 'wnn-jax[convert]'") from error
-
     described = f"{argument}={os.fspath(path)!r}"
     try:
         with h5py.File(path, "r") as file:
@@ -69,8 +65,8 @@ def _read_network(argument: str, path: str | os.PathLike[str]) -> dict[str, Any]
     return network
 
 
-def _layers(file: "h5py.File", described: str) -> dict[str, Any]:
-    """Read the dense layers of a file, stored as `dense_N/dense_N/{kernel,bias}:0`, in the order of N."""
+def _layers(file: Any, described: str) -> dict[str, Any]:
+    """Read the dense layers of an HDF5 file, stored as `dense_N/dense_N/{kernel,bias}:0`, in the order of N."""
     numbers = {int(match[1] or 0): match[0] for match in map(_GROUP.fullmatch, file) if match}
     if len(numbers) != len(_LAYERS):
         raise ValueError(

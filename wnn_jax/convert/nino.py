@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from wnn_jax.nowcasters.nino import NiNo
 from wnn_jax.nowcasters.nino._graph import KINDS, MAX_WINDOW
 from wnn_jax.nowcasters.wnn_plus import WNNPlus
 
+_NODE_LAYERS = {"modulation": "edge_encoder", "message": "pre_nns.0.0", "node": "post_nns.0.0", "mix": "lin"}
 _EDGE_LAYERS = {"edge": "lin_e", "source": "lin_s", "target": "lin_t", "output": "lin1"}
 _RECORD = {"source": "the published weights of Knyazev et al., ICLR 2025"}
 
@@ -22,8 +23,7 @@ _RECORD = {"source": "the published weights of Knyazev et al., ICLR 2025"}
 def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
     """Read a weight file of the published WNN+.
 
-    It keeps the published kinds of layers that are roles here. Position embeddings become `embedding`, and the queries,
-    keys and values of attention `dense`.
+    Its kinds of layers become roles: position embeddings `embedding`, and attention's queries, keys and values `dense`.
 
     Args:
       path: path of the `.pt` file (published as `nino_mlp.pt` and `nino_mlp_h32.pt`).
@@ -36,14 +36,14 @@ def nino_mlp(path: str | os.PathLike[str]) -> WNNPlus:
       FileNotFoundError: if the file does not exist.
       ValueError: if the file is not such a weight file.
     """
-    state = _read_state(os.fspath(path))
+    name = os.fspath(path)
+    state = _read_state(name)
     layers = {f"hidden_{index}": f"edge_mlp.fc.{2 * index}" for index in range(3)}
     layers |= {"expand": "edge_proj.fc.0", "output": "edge_mlp.fc.6"}
-    with _misfit_named(path, "WNN+"):
+    with _misfit_named(name, "WNN+", state):
         params: dict[str, Any] = {ours: _pop_dense(state, theirs) for ours, theirs in layers.items()}
-        types = state.pop("layer_embed.weight")[[KINDS[role] for role in ROLES]]
-        params["role"] = {"embedding": jnp.asarray(types)}
-        _check_all_read(state)
+        kinds = [KINDS[role] for role in ROLES]
+        params["role"] = {"embedding": jnp.asarray(state.pop("layer_embed.weight")[kinds])}
         return WNNPlus(params, record=_RECORD)
 
 
@@ -55,8 +55,7 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
 
     Returns:
       A `NiNo` that predicts what the published PyTorch code does, to 1e-5 relative in fp32, if both have the same graph
-      and the same eigenvectors of it. The published code draws the signs of eigenvectors at random, and an eigenvalue
-      may have several eigenvectors.
+      with the same eigenvectors, whose signs the published code draws at random.
 
     Raises:
       ImportError: if PyTorch, of the `convert` extra, is not installed.
@@ -72,21 +71,17 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
             f"path={name!r} is of a NiNo with an embedding for every token of a vocabulary, which cannot be read; give "
             "the file that was published as nino_no_posw.pt."
         )
-
+    num_rounds = len({key.split(".")[2] for key in state if key.startswith("gnn.edge_update.")})
+    # The last round of nodes reaches no forecast.
+    state = {key: array for key, array in state.items() if not key.startswith(f"gnn.convs.{num_rounds}.")}
     dense = functools.partial(_pop_dense, state)
 
     def one_round(level: int) -> dict[str, Any]:
-        node, edge = f"gnn.convs.{level}", f"gnn.edge_update.{level}"
-        return {
-            "modulation": dense(f"{node}.edge_encoder"),
-            "message": dense(f"{node}.pre_nns.0.0"),
-            "node": dense(f"{node}.post_nns.0.0"),
-            "mix": dense(f"{node}.lin"),
-            "edge": {ours: dense(f"{edge}.{theirs}") for ours, theirs in _EDGE_LAYERS.items()},
-        }
+        layers = {ours: dense(f"gnn.convs.{level}.{theirs}") for ours, theirs in _NODE_LAYERS.items()}
+        edge = {ours: dense(f"gnn.edge_update.{level}.{theirs}") for ours, theirs in _EDGE_LAYERS.items()}
+        return {**layers, "edge": edge}
 
-    num_rounds = len({key.split(".")[2] for key in state if key.startswith("gnn.edge_update.")})
-    with _misfit_named(path, "NiNo"):
+    with _misfit_named(name, "NiNo", state):
         params = {
             "kind": {"embedding": jnp.asarray(state.pop("layer_embed.weight"))},
             "position": dense("node_proj.fc.0"),
@@ -99,37 +94,29 @@ def nino(path: str | os.PathLike[str]) -> NiNo:
                 for ours, array in dense("edge_out.fc.2").items()
             },
         }
-        # The last round of nodes reaches no forecast.
-        _check_all_read(key for key in state if not key.startswith(f"gnn.convs.{num_rounds}."))
         return NiNo(params, record=_RECORD)
 
 
 @contextlib.contextmanager
-def _misfit_named(path: str | os.PathLike[str], network: str) -> Generator[None]:
+def _misfit_named(path: str, network: str, state: dict[str, np.ndarray]) -> Generator[None]:
+    """Name the file if reading it fails, or leaves something in its state."""
     try:
         yield
+        if unread := sorted(state):
+            raise ValueError(f"it has {unread[0]!r}, which the published network has not")
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        message = f"path={os.fspath(path)!r} is not a weight file of the published {network}: {error!r}."
-        raise ValueError(message) from error
+        raise ValueError(f"path={path!r} is not a weight file of the published {network}: {error!r}.") from error
 
 
 def _pop_dense(state: dict[str, np.ndarray], name: str) -> dict[str, Any]:
-    """Take a linear layer out of the state."""
     return {"kernel": jnp.asarray(state.pop(f"{name}.weight").T), "bias": jnp.asarray(state.pop(f"{name}.bias"))}
-
-
-def _check_all_read(rest: Iterable[str]) -> None:
-    if unread := sorted(rest):
-        raise ValueError(f"it has {unread[0]!r}, which the published network has not")
 
 
 def _read_state(path: str) -> dict[str, np.ndarray]:
     try:
-        # pyright: ignore is for environments without it: the type check needs no PyTorch.
-        import torch  # pyright: ignore[reportMissingImports]
+        import torch  # pyright: ignore[reportMissingImports]  # The type check needs no PyTorch.
     except ImportError as error:
         raise ImportError("nino and nino_mlp need PyTorch; install it with: pip install 'wnn-jax[convert]'") from error
-
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: tensor.float().numpy() for name, tensor in content["state_dict"].items()}

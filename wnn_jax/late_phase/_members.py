@@ -1,4 +1,4 @@
-"""Parameters of which a few exist several times, once for each member of an ensemble."""
+"""Parameters with a few weights that every member of an ensemble has for itself."""
 
 import functools
 from collections.abc import Callable
@@ -20,11 +20,8 @@ class RankOne(NamedTuple):
     """Late-phase weights of rank 1: a factor for each input and each output of a layer.
 
     The layer's kernel is then `kernel * inputs * outputs`, each along its own axis. This is the same as multiplying
-    what enters the layer by `inputs`, and what leaves it, before the bias, by `outputs`.
-
-    Attributes:
-      inputs: `[inputs]`. The groups of a grouped convolution share them.
-      outputs: `[outputs]`.
+    what enters the layer by `inputs`, and what leaves it, before the bias, by `outputs`. The groups of a grouped
+    convolution share the `inputs`.
     """
 
     inputs: Any
@@ -35,9 +32,9 @@ class SplitParams(NamedTuple):
     """Parameters with late-phase weights.
 
     Attributes:
-      base: the shared weights, a tree like the parameters with `optax.MaskedNode` where a whole weight is late-phase.
-      members: the late-phase weights, with a leading axis for the members: an array for a whole weight, a `RankOne`
-        for a shared kernel with factors, and `optax.MaskedNode` elsewhere.
+      base: the shared weights, a tree like the parameters, with `optax.MaskedNode` in place of late-phase weights.
+      members: the late-phase weights, with a leading axis for the members: an array for a whole weight, a `RankOne` for
+        a shared kernel with factors, and `optax.MaskedNode` elsewhere.
     """
 
     base: Any
@@ -50,7 +47,7 @@ class SplitParams(NamedTuple):
 
 
 def norm_mask(params: Any) -> Mask:
-    """Returns the mask for networks with normalisation: their scales and shifts (von Oswald et al., ICLR 2021).
+    """Return the mask for networks with normalisation: their scales and shifts (von Oswald et al., ICLR 2021).
 
     It is `True` for every leaf of a module that has a leaf of role `norm`.
 
@@ -63,7 +60,7 @@ def norm_mask(params: Any) -> Mask:
 
 
 def rank_one_mask(params: Any) -> Mask:
-    """Returns the mask for networks without normalisation: factors of all kernels (von Oswald et al., ICLR 2021).
+    """Return the mask for networks without normalisation: factors of all kernels (von Oswald et al., ICLR 2021).
 
     It is `"rank-1"` for every leaf of role `dense` or `conv`, and `False` elsewhere.
 
@@ -74,7 +71,7 @@ def rank_one_mask(params: Any) -> Mask:
 
 
 def module_mask(params: Any, path: str) -> Mask:
-    """Returns the mask of one module, such as the last layer: `True` for every leaf of the module.
+    """Return the mask of one module, such as the last layer: `True` for every leaf of the module.
 
     Args:
       params: parameters.
@@ -99,7 +96,7 @@ def split_members(
     *,
     num_members: int,
 ) -> SplitParams:
-    """Makes several members of some of the weights, in the middle of a training run.
+    """Make several members of some of the weights, in the middle of a training run.
 
     Args:
       params: ordinary parameters.
@@ -116,8 +113,8 @@ def split_members(
 
     Raises:
       ValueError: if the mask selects nothing or everything, or is not like the parameters; if it has another value; if
-        a weight cannot have factors, because its axes of inputs and outputs are unknown (the kernels of attention); or
-        if a number is out of range.
+        it asks for factors of a weight with unknown axes of inputs and outputs (the kernels of attention); or if a
+        number is out of range.
 
     References:
       von Oswald, Kobayashi et al., `Neural Networks with Late-Phase Weights <https://arxiv.org/abs/2007.12927>`_,
@@ -139,7 +136,7 @@ def split_members(
     if not jax.tree.leaves(late) or not jax.tree.leaves(base):
         raise ValueError(
             f"mask selects {'everything' if jax.tree.leaves(late) else 'nothing'}; select some of the weights, such as "
-            "those of normalisation layers (norm_mask)."
+            "the weights of normalisation layers (norm_mask)."
         )
 
     def make_members(weights: jax.Array, key: jax.Array) -> jax.Array:
@@ -156,21 +153,21 @@ def split_members(
 
 
 def _late_weights(path: Any, param: jax.Array, choice: Any, role: str) -> Any:
-    """Returns the late-phase weights of a leaf of the parameters."""
+    """Return the late-phase weights of a leaf of the parameters."""
     if not isinstance(choice, str):
         return param if choice else optax.MaskedNode()
     if choice != "rank-1":
         raise ValueError(f"mask is {choice!r} at {_path_name(path)}; choose from True, False and 'rank-1'.")
     if param.ndim < 2 or (param.ndim > 2 and role != "conv"):
         raise ValueError(
-            f"mask is 'rank-1' at {_path_name(path)}, whose shape {param.shape} is not that of a matrix or of a "
+            f"mask is 'rank-1' at {_path_name(path)}, whose shape {param.shape} is not the shape of a matrix or of a "
             "convolution kernel, with one axis of inputs and one of outputs; choose True or False there."
         )
     return RankOne(*(jnp.ones(param.shape[axis], param.dtype) for axis in _factor_axes(path)))
 
 
 def _factor_axes(path: Any) -> tuple[int, int]:
-    """The axes of inputs and outputs of a kernel: first in Equinox, which calls it `weight`, last in Flax and Haiku."""
+    """Return the axes of a kernel's inputs and outputs: first in Equinox (`weight`), last in Flax and Haiku."""
     return (1, 0) if _path_name(path[-1:]) == "weight" else (-2, -1)
 
 
@@ -179,7 +176,7 @@ def _path_name(path: Any) -> str:
 
 
 def select_member(split: SplitParams, member: Any) -> Any:
-    """Returns the ordinary parameters of one member.
+    """Return the ordinary parameters of one member.
 
     Args:
       split: from `split_members`.
@@ -196,20 +193,24 @@ def select_member(split: SplitParams, member: Any) -> Any:
 
 
 def merge(base: Any, member: Any) -> Any:
-    """Returns the ordinary parameters of the shared weights and the late-phase weights of one member."""
+    """Return the ordinary parameters made of the shared weights and the late-phase weights of one member."""
+
+    def merge_leaf(path: Any, shared: Any, late: Any) -> Any:
+        if isinstance(shared, optax.MaskedNode):
+            return late
+        if isinstance(late, optax.MaskedNode):
+            return shared
+        for factors, axis in zip(late, _factor_axes(path), strict=True):
+            shared = shared * jnp.moveaxis(factors.reshape(-1, *[1] * (shared.ndim - 1)), 0, axis)
+        return shared
+
     return jax.tree_util.tree_map_with_path(
-        _merge_leaf, base, member, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+        merge_leaf, base, member, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
     )
 
 
 def split_gradient(gradient: Any, base: Any, member: Any) -> tuple[Any, Any]:
-    """Returns the gradients of the shared weights and of a member's late-phase weights.
-
-    Args:
-      gradient: of the ordinary parameters, `merge(base, member)`.
-      base: the shared weights.
-      member: the late-phase weights of the member.
-    """
+    """Return the gradients of the shared weights and of a member's late-phase weights, from the gradient of `merge`."""
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda leaf, node: optax.tree.cast(node, leaf.dtype), gradient, tree)
@@ -218,27 +219,13 @@ def split_gradient(gradient: Any, base: Any, member: Any) -> tuple[Any, Any]:
     return pullback(gradient)
 
 
-def _merge_leaf(path: Any, shared: Any, late: Any) -> Any:
-    if isinstance(shared, optax.MaskedNode):
-        return late
-    if isinstance(late, optax.MaskedNode):
-        return shared
-    for factors, axis in zip(late, _factor_axes(path), strict=True):
-        shape = [1] * shared.ndim
-        shape[axis] = factors.size
-        shared = shared * factors.reshape(shape)
-    return shared
-
-
 def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float = 1e-5) -> tuple[Any, Any]:
-    r"""Returns one network that is the average of all members, for the end of a training run.
+    r"""Return one network that is the average of all members, for the end of a training run.
 
     With batch statistics for each member, the affine maps :math:`x \mapsto s_k x + t_k` of batch normalisation at test
     time are averaged, :math:`s_k = g_k / \sqrt{v_k + \epsilon}` and :math:`t_k = b_k - s_k m_k`. Averaging scale,
-    shift, mean and variance one by one would give another map. All other weights are averaged as they are, and factors
-    of rank 1 before they multiply their kernel.
-
-    A weight that is not finite in one member is not finite in the average: look for that member with `select_member`.
+    shift, mean and variance one by one would give another map. All other weights are averaged directly, and factors of
+    rank 1 before they multiply their kernel. A weight that is not finite in one member is not finite in the average.
 
     Args:
       split: the trained parameters.
@@ -257,7 +244,7 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
     References:
       von Oswald et al., ICLR 2021
     """
-    epsilon = check_float("epsilon", epsilon, "that of the normalisation layers", minimum=0)
+    epsilon = check_float("epsilon", epsilon, "the epsilon of the normalisation layers", minimum=0)
     params = merge(split.base, jax.tree.map(_mean, split.members))
     if batch_stats is None:
         return params, None
@@ -280,7 +267,7 @@ def average_members(split: SplitParams, batch_stats: Any = None, epsilon: float 
         *module, name = _names(path)
         if tuple(module) not in modules or name not in ("scale", "bias"):
             return param
-        # In float32 or wider, of each member and of the network that is returned.
+        # In float32 or wider, for each member and for the average.
         pairs = [(leaf, _mean(leaf)) for leaf in (stats[(*module, moment)] for moment in ("mean", "var"))]
         (means, mean), (variances, variance) = jax.tree.map(lambda leaf: leaf.astype(wide_dtype(leaf)), pairs)
         slopes = own.get((*module, "scale"), 1.0) / jnp.sqrt(variances + epsilon)
@@ -305,7 +292,7 @@ def _mean(members: jax.Array) -> jax.Array:
 def ensemble_predict(
     apply_fn: Callable[..., jax.Array], split: SplitParams, inputs: Any, batch_stats: Any = None
 ) -> jax.Array:
-    """Returns the mean of the predictions of all members.
+    """Return the mean of the predictions of all members.
 
     Args:
       apply_fn: `(params, inputs) -> predictions` of one member, such as probabilities. With `batch_stats`:

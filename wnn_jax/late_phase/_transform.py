@@ -1,5 +1,7 @@
 """Training with late-phase weights as an Optax transformation."""
 
+import functools
+import itertools
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -18,7 +20,7 @@ class LatePhaseState(NamedTuple):
 
     Attributes:
       member: int32, the member whose gradient the next update takes.
-      gradient: the sum so far of the shared weights' gradients; empty for the schedule `"parallel"`.
+      gradient: the sum of the shared weights' gradients so far; empty for the schedule `"parallel"`.
       base: the state of `base_tx`.
       members: the states of `member_tx`, with a leading axis for the members.
     """
@@ -37,11 +39,10 @@ def late_phase(
     *,
     schedule: Literal["cycle", "parallel"] = "cycle",
 ) -> optax.GradientTransformationExtraArgs:
-    """Trains shared weights and several members of a few late-phase weights.
+    """Train shared weights and several members of a few late-phase weights.
 
-    Every member has its own minibatches. Its late-phase weights take a step with each. The shared weights take one step
-    with the sum of the gradients of all members. Both schedules give the same weights, and the optimizer's moments of a
-    member change only with its own steps.
+    Every member has its own minibatches, and its late-phase weights take a step with each. The shared weights take one
+    step with the sum of the gradients of all members. Both schedules give the same weights.
 
     With the schedule `"cycle"`, an update is for one member and takes an ordinary gradient, like the parameters::
 
@@ -59,8 +60,7 @@ def late_phase(
       member_tx: the optimizer of the late-phase weights.
       num_members: how many members there are.
       base_gradient_scale: multiplies the sum of gradients: 1 as in the paper on CIFAR, `1 / num_members` for the mean.
-        Use the mean for a network without normalisation layers, which may not bear SGD steps `num_members` times as
-        long.
+        Use the mean for a network without normalisation layers, which may diverge with longer steps.
       schedule: `"cycle"` or `"parallel"`.
 
     Returns:
@@ -75,9 +75,8 @@ def late_phase(
       ICLR 2021
     """
     num_members = check_int("num_members", num_members, "how many members there are", minimum=1)
-    base_gradient_scale = check_float(
-        "base_gradient_scale", base_gradient_scale, "what multiplies the sum of the gradients of all members"
-    )
+    meaning = "what multiplies the sum of the gradients of all members"
+    base_gradient_scale = check_float("base_gradient_scale", base_gradient_scale, meaning)
     check_choice("schedule", schedule, ("cycle", "parallel"), "whether an update is of one member or of all")
     base_tx, member_tx = optax.with_extra_args_support(base_tx), optax.with_extra_args_support(member_tx)
 
@@ -86,14 +85,12 @@ def late_phase(
             raise ValueError(
                 f"params has {params.num_members} members, and num_members={num_members}; split_members makes them."
             )
-        gradient = jax.tree.map(jnp.zeros_like, params.base) if schedule == "cycle" else ()
-        return LatePhaseState(
-            jnp.zeros([], jnp.int32), gradient, base_tx.init(params.base), jax.vmap(member_tx.init)(params.members)
-        )
+        gradient = optax.tree.zeros_like(params.base) if schedule == "cycle" else ()
+        members = jax.vmap(member_tx.init)(params.members)
+        return LatePhaseState(jnp.zeros([], jnp.int32), gradient, base_tx.init(params.base), members)
 
     def update_base(gradient: Any, state: Any, params: SplitParams, extra: Any) -> Any:
-        scaled = jax.tree.map(lambda leaf: base_gradient_scale * leaf, gradient)
-        return base_tx.update(scaled, state, params.base, **extra)
+        return base_tx.update(optax.tree.scale(base_gradient_scale, gradient), state, params.base, **extra)
 
     def update_cycle(gradient: Any, state: LatePhaseState, params: SplitParams, extra: Any) -> Any:
         member = state.member
@@ -107,33 +104,31 @@ def late_phase(
         own = take(params.members)
         base_gradient, member_gradient = split_gradient(gradient, params.base, own)
         member_updates, member_state = member_tx.update(member_gradient, take(state.members), own, **extra)
-        total = jax.tree.map(jnp.add, state.gradient, base_gradient)
+        total = optax.tree.add(state.gradient, base_gradient)
         is_last = member == num_members - 1
 
         def step(total: Any, base_state: Any) -> Any:
-            return *update_base(total, base_state, params, extra), jax.tree.map(jnp.zeros_like, total)
+            return *update_base(total, base_state, params, extra), optax.tree.zeros_like(total)
 
         def wait(total: Any, base_state: Any) -> Any:
-            return jax.tree.map(jnp.zeros_like, params.base), base_state, total
+            return no_updates.base, base_state, total
 
+        no_updates = optax.tree.zeros_like(params)
         updates, base_state, total = jax.lax.cond(is_last, step, wait, total, state.base)
-        no_updates = jax.tree.map(jnp.zeros_like, params.members)
-        return SplitParams(updates, put(no_updates, member_updates)), LatePhaseState(
-            jnp.where(is_last, 0, member + 1), total, base_state, put(state.members, member_state)
-        )
+        new_state = jnp.where(is_last, 0, member + 1), total, base_state, put(state.members, member_state)
+        return SplitParams(updates, put(no_updates.members, member_updates)), LatePhaseState(*new_state)
 
     def update_parallel(gradients: Any, state: LatePhaseState, params: SplitParams, extra: Any) -> Any:
         split = jax.vmap(split_gradient, in_axes=(0, None, 0))
         base_gradients, member_gradients = split(gradients, params.base, params.members)
         total = jax.tree.map(lambda leaf: leaf.sum(axis=0), base_gradients)
         updates, base_state = update_base(total, state.base, params, extra)
-        member_updates, member_states = jax.vmap(
-            lambda gradient, state, params: member_tx.update(gradient, state, params, **extra)
-        )(member_gradients, state.members, params.members)
+        update_members = jax.vmap(lambda *arguments: member_tx.update(*arguments, **extra))
+        member_updates, member_states = update_members(member_gradients, state.members, params.members)
         return SplitParams(updates, member_updates), LatePhaseState(state.member, (), base_state, member_states)
 
     def update_fn(
-        updates: Any, state: LatePhaseState, params: SplitParams | None = None, **extra_args: Any
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[SplitParams, LatePhaseState]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
@@ -144,10 +139,10 @@ def late_phase(
 
 
 def migrate_state(plain: Any, tx: optax.GradientTransformationExtraArgs, split: SplitParams) -> LatePhaseState:
-    """Returns the state of `late_phase` that continues from the state of an ordinary training run.
+    """Return the state of `late_phase` that continues from the state of an ordinary training run.
 
-    Momentum and counts are kept, and every member gets those of its late-phase weights. Factors of rank 1 are new
-    weights, so their moments, their counts and the history of their `wnn_jax.nowcast` start from scratch.
+    Every member gets the momentum and the counts of its late-phase weights. Factors of rank 1 are new weights, so their
+    moments, their counts and the history of their `wnn_jax.nowcast` start from scratch.
 
     Args:
       plain: the optimizer's state so far, for ordinary parameters. The optimizer is of the same kind as `base_tx` and
@@ -163,7 +158,7 @@ def migrate_state(plain: Any, tx: optax.GradientTransformationExtraArgs, split: 
     new = _states_of_factors(fresh.members, split.members)
 
     def adopt(path: Any, leaf: Any, new: Any = ()) -> Any:
-        # A nowcast notices moved parameters by some of their tensors. These are other tensors now.
+        # A landmark is made of some tensors of the parameters. These are other tensors now.
         if isinstance(leaf, Landmark) or any(path[: len(place)] == place for place in new):
             return leaf
         if path not in old:
@@ -173,25 +168,18 @@ def migrate_state(plain: Any, tx: optax.GradientTransformationExtraArgs, split: 
             )
         return jnp.broadcast_to(old[path], leaf.shape).astype(leaf.dtype)
 
-    def is_landmark(node: Any) -> bool:
-        return isinstance(node, Landmark)
-
-    base = jax.tree_util.tree_map_with_path(adopt, fresh.base, is_leaf=is_landmark)
-    members = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: adopt(path, leaf, new), fresh.members, is_leaf=is_landmark
-    )
-    return fresh._replace(base=base, members=members)
+    adopt_all = functools.partial(jax.tree_util.tree_map_with_path, is_leaf=lambda node: isinstance(node, Landmark))
+    members = adopt_all(functools.partial(adopt, new=new), fresh.members)
+    return fresh._replace(base=adopt_all(adopt, fresh.base), members=members)
 
 
 def _states_of_factors(state: Any, members: Any) -> set[Any]:
-    """Returns the paths in the members' state to what belongs to factors of rank 1, such as moments or a history."""
+    """Return the paths in the members' state to moments and histories of factors of rank 1."""
 
     def paths_of(kind: Any, tree: Any) -> dict[Any, Any]:
         nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, kind))
         return {path: node for path, node in nodes if isinstance(node, kind)}
 
-    names = paths_of(RankOne, members)
-    moments = {
-        path[: -len(name) - 1] for path in paths_of(RankOne, state) for name in names if path[-len(name) :] == name
-    }
+    factors = itertools.product(paths_of(RankOne, state), paths_of(RankOne, members))
+    moments = {path[: -len(name) - 1] for path, name in factors if path[-len(name) :] == name}
     return moments | {path for path, node in paths_of(NowcastState, state).items() if paths_of(RankOne, node)}

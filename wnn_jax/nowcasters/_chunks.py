@@ -99,7 +99,7 @@ class Chunks:
         return jax.lax.fori_loop(self._num_chunks[0] if self._num_small else 0, self.num_chunks, add_chunk, start)
 
     def _small_leaves(self) -> Iterator[tuple[slice, list[jax.Array]]]:
-        """Yield the small leaves of one size, of which models have many, at once: snapshots `[leaves, weights]`."""
+        """Yield the small leaves of one size at once: snapshots `[leaves, weights]`."""
         start = first = 0
         for size, alike in itertools.groupby(self.sizes[: self._num_small]):
             number = len(list(alike))

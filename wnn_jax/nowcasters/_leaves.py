@@ -69,10 +69,10 @@ class LeafMap:
 
     def __call__(self, leaves: Sequence[LeafHistory], *operands: Any) -> list[jax.Array]:
         """Map the histories of leaves to arrays of their shapes and dtypes; operands are trees of unsharded arrays."""
-        return map_where_they_are(self, leaves, operands)
+        return map_where_they_are(lambda _: self.map_shards, leaves, operands)
 
     def map_shards(self, leaves: Sequence[LeafHistory], operands: Any, mesh_axes: Sequence[MeshAxes]) -> list[Any]:
-        """See `ShardMap.map_shards`."""
+        """Map leaves, or one device's shards of them; see `wnn_jax._trees.MapShards`."""
         flat = [tuple(array.reshape(-1) for array in leaf) for leaf in leaves]
         mapped = [leaf[0] for leaf in leaves]
         apart = mesh_axes if self.needs_scale else None

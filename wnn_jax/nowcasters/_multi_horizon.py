@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax._roles import ROLES
-from wnn_jax._window import LeafHistory, summarize_nowcaster
+from wnn_jax._window import LeafHistory, short_repr
 from wnn_jax.nowcasters._leaves import CONTEXT, check_horizon, check_network, known_horizon, map_by_role
 
 NUM_HORIZONS = 40
@@ -48,7 +48,7 @@ class MultiHorizonNowcaster:
         object.__setattr__(self, "default_horizon", default_horizon)
 
     def __repr__(self) -> str:
-        return summarize_nowcaster(self, self.params)
+        return short_repr(self, self.params)
 
     @property
     def network(self) -> "HorizonNetwork":

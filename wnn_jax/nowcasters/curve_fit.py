@@ -12,7 +12,7 @@ import numpy as np
 from wnn_jax._checks import check_choice, check_int
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import choose
-from wnn_jax._window import LeafHistory, summarize_nowcaster
+from wnn_jax._window import LeafHistory, short_repr
 from wnn_jax.nowcasters._leaves import CONTEXT, LeafMap, finite_or_last, known_horizon, map_by_role
 
 # The usual damping factors of 10 both ways would take twice the steps. The least damping keeps the 2x2 system solvable
@@ -126,7 +126,7 @@ class CurveFit:
         object.__setattr__(self, "chunk_size", chunk_size)
 
     def __repr__(self) -> str:
-        return summarize_nowcaster(self, kind=self.kind)
+        return short_repr(self, kind=self.kind)
 
     def __call__(self, history: Sequence[Any], roles: Any, horizon: Any = None) -> Any:
         """Forecast a tree of parameters; see `Nowcaster`. A horizon that is an array is clipped to 1 and more."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from wnn_jax._checks import check_bool
 from wnn_jax._roles import ROLES
 from wnn_jax._trees import wide_dtype
-from wnn_jax._window import LeafHistory, summarize_nowcaster
+from wnn_jax._window import LeafHistory, short_repr
 from wnn_jax.nowcasters._leaves import (
     CONTEXT,
     LeafMap,
@@ -118,7 +118,7 @@ class WNN:
             check_network(f"params[{role!r}]", network, "TwoStreamNetwork", lambda: _init_network(jax.random.key(0)))
 
     def __repr__(self) -> str:
-        return summarize_nowcaster(self, self.params)
+        return short_repr(self, self.params)
 
     @property
     def roles(self) -> tuple[str, ...]:

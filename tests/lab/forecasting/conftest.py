@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from wnn_jax.lab.forecasting import task as task_module
+from wnn_jax.lab.forecasting import forecasting_task as task_module
 from wnn_jax.lab.forecasting.train import Train, train
 
 NUM_EVALUATION_WINDOWS = 4

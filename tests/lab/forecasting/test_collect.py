@@ -13,8 +13,8 @@ from tests.lab.conftest import NUM_RUNS, TINY, tiny_family
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting import collect as collect_module
 from wnn_jax.lab.forecasting.collect import Collect, collect, train_run
+from wnn_jax.lab.forecasting.families import SPLITS
 from wnn_jax.lab.forecasting.trajectories import finished_runs, load_trajectories, save_trajectory
-from wnn_jax.lab.tasks.families import SPLITS
 
 
 def tiny(output: Path, **changes: Any) -> Collect:

@@ -150,7 +150,5 @@ def test_all_nowcasters_forecast_the_same_runs(
     errors = read_csv(tmp_path / "forecast-errors.csv")
     assert {(row["nowcaster"], row["split"]) for row in errors} == {("linear", "test"), ("wnn", "test")}
     refused = {"dense"}
-    with pytest.raises(
-        UsageError, match="wnn: --collection has no finished run for 'test' that all of them can"
-    ):
+    with pytest.raises(UsageError, match="wnn: --collection has no finished run for 'test' that all of them can"):
         forecast(options)

@@ -8,10 +8,10 @@ import pytest
 
 from tests.lab.forecasting.conftest import NUM_EVALUATION_WINDOWS
 from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.forecasting.families import SPLITS
+from wnn_jax.lab.forecasting.forecasting_task import EVALUATED_SPLITS, ForecastingTask
 from wnn_jax.lab.forecasting.kinds import KINDS
-from wnn_jax.lab.forecasting.task import EVALUATED_SPLITS, ForecastingTask
 from wnn_jax.lab.forecasting.trajectories import load_trajectories
-from wnn_jax.lab.tasks.families import SPLITS
 from wnn_jax.lab.training.program import Program
 
 

@@ -16,12 +16,12 @@ from tests.lab.conftest import TINY
 from tests.lab.forecasting.conftest import KIND
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting import train as train_module
+from wnn_jax.lab.forecasting.families import SPLITS, TEST_SPLITS
+from wnn_jax.lab.forecasting.forecasting_task import ForecastingTask
 from wnn_jax.lab.forecasting.kinds import KINDS, NowcasterKind
-from wnn_jax.lab.forecasting.task import ForecastingTask
 from wnn_jax.lab.forecasting.train import Train, train
 from wnn_jax.lab.forecasting.trajectories import load_trajectories, save_trajectory
 from wnn_jax.lab.jobs import lock
-from wnn_jax.lab.tasks.families import SPLITS, TEST_SPLITS
 
 Options = Callable[..., Train]
 

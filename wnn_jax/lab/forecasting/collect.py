@@ -14,12 +14,12 @@ import optax
 import tyro
 
 from wnn_jax.lab.errors import UsageError, check_options, look_up
+from wnn_jax.lab.forecasting import families
+from wnn_jax.lab.forecasting.families import RunSettings, TaskFamily
 from wnn_jax.lab.forecasting.trajectories import check_family, finished_runs, run_file, save_trajectory
 from wnn_jax.lab.jobs import run_jobs
 from wnn_jax.lab.progress import Progress
-from wnn_jax.lab.tasks import families
 from wnn_jax.lab.tasks.data import check_datasets
-from wnn_jax.lab.tasks.families import RunSettings, TaskFamily
 from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS
 from wnn_jax.lab.training.program import Program
 

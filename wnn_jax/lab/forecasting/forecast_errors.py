@@ -21,8 +21,8 @@ from wnn_jax._drift import Drift
 from wnn_jax._store import fingerprint
 from wnn_jax._window import DEFAULT_HORIZON
 from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.forecasting.forecasting_task import EVALUATED_SPLITS, REPORTED_HORIZONS, name_of_horizon
 from wnn_jax.lab.forecasting.nowcasters import NOWCASTER_HELP, load_nowcaster
-from wnn_jax.lab.forecasting.task import EVALUATED_SPLITS, REPORTED_HORIZONS, name_of_horizon
 from wnn_jax.lab.forecasting.trajectories import Trajectory, load_trajectories
 from wnn_jax.lab.forecasting.windows import MIN_HORIZON, read_window
 from wnn_jax.lab.output import add_legend, new_figure, save_rows

@@ -15,8 +15,8 @@ import tyro
 import wnn_jax
 from wnn_jax._files import replace_on_success
 from wnn_jax.lab.errors import UsageError, check_options, look_up
+from wnn_jax.lab.forecasting.forecasting_task import FORECAST_ERROR, ForecastingTask
 from wnn_jax.lab.forecasting.kinds import KINDS, NowcasterKind
-from wnn_jax.lab.forecasting.task import FORECAST_ERROR, ForecastingTask
 from wnn_jax.lab.forecasting.trajectories import Trajectory, load_trajectories
 from wnn_jax.lab.jobs import lock
 from wnn_jax.lab.output import save_rows

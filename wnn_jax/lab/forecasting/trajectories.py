@@ -22,7 +22,7 @@ import numpy as np
 from wnn_jax._files import read_arrays, write_arrays
 from wnn_jax._roles import default_roles
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.tasks.families import RunSettings, SplitName, TaskFamily
+from wnn_jax.lab.forecasting.families import RunSettings, SplitName, TaskFamily
 
 _FORMAT = "wnn_jax.trajectory.4"
 _RUN = re.compile(r"run-(\d{5,})\.npz")

@@ -127,8 +127,8 @@ def split_tensors(parts: Mapping[str, Sequence[str]], tensors: Sequence[Tensor])
         outputs = tensor.shape[axis] if tensor.shape else 0
         if isinstance(names, str) or not names or len(set(names)) < len(names) or outputs % len(names):
             raise ValueError(
-                f"graph['parts'][{tensor.path!r}]={names!r} must be different names, in equal parts of which the "
-                f"{outputs} outputs of the leaf, of the shape {tensor.shape}, are divided."
+                f"graph['parts'][{tensor.path!r}]={names!r} must be different names that divide the {outputs} outputs "
+                f"of the leaf, of the shape {tensor.shape}, into equal parts."
             )
         size = outputs // len(names)
         shape = (*tensor.shape[:axis], size, *tensor.shape[axis + 1 :])

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from wnn_jax._checks import check_int
 from wnn_jax._roles import ROLES, default_roles, names_along
-from wnn_jax._window import LeafHistory, check_length, summarize_nowcaster
+from wnn_jax._window import LeafHistory, check_length, short_repr
 from wnn_jax.nowcasters._leaves import (
     CONTEXT,
     check_chunk_size,
@@ -146,7 +146,7 @@ class NiNo:
         object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
 
     def __repr__(self) -> str:
-        return summarize_nowcaster(self, self.params)
+        return short_repr(self, self.params)
 
     @classmethod
     def init(cls, key: jax.Array, *, width: int = 128, num_rounds: int = 2) -> Self:

@@ -149,7 +149,7 @@ class ResNet(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Stages of `layers`, each of which sees the outputs of all earlier ones (Huang et al., CVPR 2017)."""
+    """Stages of `layers`; every layer sees the outputs of all earlier ones (Huang et al., CVPR 2017)."""
 
     num_classes: int = 10
     growth: int = 8

@@ -7,8 +7,8 @@ import pytest
 
 from tests.lab.tasks.synthetic import use_synthetic_data
 from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.forecasting.families import FAMILIES, SPLITS, TEST_SPLITS, VALIDATION_SPLITS, RunSettings
 from wnn_jax.lab.tasks import TASKS, load_task
-from wnn_jax.lab.tasks.families import FAMILIES, SPLITS, TEST_SPLITS, VALIDATION_SPLITS, RunSettings
 from wnn_jax.lab.tasks.image_classification import ImageClassification
 from wnn_jax.lab.tasks.language_model import LanguageModel
 from wnn_jax.lab.tasks.models import describe_model

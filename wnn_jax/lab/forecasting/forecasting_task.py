@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from wnn_jax.lab.errors import UsageError
+from wnn_jax.lab.forecasting.families import SPLITS, TEST_SPLITS, VALIDATION_SPLITS, SplitName
 from wnn_jax.lab.forecasting.kinds import NowcasterKind
 from wnn_jax.lab.forecasting.trajectories import Trajectory
 from wnn_jax.lab.forecasting.windows import WindowBatch, WindowSampler
-from wnn_jax.lab.tasks.families import SPLITS, TEST_SPLITS, VALIDATION_SPLITS, SplitName
 from wnn_jax.lab.tasks.task import EvaluationSplit, LossAndState, Metric, ModelState, Params, Sums
 
 FORECAST_ERROR = "forecast error"
