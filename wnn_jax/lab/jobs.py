@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -100,11 +101,12 @@ def run_jobs(
       Exception: the first error of the function. Running jobs are finished, and no further job begins.
     """
     waiting = collections.deque(jobs)
+    end = math.inf if deadline is None else deadline
     with _open_executor(executor, num_processes, len(waiting)) as (pool, count_workers):
         running: dict[concurrent.futures.Future[Any], Job] = {}
-        while (waiting and not _is_past(deadline)) or running:
+        while (waiting and time.monotonic() < end) or running:
             # Never more jobs than workers, so that every job that was submitted has begun.
-            while waiting and len(running) < count_workers() and not _is_past(deadline):
+            while waiting and len(running) < count_workers() and time.monotonic() < end:
                 job = waiting.popleft()
                 running[pool.submit(_call, cloudpickle.dumps((function, job)))] = job
             done, _ = concurrent.futures.wait(running, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
@@ -126,10 +128,6 @@ def _call(payload: bytes) -> bool:
         if is_granted and not job.is_done():
             function(job)
     return is_granted
-
-
-def _is_past(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.optimizers import (
     BASE_OPTIMIZERS,
     ademamix,
-    base_optimizer,
     muon,
     snoo,
     warmup_stable_decay,
@@ -274,8 +273,3 @@ def test_a_method_whose_nowcaster_takes_no_horizon(tmp_path: Path, wnn: Any) -> 
     wnn_jax.save(wnn, tmp_path / "saved.npz")
     with pytest.raises(UsageError, match=r"cannot be used: horizon=.* takes none"):
         find_methods((f"{tmp_path / 'saved.npz'}~5",), ADAM)
-
-
-def test_an_unknown_optimizer() -> None:
-    with pytest.raises(UsageError, match="--optimizer 'lion' is not known; choose from adam, adamw, sgd, muon"):
-        base_optimizer("lion")

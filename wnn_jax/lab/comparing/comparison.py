@@ -54,20 +54,11 @@ def run_comparisons(
     methods: Sequence[str] | None = None,
     benchmark: Sequence[str] = (),
 ) -> dict[str, list[Row]]:
-    """Run comparisons, and write their tables and plots.
+    """Run comparisons, write their tables and plots, and return the rows of each table.
 
-    Args:
-      comparisons: by name.
-      execution: how to run, and where the results are.
-      names: the comparisons to train. Default: all.
-      methods: the methods to train. Default: all.
-      benchmark: the comparisons of a table over several tasks.
-
-    Returns:
-      The rows of each table. There are none until a baseline is finished.
-
-    Raises:
-      UsageError: if an option cannot be used, or data is missing; all missing data is listed.
+    Only the comparisons in `names` and the methods in `methods` are trained, by default all. A table has no rows while
+    a baseline is unfinished. The comparisons in `benchmark` make one more table, over several tasks. An option that
+    cannot be used is a `UsageError`, and so is missing data: the error lists all of it.
     """
     check_execution(execution)
     known = dict.fromkeys(name for comparison in comparisons.values() for name in comparison.methods)

@@ -122,18 +122,10 @@ def nowcast_method(
 ) -> Method:
     """Return a method with a nowcaster behind the optimizer.
 
-    A nowcaster with a window makes no jump in the last half of a snapshot's spacing: a run is not judged right after a
-    jump.
-
-    Args:
-      name: of the method.
-      base: makes the optimizer.
-      nowcaster: a nowcaster with a window, or a drift. A drift takes no `average` and no `horizon`.
-      snapshot_every: steps between the snapshots of a window. Default: 30 snapshots in the whole run.
-      scale: multiplies the jumps.
-      horizon: of the first and the last jump, in snapshots. Default: the nowcaster's own.
-      average: whether snapshots are of the running mean of the parameters, with a memory of one spacing.
-      schedule: a name in `SCHEDULES`. Default: a constant learning rate.
+    A nowcaster with a window takes 30 snapshots in a run by default. It makes no jump in the last half of a snapshot's
+    spacing, so that a run is not judged right after a jump. `horizon` holds the horizons of the first and the last
+    jump, in snapshots. With `average`, snapshots are of the running mean of the parameters, with a memory of one
+    spacing. A drift takes no `average` and no `horizon`.
     """
     if average and isinstance(nowcaster, Drift):
         raise UsageError("average=True was given, but a drift is an average itself, without snapshots; leave +ema out.")

@@ -46,13 +46,9 @@ def summarize(
     the reference too. Between two evaluations the score is a straight line. A run that does not reach the target saves
     nothing: the mean over seeds is then an upper bound, and `reached` tells.
 
-    Args:
-      results: of all methods, each at one learning rate.
-      metrics: of the task, the target first.
-      baselines: the names of the methods that may be the reference.
-      learning_rates: the grid of every method.
-      weights: the evaluation weights; a method without them is a `UsageError`. Default: the best ones.
-      target: a value to reach instead of the reference's.
+    Each method has results at one learning rate of its grid in `learning_rates`. The first metric is the target. A
+    method without the evaluation `weights` is a `UsageError`; by default the best ones count. `target` is a value to
+    reach instead of the reference's.
     """
     metric = metrics[0]
     grouped = by_method(results)

@@ -44,16 +44,14 @@ def all_evaluation_weights(
 ) -> dict[str, EvaluationWeights]:
     """Return the weights, their moving averages and the method's own, which all take the whole optimizer state."""
 
-    def from_part(name: str, make: Callable[[Params, Any], Params], is_average: bool = True) -> EvaluationWeights:
-        return EvaluationWeights(lambda params, opt_state: make(params, opt_state[name]), is_average)
+    def from_part(name: str, weights: EvaluationWeights) -> EvaluationWeights:
+        return weights._replace(params=lambda params, opt_state: weights.params(params, opt_state[name]))
 
-    def moving_average(params: Params, opt_state: Any) -> Params:
-        return averaging.ema_eval_params(opt_state, params)
-
+    moving_average = from_state(averaging.ema_eval_params)
     return {
         WEIGHTS: EvaluationWeights(lambda params, _: params, is_average=False),
         **{name: from_part(name, moving_average) for name in map(ema_name, decays)},
-        **{name: from_part(OPTIMIZER, *weights) for name, weights in own.items()},
+        **{name: from_part(OPTIMIZER, weights) for name, weights in own.items()},
     }
 
 

@@ -97,6 +97,6 @@ def check_method(method: Method, task: Task, learning_rate: float, num_steps: in
         for stage in method.stages[:1]:
             stage.start(task, state, learning_rate, num_steps, 0)
 
-    # A stage that looks at values, such as those of checkpoints, cannot begin with shapes.
+    # A stage that looks at values, such as checkpoints, cannot begin with shapes.
     with contextlib.suppress(jax.errors.JAXTypeError):
         jax.eval_shape(begin, jax.random.key(0))

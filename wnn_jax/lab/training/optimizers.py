@@ -67,14 +67,12 @@ def ademamix(
       Pagliardini, Ablin, Grangier, `The AdEMAMix Optimizer: Better, Faster, Older <https://arxiv.org/abs/2409.03137>`_,
       ICLR 2025
     """
-
-    def slow_decay(step: Any) -> Any:
-        return jnp.minimum(0.999, 1 - 1 / (11 + 0.1 * step))
-
-    def slow_weight(step: Any) -> Any:
-        return alpha * jnp.minimum(1.0, step / (0.3 * num_steps))
-
-    return optax.contrib.ademamix(learning_rate, b3=slow_decay, alpha=slow_weight, weight_decay=weight_decay)
+    return optax.contrib.ademamix(
+        learning_rate,
+        b3=lambda step: jnp.minimum(0.999, 1 - 1 / (11 + 0.1 * step)),
+        alpha=lambda step: alpha * jnp.minimum(1.0, step / (0.3 * num_steps)),
+        weight_decay=weight_decay,
+    )
 
 
 def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
@@ -139,16 +137,14 @@ def constant(learning_rate: float, num_steps: int) -> float:
     return learning_rate
 
 
-def cosine(learning_rate: float, num_steps: int) -> optax.Schedule:
-    """Return half a cosine, from the learning rate down to 0."""
-    return optax.cosine_decay_schedule(learning_rate, num_steps)
-
-
-def warmup_stable_decay(learning_rate: float, num_steps: int, *, decay_share: float = 0.2) -> optax.Schedule:
+def warmup_stable_decay(learning_rate: float, num_steps: int) -> optax.Schedule:
     """Return a constant learning rate that falls linearly to 0 over the last fifth of the run."""
-    decay_steps = max(int(decay_share * num_steps), 1)
+    decay_steps = max(int(0.2 * num_steps), 1)
     decay = optax.linear_schedule(learning_rate, 0.0, decay_steps)
     return optax.join_schedules([optax.constant_schedule(learning_rate), decay], [num_steps - decay_steps])
 
 
-SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {"cosine": cosine, "wsd": warmup_stable_decay}
+SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {
+    "cosine": optax.cosine_decay_schedule,
+    "wsd": warmup_stable_decay,
+}

@@ -41,7 +41,7 @@ class Program:
         return _own_buffers(state._replace(opt_state=self._tx.init(state.params)))
 
     def advance(
-        self, state: TrainState, seed: int, stop: int, *, on_step: Callable[[int, float], None] | None = None
+        self, state: TrainState, seed: int, stop: int, on_step: Callable[[int, float], Any] = lambda step, loss: None
     ) -> tuple[TrainState, float, float]:
         """Train until `stop` steps are taken in all. The buffers of `state` are donated.
 
@@ -58,10 +58,8 @@ class Program:
             state, loss = train(state, batches, key)
             losses.append(loss)
             step += size
-            if step == stop or (on_step is not None and step % _STEPS_BETWEEN_REPORTS == 0):
-                loss.block_until_ready()
-                if on_step is not None:
-                    on_step(step, float(loss))
+            if step == stop or step % _STEPS_BETWEEN_REPORTS == 0:
+                on_step(step, float(loss))
             seconds += time.perf_counter() - began
         return state, float(np.mean(jax.device_get(losses))), seconds
 
@@ -89,7 +87,7 @@ class Program:
             yield from ((batch, 1) for batch in batches)
 
     def _compile(self, state: TrainState, batch: Batch, key: jax.Array) -> Any:
-        # Ahead of time, so that the seconds of a run are those of its steps alone.
+        # Ahead of time, so that the seconds of a run count its steps alone.
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
         if shapes not in self._compiled:
             self._compiled[shapes] = self._train.lower(state, batch, key).compile()

@@ -140,40 +140,28 @@ class Trainer:
             evaluations = [Evaluation(**evaluation) for evaluation in log]
             is_over = bool(evaluations) and (_is_diverged(evaluations) or stop(state, evaluations))
             while int(state.step) < end and not is_over:
-                state, evaluation = self._advance(compiled, state, seed, end, evaluations, report)
+                step = min((int(state.step) // self._evaluate_every + 1) * self._evaluate_every, end)
+                state, loss, seconds = compiled.program.advance(
+                    state, seed, step, on_step=lambda step, loss: report(step, loss, None)
+                )
+                evaluation = Evaluation(
+                    step,
+                    seconds + (evaluations[-1].seconds if evaluations else 0.0),
+                    train_loss=loss,
+                    scores=compiled.scores(state, "validation"),
+                    num_nowcasts=_count(state.opt_state, "num_nowcasts"),
+                    num_rejected=_count(state.opt_state, "num_rejected"),
+                )
                 evaluations.append(evaluation)
                 is_over = _is_diverged(evaluations) or stop(state, evaluations)
                 # A run that is killed in a later stage goes on from the end of the stage before.
-                now = (evaluation.step == end or is_over) and bool(self.method.stages)
-                checkpoints.save(evaluation.step, state, list(map(dataclasses.asdict, evaluations)), now=now)
-                report(evaluation.step, evaluation.train_loss, evaluation)
+                now = (step == end or is_over) and bool(self.method.stages)
+                checkpoints.save(step, state, list(map(dataclasses.asdict, evaluations)), now=now)
+                report(step, loss, evaluation)
             if is_over:
                 break
         scores = compiled.scores(state, "test") if test else {}
         return Fitted(_with_own_optimizer(state), evaluations, scores, _is_diverged(evaluations))
-
-    def _advance(
-        self,
-        compiled: _CompiledStage,
-        state: TrainState,
-        seed: int,
-        end: int,
-        evaluations: list[Evaluation],
-        report: Report,
-    ) -> tuple[TrainState, Evaluation]:
-        """Train until the next evaluation."""
-        next_stop = min((int(state.step) // self._evaluate_every + 1) * self._evaluate_every, end)
-        state, loss, seconds = compiled.program.advance(
-            state, seed, next_stop, on_step=lambda step, loss: report(step, loss, None)
-        )
-        return state, Evaluation(
-            step=next_stop,
-            seconds=seconds + (evaluations[-1].seconds if evaluations else 0.0),
-            train_loss=loss,
-            scores=compiled.scores(state, "validation"),
-            num_nowcasts=_count(state.opt_state, "num_nowcasts"),
-            num_rejected=_count(state.opt_state, "num_rejected"),
-        )
 
     def _enter(self, stage: Stage, state: TrainState, seed: int) -> tuple[_CompiledStage, TrainState]:
         """Begin a later stage."""
@@ -195,8 +183,7 @@ class Trainer:
     def _compile(
         self, task: Task, optimizer: optax.GradientTransformation, view: Any, own: Mapping[str, EvaluationWeights]
     ) -> _CompiledStage:
-        tx = with_moving_averages(optimizer, self._moving_averages)
-        program = Program(task, tx, view)
+        program = Program(task, with_moving_averages(optimizer, self._moving_averages), view)
         return _CompiledStage(program, all_evaluation_weights(own, self._moving_averages), batch_stats_estimator(task))
 
 
