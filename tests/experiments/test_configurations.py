@@ -104,7 +104,7 @@ def test_a_benchmark_has_several_tasks_and_its_rivals(name: str, count: int) -> 
     for comparison in chosen:
         assert {"plain", "wsd", "ademamix-6", "drift"} <= set(comparison.methods)
         assert len(comparison.seeds) >= 3
-        # The learning rates of the long language model are the best of those of the shorter one.
+        # The long language model has only the best two learning rates of the shorter one.
         num_rates = 2 if comparison.num_steps == 10_000 else 4
         assert all(len(comparison.learning_rates_of(method)) >= num_rates for method in comparison.methods)
 
