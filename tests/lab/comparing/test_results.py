@@ -1,7 +1,8 @@
+import functools
 import gzip
 import json
 import math
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,8 @@ def test_the_file_is_lines_that_other_programs_read(tmp_path: Path) -> None:
 
 def test_threads_that_add_results_lose_none(tmp_path: Path) -> None:
     runs = [result("plain", seed, [0.5]) for seed in range(8)]
-    threads = [threading.Thread(target=add_result, args=(tmp_path, run)) for run in runs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(functools.partial(add_result, tmp_path), runs))
     assert sorted(run.seed for run in load_results(tmp_path)) == list(range(8))
 
 

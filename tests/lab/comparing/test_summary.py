@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,54 +192,48 @@ def test_seeds_are_drawn_within_each_task() -> None:
     assert math.isnan(summarize_tasks(single, ("a",))[0]["steps_saved_low"])
 
 
-def drawn(results: list[Result], folder: Path, monkeypatch: pytest.MonkeyPatch, searched: Any = None) -> Any:
-    """The figure of a comparison, left open."""
-    with monkeypatch.context() as patch:
-        patch.setattr(plt, "close", lambda _: None)
-        table = list(rows(results).values())
-        plot_comparison(results, searched or results, table, ACCURACY, folder / "plot.png")
-    return plt.gcf()
+@pytest.fixture
+def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[..., Any]]:
+    """Draw a comparison, and leave its figure open until the test ends."""
+
+    def draw(results: list[Result], searched: list[Result] | None = None) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(plt, "close", lambda _: None)
+            plot_comparison(results, searched or results, list(rows(results).values()), ACCURACY, tmp_path / "plot.png")
+        return plt.gcf()
+
+    yield draw
+    plt.close("all")
 
 
-def test_a_line_is_broken_where_all_runs_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_broken_where_all_runs_diverged(draw: Callable[..., Any]) -> None:
     scores = {0.1: [0.5, 0.6], 0.2: [0.1, math.nan], 0.4: [0.5, 0.7]}
     searched = [result("method", 0, values, rate=rate, diverged=rate == 0.2) for rate, values in scores.items()]
-    figure = drawn(searched[:1], tmp_path, monkeypatch, searched)
-    line = figure.axes[1].lines[0]
-    plt.close(figure)
+    line = draw(searched[:1], searched).axes[1].lines[0]
     np.testing.assert_array_equal(line.get_xydata(), [(0.1, 0.6), (0.2, np.nan), (0.4, 0.7)])
 
 
-def test_a_legend_of_long_names_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_legend_of_long_names_is_not_cut_off(draw: Callable[..., Any]) -> None:
     names = ["pooled-linear-trained-again~40-1+ema", "wnn-plus@1.5~40-1+ema+muon", "nino-published~40-1+ema+cosine"]
     names.append("late-phase-and-then-pooled-linear-trained-again~20+ema+adamw+wsd")
-    results = [result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)]
-    figure = drawn(results, tmp_path, monkeypatch)
+    figure = draw([result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)])
     (legend,) = figure.legends
     extent = legend.get_window_extent()
-    plt.close(figure)
     assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
     assert {text.get_text().partition(",")[0] for text in legend.get_texts()} >= set(names)
 
 
-def test_every_method_is_within_the_axis_or_the_legend_says_why_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = [
-        *RESULTS,
-        result("broken", 0, [0.1, math.nan], diverged=True),
-        result("useless", 0, [-1e6, -1e6, -1e6, -1e6]),
-    ]
-    figure = drawn(results, tmp_path, monkeypatch)
+def test_every_method_is_within_the_axis_or_the_legend_says_why_not(draw: Callable[..., Any]) -> None:
+    outliers = [result("broken", 0, [0.1, math.nan], diverged=True), result("useless", 0, [-1e6] * 4)]
+    figure = draw([*RESULTS, *outliers])
     labels = {text.get_text().partition(",")[0]: text.get_text() for text in figure.legends[0].get_texts()}
-    assert set(labels) >= {"plain", "decayed", "fast", "slow", "broken", "useless"}
+    assert set(labels) >= {*ACCURACIES, "broken", "useless"}
     assert "diverged" in labels["broken"]
     assert "off the axis" in labels["useless"]
     low, high = figure.axes[0].get_ylim()
     for line in figure.axes[0].lines:
         method = str(line.get_label()).partition(",")[0]
-        if method in ("plain", "decayed", "fast", "slow"):
+        if method in ACCURACIES:
             assert any(low <= value <= high for value in np.asarray(line.get_ydata()))
-            assert labels[method].count("axis") == 0
+            assert "axis" not in labels[method]
     assert high - low < 10
-    plt.close(figure)

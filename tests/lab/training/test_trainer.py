@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import wnn_jax
+from tests.helpers import assert_trees_equal
 from tests.lab.toys import (
     Exploding,
     LinearRegression,
@@ -41,11 +42,34 @@ def trainer(task: Any, method: Method = NOWCAST, **options: Any) -> Trainer:
     return Trainer(task, method, **(defaults | options))
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+@dataclasses.dataclass(frozen=True)
+class Halved:
+    """A stage that goes on from half of the weights, with another optimizer."""
+
+    def first_step(self, num_steps: int) -> int:
+        return num_steps // 2
+
+    def start(self, task: Any, state: Any, learning_rate: float, num_steps: int, seed: int) -> StageStart:
+        assert int(state.opt_state[0].count) == num_steps // 2, "the state of the method's own optimizer"
+        params = jax.tree.map(lambda leaf: leaf / 2, state.params)
+        return StageStart(task, optax.sgd(learning_rate), params, state.model_state)
 
 
-def test_the_step_is_that_of_optax() -> None:
+RUNS = {
+    "one stage": (LinearRegression(), NOWCAST),
+    "batch statistics": (NormalizedRegression(), NOWCAST),
+    "two stages": (LinearRegression(), dataclasses.replace(ADAM, stages=(Halved(),))),
+}
+
+
+@functools.cache
+def undisturbed(name: str) -> tuple[Trainer, Fitted]:
+    """A run, and how it ends."""
+    run = trainer(*RUNS[name])
+    return run, run.fit(0)
+
+
+def test_the_step_equals_optax() -> None:
     task, tx = LinearRegression(), optax.sgd(0.1)
     state, key = init_state(task, tx, jax.random.key(0)), jax.random.key(1)
     batch = task.batch(0, 0)
@@ -53,11 +77,11 @@ def test_the_step_is_that_of_optax() -> None:
     gradient, _ = jax.grad(task.loss, has_aux=True)(state.params, {}, batch, jax.random.fold_in(key, 0))
     assert after.step == 1
     assert loss == task.loss(state.params, {}, batch, jax.random.fold_in(key, 0))[0]
-    assert_equal(after.params, jax.tree.map(lambda param, slope: param - 0.1 * slope, state.params, gradient))
+    assert_trees_equal(after.params, jax.tree.map(lambda param, slope: param - 0.1 * slope, state.params, gradient))
 
 
 def test_a_run_learns_jumps_and_is_evaluated() -> None:
-    fitted = trainer(LinearRegression()).fit(0)
+    fitted = undisturbed("one stage")[1]
     assert [evaluation.step for evaluation in fitted.evaluations] == [5, 10, 15, 20, 23]
     assert [evaluation.num_nowcasts for evaluation in fitted.evaluations] == [0, 1, 1, 2, 2]
     first, last = fitted.evaluations[0], fitted.evaluations[-1]
@@ -100,59 +124,31 @@ def test_one_scan_equals_a_loop_of_steps() -> None:
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *ends)
 
 
-@dataclasses.dataclass(frozen=True)
-class Halved:
-    """A stage that goes on from half of the weights, with another optimizer."""
-
-    def first_step(self, num_steps: int) -> int:
-        return num_steps // 2
-
-    def start(self, task: Any, state: Any, learning_rate: float, num_steps: int, seed: int) -> StageStart:
-        assert int(state.opt_state[0].count) == num_steps // 2, "the state of the method's own optimizer"
-        params = jax.tree.map(lambda leaf: leaf / 2, state.params)
-        return StageStart(task, optax.sgd(learning_rate), params, state.model_state)
-
-
-RUNS = {
-    "one stage": (LinearRegression(), NOWCAST),
-    "batch statistics": (NormalizedRegression(), NOWCAST),
-    "two stages": (LinearRegression(), dataclasses.replace(ADAM, stages=(Halved(),))),
-}
-
-
-@functools.cache
-def undisturbed(name: str) -> tuple[Trainer, Fitted]:
-    """A run, and how it ends."""
-    run = trainer(*RUNS[name])
-    return run, run.fit(0)
-
-
 def test_a_second_stage_begins_where_it_says() -> None:
     evaluations = undisturbed("two stages")[1].evaluations
     assert [evaluation.step for evaluation in evaluations] == [5, 10, 11, 15, 20, 23]
     assert evaluations[-1].scores != trainer(LinearRegression(), ADAM).fit(0).evaluations[-1].scores
 
 
-@pytest.mark.slow_but(5)
+@pytest.mark.slow_but(6)
 @pytest.mark.parametrize(
-    ("name", "after", "first_step"),
+    ("name", "after", "is_damaged", "first_step"),
     [
-        *(("two stages", after, first) for after, first in ((5, 10), (11, 15), (15, 20))),
-        *(("one stage", after, first) for after, first in ((15, 20), (20, 23), (5, 10), (10, 15))),
-        ("batch statistics", 15, 20),
+        *(("two stages", after, False, first) for after, first in ((5, 10), (11, 15), (15, 20))),
+        *(("one stage", after, False, first) for after, first in ((15, 20), (20, 23))),
+        ("one stage", 15, True, 15),
+        *(("one stage", after, False, after + 5) for after in (5, 10)),
+        ("batch statistics", 15, False, 20),
     ],
 )
-def test_an_interrupted_run_goes_on_bit_for_bit(name: str, after: int, first_step: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    name: str, after: int, is_damaged: bool, first_step: int, tmp_path: Path
+) -> None:
     run, fitted = undisturbed(name)
     interrupt(run, after, tmp_path)
-    assert resume(run, tmp_path, fitted) == first_step, "the run started again"
-
-
-def test_a_run_with_a_damaged_checkpoint_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    run, fitted = undisturbed("one stage")
-    interrupt(run, 15, tmp_path)
-    (tmp_path / "stage-0" / "15").write_bytes(b"damaged")
-    assert resume(run, tmp_path, fitted) == 15, "it goes on from step 10"
+    if is_damaged:
+        (tmp_path / "stage-0" / str(after)).write_bytes(b"damaged")
+    assert resume(run, tmp_path, fitted) == first_step, "the run went on from another checkpoint"
 
 
 def test_a_moving_average_is_taken_after_the_jump() -> None:

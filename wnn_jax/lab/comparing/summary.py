@@ -160,8 +160,8 @@ def _best_final(runs: Sequence[Result], metric: Metric, weights: str | None) -> 
 def summarize_tasks(rows: Mapping[str, Sequence[Row]], methods: Sequence[str]) -> list[Row]:
     """Make the table over several tasks: one row per method, with the mean over the tasks and the worst task.
 
-    `methods` is the order of the table. The interval is a bootstrap over seeds within tasks: it tells how much the mean
-    over these tasks depends on the seeds, and nothing about other tasks.
+    `methods` is the order of the table. The interval is a bootstrap over seeds within tasks. It tells how much the mean
+    over these tasks depends on the seeds. It tells nothing about other tasks.
     """
     table: list[Row] = []
     for method in methods:
