@@ -23,7 +23,7 @@ from wnn_jax import averaging
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
 from wnn_jax.lab.training.evaluation_weights import STATISTICS_SEED, from_state
-from wnn_jax.lab.training.method import Method, StageStart
+from wnn_jax.lab.training.method import Method, StageStart, check_method
 from wnn_jax.lab.training.program import Program
 from wnn_jax.lab.training.step import init_state, make_step
 from wnn_jax.lab.training.trainer import Evaluation, Fitted, Trainer, weights_sha256
@@ -212,3 +212,8 @@ def test_a_run_can_be_ended() -> None:
 def test_metrics_that_cannot_be_compared_are_refused(metrics: tuple[Metric, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         trainer(LinearRegression(metrics=metrics))
+
+
+def test_the_optimizer_of_a_method_may_read_a_file() -> None:
+    method = Method("wnn", lambda rate, _: optax.chain(optax.sgd(rate), wnn_jax.nowcast("wnn", snapshot_every=2)))
+    check_method(method, LinearRegression(), 0.1, 20)

@@ -91,9 +91,10 @@ class Method:
 
 def check_method(method: Method, task: Task, learning_rate: float, num_steps: int) -> None:
     """Begin a method with shapes alone, so that a method that does not fit the task is a `ValueError` at once."""
+    optimizer = method.optimizer(learning_rate, num_steps)  # Outside of the trace, because it may read files.
 
     def begin(key: jax.Array) -> None:
-        state = init_state(method.task(task), method.optimizer(learning_rate, num_steps), key, method.view)
+        state = init_state(method.task(task), optimizer, key, method.view)
         for stage in method.stages[:1]:
             stage.start(task, state, learning_rate, num_steps, 0)
 
