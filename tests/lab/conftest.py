@@ -1,6 +1,4 @@
 import dataclasses
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,19 +26,6 @@ def tiny_family() -> TaskFamily:
         test_share=0.35,
         seed=1307,
     )
-
-
-# For processes, which do not have the fixtures.
-KNOW_TINY_FAMILY = """
-import wnn_jax.lab.forecasting.families as families
-from tests.lab.conftest import TINY, tiny_family
-families.FAMILIES = {TINY: tiny_family()}
-"""
-
-
-def process_environment() -> dict[str, str]:
-    """The variables of a process that imports what these tests do."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture(autouse=True)

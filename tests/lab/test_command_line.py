@@ -48,7 +48,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_is_missing_of_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # Installed beside each other: this package, and one of those that its extra brings.
+    # Only this package is installed, and one package of its extra.
     for package in ("wnn-jax", "filelock"):
         (tmp_path / f"{package.replace('-', '_')}-0.dist-info").mkdir()
         text = metadata.distribution(package).read_text("METADATA")

@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,15 @@ from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.jobs import lock, run_jobs
 
 ROOT = Path(__file__).parents[2]
-DASK = (sys.executable, "-P", "-m")
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
+}
 SECONDS = 60.0
 
-# The workers cannot import this file: its functions are sent as their code, like those of a script.
+# The workers cannot import this file: its functions are sent as their code, like the functions of a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
@@ -67,41 +72,31 @@ def is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def process(*command: str, folder: Path, **environment: str) -> Generator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **environment}
-    with (folder / "log.txt").open("ab") as log:
-        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    try:
-        yield child
-    finally:
-        child.terminate()
+def dask(command: str, *options: str, folder: Path) -> Generator[None]:
+    """Run a scheduler or workers of Dask."""
+    program = (sys.executable, "-P", "-m", f"distributed.cli.{command}", "--host", "127.0.0.1", "--no-dashboard")
+    with (
+        (folder / "log.txt").open("ab") as log,
+        subprocess.Popen((*program, *options), env=ENVIRONMENT, stdout=log, stderr=log) as child,
+    ):
         try:
-            child.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-@contextlib.contextmanager
-def dask_cluster(folder: Path, *worker_options: str) -> Generator[str]:
-    """A scheduler with workers, and the path of its file."""
-    path = folder / "scheduler.json"
-    host = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--no-dashboard")
-    scheduler = (*DASK, "distributed.cli.dask_scheduler", *host, "--port", "0", "--scheduler-file", str(path))
-    worker = (*DASK, "distributed.cli.dask_worker", *host, "--scheduler-file", str(path), *worker_options)
-    with process(*scheduler, folder=folder, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1"):
-        wait_until(lambda: path.exists() and path.read_text().endswith("}"))
-        with process(*worker, folder=folder):
-            yield str(path)
+            yield
+        finally:
+            child.terminate()
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The scheduler file of a cluster of two workers, which start again when they are killed."""
-    with dask_cluster(tmp_path_factory.mktemp("cluster"), "--nthreads", "1", "--nworkers", "2") as path:
-        with distributed.Client(scheduler_file=path, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=SECONDS)
-        yield path
+    folder = tmp_path_factory.mktemp("cluster")
+    path = folder / "scheduler.json"
+    file = ("--scheduler-file", str(path), "--dashboard-address", "127.0.0.1:0")
+    with dask("dask_scheduler", *file, "--port", "0", folder=folder):
+        wait_until(lambda: path.exists() and path.read_text().endswith("}"))
+        with dask("dask_worker", *file, "--nthreads", "1", "--nworkers", "2", folder=folder):
+            with distributed.Client(scheduler_file=path, set_as_default=False) as client:
+                client.wait_for_workers(2, timeout=SECONDS)
+            yield str(path)
 
 
 @pytest.fixture(params=["processes", "cluster"])
@@ -128,12 +123,6 @@ def test_every_job_is_made_once(place: Mapping[str, Any], tmp_path: Path) -> Non
     assert begun(tmp_path) == ["0", "1", "2", "3", "4"]
 
 
-def test_one_process_is_this_one(tmp_path: Path) -> None:
-    jobs = jobs_in(tmp_path, 2)
-    assert list(run_jobs(write, jobs, num_processes=1)) == jobs
-    assert {job.file.read_text() for job in jobs} == {str(os.getpid())}
-
-
 def test_an_error_lets_other_jobs_finish_and_begins_no_more(place: Mapping[str, Any], tmp_path: Path) -> None:
     def fail(job: WriteFile) -> None:
         if job.file.name == "1":
@@ -153,25 +142,22 @@ def test_no_job_begins_after_the_deadline(place: Mapping[str, Any], tmp_path: Pa
     assert not list(run_jobs(write, jobs, deadline=now, num_processes=1))
     assert not begun(tmp_path)
     assert len(list(run_jobs(write, jobs, deadline=now + 3600, num_processes=1))) == 3
+    assert {job.file.read_text() for job in jobs} == {str(os.getpid())}
 
 
 def test_a_lock_is_granted_to_one_at_a_time(tmp_path: Path) -> None:
     file, held, most = tmp_path / "result", [0], [0]
 
-    def try_often() -> None:
-        for _ in range(100):
-            with lock(file) as is_granted:
-                if is_granted:
-                    held[0] += 1
-                    most[0] = max(most[0], held[0])
-                    time.sleep(0)
-                    held[0] -= 1
+    def try_it(_: int) -> None:
+        with lock(file) as is_granted:
+            if is_granted:
+                held[0] += 1
+                most[0] = max(most[0], held[0])
+                time.sleep(0)
+                held[0] -= 1
 
-    threads = [threading.Thread(target=try_often) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(try_it, range(400)))
     assert most == [1]
     with lock(file) as first, lock(file) as second, lock(tmp_path / "another") as other:
         assert (first, second, other) == (True, False, True)
@@ -197,34 +183,20 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("is_given_up", [True, False])
-def test_a_job_of_another_process_comes_last(
-    is_given_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("end", ["made", "given up", "deadline"])
+def test_a_job_of_another_process_comes_last(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "_SECONDS_BETWEEN_LOOKS", 0.01)
     jobs = jobs_in(tmp_path, 3)
     with lock(jobs[0].file):
-        run = run_jobs(write, jobs, num_processes=1)
+        deadline = time.monotonic() + 0.2 if end == "deadline" else None
+        run = run_jobs(write, jobs, num_processes=1, deadline=deadline)
         assert [next(run), next(run)] == jobs[1:]
-        if not is_given_up:
+        if end == "deadline":
+            assert not list(run)
+        if end == "made":
             jobs[0].file.write_text("made there")
-    assert list(run) == jobs[:1]
-    assert (jobs[0].file.read_text() == "made there") != is_given_up
-
-
-def test_nobody_is_waited_for_after_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "_SECONDS_BETWEEN_LOOKS", 0.01)
-    jobs = jobs_in(tmp_path, 2)
-    with lock(jobs[0].file):
-        assert list(run_jobs(write, jobs, num_processes=1, deadline=time.monotonic() + 0.2)) == jobs[1:]
-
-
-def test_a_killed_process_is_told(tmp_path: Path) -> None:
-    def die(job: WriteFile) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with pytest.raises(UsageError, match=r"ended abruptly.*Finished runs are kept: the same command goes on"):
-        list(run_jobs(die, jobs_in(tmp_path, 2), num_processes=2))
+    assert list(run) == ([] if end == "deadline" else jobs[:1])
+    assert end != "made" or jobs[0].file.read_text() == "made there"
 
 
 SCRIPT = """
@@ -254,9 +226,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_a_script_that_ends_leaves_no_process(end: int, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     script = subprocess.Popen(
-        [sys.executable, "script.py"], cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE
+        [sys.executable, "script.py"], cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.PIPE
     )
     try:
         wait_until(lambda: len(list(tmp_path.glob("*.begun"))) == 2)
@@ -283,21 +254,20 @@ def test_a_killed_worker_of_a_cluster_loses_no_run(cluster: str, tmp_path: Path)
     assert set(run_jobs(die_once, jobs, executor=cluster)) == set(jobs)
 
 
-@pytest.mark.slow
-def test_a_job_that_kills_every_worker_is_told(cluster: str, tmp_path: Path) -> None:
+@pytest.mark.slow_but(1)
+def test_a_job_that_kills_its_workers_is_told(place: Mapping[str, Any], tmp_path: Path) -> None:
     def die(job: WriteFile) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(UsageError, match=r"tried on 2 workers of --executor .*scheduler.json.*Finished runs are kept"):
-        list(run_jobs(die, jobs_in(tmp_path, 1), executor=cluster))
+    what = "tried on 2 workers of --executor .*scheduler.json" if "executor" in place else "ended abruptly"
+    with pytest.raises(UsageError, match=f"{what}.*Finished runs are kept"):
+        list(run_jobs(die, jobs_in(tmp_path, 1), **place))
 
 
-def test_workers_of_several_threads_are_refused(tmp_path: Path) -> None:
-    with (
-        dask_cluster(tmp_path, "--nthreads", "2", "--no-nanny") as path,
-        pytest.raises(UsageError, match=r"has 2 threads.*--nthreads 1"),
-    ):
-        list(run_jobs(write, jobs_in(tmp_path, 2), executor=path))
+def test_workers_of_several_threads_are_refused(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed.Client, "nthreads", lambda _: {"tcp://worker": 2})
+    with pytest.raises(UsageError, match=r"tcp://worker .* has 2 threads.*--nthreads 1"):
+        list(run_jobs(write, jobs_in(tmp_path, 2), executor=cluster))
 
 
 def test_a_scheduler_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

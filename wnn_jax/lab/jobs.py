@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -32,7 +33,7 @@ class JobLike(Protocol):
 
     @property
     def file(self) -> Path:
-        """The result, or what stands for it. The lock file is next to it, in a folder that exists."""
+        """A path in a folder that exists. The lock file is next to it."""
         ...
 
     def is_done(self) -> bool:
@@ -45,16 +46,10 @@ Job = TypeVar("Job", bound=JobLike)
 
 @contextlib.contextmanager
 def lock(file: Path) -> Generator[bool]:
-    """Hold a lock in the folder of a file that is to be made.
+    """Try to lock a file that is to be made, and yield whether no other process or thread holds the lock.
 
     The operating system ends the lock with its process. Where the file system has no locks, every lock is granted: then
-    a result may be made twice, which does no harm.
-
-    Yields:
-      Whether the lock is granted, because no other process or thread holds it.
-
-    Raises:
-      OSError: if nothing can be written in the folder.
+    a result may be made twice, which does no harm. An `OSError` says that the folder cannot be written.
     """
     if not file.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(file.parent))
@@ -101,19 +96,17 @@ def run_jobs(
         on an accelerator.
       deadline: value of `time.monotonic()` after which no further job begins. Running jobs are finished.
 
-    Yields:
-      The jobs, in the order in which they are done.
-
     Raises:
       UsageError: if an argument cannot be used, a worker was killed, or a cluster cannot be reached.
       Exception: the first error of the function. Running jobs are finished, and no further job begins.
     """
     waiting = collections.deque(jobs)
+    end = math.inf if deadline is None else deadline
     with _open_executor(executor, num_processes, len(waiting)) as (pool, count_workers):
         running: dict[concurrent.futures.Future[Any], Job] = {}
-        while (waiting and not _is_past(deadline)) or running:
+        while (waiting and time.monotonic() < end) or running:
             # Never more jobs than workers, so that every job that was submitted has begun.
-            while waiting and len(running) < count_workers() and not _is_past(deadline):
+            while waiting and len(running) < count_workers() and time.monotonic() < end:
                 job = waiting.popleft()
                 running[pool.submit(_call, cloudpickle.dumps((function, job)))] = job
             done, _ = concurrent.futures.wait(running, _SECONDS_BETWEEN_LOOKS, concurrent.futures.FIRST_COMPLETED)
@@ -129,20 +122,12 @@ def run_jobs(
 
 
 def _call(payload: bytes) -> bool:
-    """Make the result of a job in a worker, unless it exists or another process makes it.
-
-    Returns:
-      Whether no other process held the job.
-    """
+    """Make the result of a job in a worker, and return whether no other process held the job."""
     function, job = cloudpickle.loads(payload)
     with lock(job.file) as is_granted:
         if is_granted and not job.is_done():
             function(job)
     return is_granted
-
-
-def _is_past(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
 
 
 @contextlib.contextmanager
@@ -186,7 +171,7 @@ def _open_executor(
 
 
 class _SerialExecutor(concurrent.futures.Executor):
-    """Runs what is submitted at once, in this process."""
+    """Runs each function at once, in this process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -195,7 +180,7 @@ class _SerialExecutor(concurrent.futures.Executor):
 
 
 def _initialize_process(watched: Connection) -> None:
-    """Keep a worker process to one thread, and end it when this process closes the other end of a pipe, or ends."""
+    """Keep a worker process to one thread, and end it when the main process closes its end of a pipe, or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
@@ -212,18 +197,19 @@ def _initialize_process(watched: Connection) -> None:
 @contextlib.contextmanager
 def _connect(address: str) -> Generator[tuple[concurrent.futures.Executor, Callable[[], int]]]:
     """Connect to a Dask cluster, and yield its executor and a function that counts its workers."""
-    if "://" not in address and not address.endswith(".json"):
+    is_file = "://" not in address
+    if is_file and not address.endswith(".json"):
         raise UsageError(
             f"--executor {address!r} is not known. Give the address of a scheduler, as in tcp://HOST:8786, or the path "
             "of its scheduler file, which ends in .json."
         )
-    if "://" not in address and not Path(address).is_file():
+    if is_file and not Path(address).is_file():
         raise UsageError(f"--executor {address} does not exist. Start the scheduler with --scheduler-file {address}.")
     try:
         import distributed
     except ImportError as error:
         raise UsageError(f"--executor {address}: install dask.distributed: pip install 'wnn-jax[cluster]'.") from error
-    where: dict[str, Any] = {"address": address} if "://" in address else {"scheduler_file": address}
+    where: dict[str, Any] = {"scheduler_file" if is_file else "address": address}
     try:
         client = distributed.Client(**where, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:

@@ -15,15 +15,7 @@ from tests.lab.toys import LinearRegression
 from wnn_jax import averaging
 from wnn_jax.lab.comparing.methods import find_methods, nowcast_method, standard_methods
 from wnn_jax.lab.errors import UsageError
-from wnn_jax.lab.training.method import Method
-from wnn_jax.lab.training.optimizers import (
-    BASE_OPTIMIZERS,
-    ademamix,
-    base_optimizer,
-    muon,
-    snoo,
-    warmup_stable_decay,
-)
+from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS, ademamix, muon, snoo, warmup_stable_decay
 from wnn_jax.lab.training.trainer import Trainer
 
 ADAM = BASE_OPTIMIZERS["adam"]
@@ -39,12 +31,7 @@ def _rank_promotion_as_users_have_it() -> Generator[None]:
 @pytest.mark.slow_but(5)
 @pytest.mark.parametrize(
     ("name", "base"),
-    [
-        *((name, "adam") for name in sorted(standard_methods(ADAM))),
-        ("wsd", "adamw"),
-        ("snoo", "sgd"),
-        ("lookahead", "sgd"),
-    ],
+    [*((name, "adam") for name in sorted(standard_methods(ADAM))), ("wsd", "adamw"), ("snoo", "sgd")],
 )
 def test_every_method_trains(name: str, base: str) -> None:
     method = standard_methods(BASE_OPTIMIZERS[base])[name]
@@ -80,19 +67,6 @@ def test_snoo_follows_its_equations() -> None:
             slow = slow - step_size * (momentum * total + move)
             fast = slow
         np.testing.assert_allclose(params["w"], fast, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"period": 0}, "period=0 must be an int >= 1"),
-        ({"momentum": 1.0}, "momentum=1.0 must be"),
-        ({"step_size": -1.0}, "step_size=-1.0 must be"),
-    ],
-)
-def test_snoo_refuses_what_cannot_be(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        snoo(**arguments)
 
 
 def test_ademamix_has_a_growing_memory_and_weight() -> None:
@@ -141,22 +115,17 @@ def test_muon_orthogonalises_kernels_as_matrices() -> None:
         # What five quintic steps make of 1.
         assert 0.5 < values.min() / 0.1 <= values.max() / 0.1 < 1.5
     for left in (updates["query"]["bias"], updates["embed"]["embedding"]):
-        sizes = np.abs(left)
-        np.testing.assert_allclose(
-            sizes, np.full_like(sizes, sizes.max()), rtol=1e-4, err_msg="as Adam's first step is"
-        )
+        sizes = np.abs(left)  # All alike, as in Adam's first step.
+        np.testing.assert_allclose(sizes, np.full_like(sizes, sizes.max()), rtol=1e-4)
 
 
 def test_a_nowcaster_can_be_behind_another_optimizer_than_the_others() -> None:
-    """One that goes nowhere leaves the steps of that optimizer."""
-    (still, wsd), own = (
-        find_methods(("drift@0+muon", "drift@0+sgd+wsd"), ADAM, weight_decay=0.5),
-        standard_methods(ADAM, 0.5),
-    )
-    plain_wsd = standard_methods(BASE_OPTIMIZERS["sgd"])["wsd"]
+    """A nowcaster without jumps leaves the steps of the optimizer."""
+    methods = find_methods(("drift@0+muon", "drift@0+sgd+wsd"), ADAM, weight_decay=0.5)
+    alone = standard_methods(ADAM, 0.5)["muon"], standard_methods(BASE_OPTIMIZERS["sgd"])["wsd"]
     # Not of rank one: Muon would amplify the rounding, which differs between programs.
     start = {"dense": {"kernel": jax.random.normal(jax.random.key(0), [3, 2])}}
-    for method, expected in ((still, own["muon"]), (wsd, plain_wsd)):
+    for method, expected in zip(methods, alone, strict=True):
         ends = [train(each.optimizer(0.1, 30), start, 12)[-1].params["dense"]["kernel"] for each in (method, expected)]
         np.testing.assert_allclose(*ends, atol=1e-5)  # A step is 0.1 long.
 
@@ -178,39 +147,25 @@ def test_lawa_averages_the_last_tenth() -> None:
     np.testing.assert_allclose(average["w"], expected, rtol=1e-6)
 
 
-def test_a_training_too_short_for_a_jump_is_refused() -> None:
-    (method,) = find_methods(("linear",), ADAM, snapshot_every=30)
-    with pytest.raises(
-        UsageError, match=r"--snapshot-every 30: the method 'linear' jumps first after 5 .* 100 steps; give 3"
-    ):
-        method.optimizer(0.1, 100)
-
-
-def test_a_training_too_short_for_a_drift_is_refused() -> None:
-    (method,) = find_methods(("drift",), ADAM)
-    with pytest.raises(UsageError, match=r"^snapshot_every=10 is too large for num_steps=12"):
-        method.optimizer(0.1, 12)
+@pytest.mark.parametrize(
+    ("name", "num_steps", "message"),
+    [
+        ("linear", 100, r"--snapshot-every 30: the method 'linear' jumps first after 5 .* 100 steps; give 3"),
+        ("drift", 12, r"^snapshot_every=10 is too large for num_steps=12"),
+    ],
+)
+def test_a_run_too_short_for_a_jump_is_refused(name: str, num_steps: int, message: str) -> None:
+    (method,) = find_methods((name,), ADAM, snapshot_every=30)
+    with pytest.raises(UsageError, match=message):
+        method.optimizer(0.1, num_steps)
 
 
 def test_methods_are_named_as_they_are_given(tmp_path: Path) -> None:
     wnn_jax.save(wnn_jax.nowcasters.WNN.init(jax.random.key(0)), tmp_path / "saved.npz")
-    names = (
-        "plain",
-        "cosine",
-        "linear@0.5",
-        "linear~5",
-        "linear@2~40-1+ema+wsd",
-        "drift",
-        "slow-drift@0.5+muon+cosine",
-    )
+    names = ("plain", "cosine", "linear@0.5", "linear~5", "linear@2~40-1+ema+wsd", "drift", "slow-drift@0.5+muon+wsd")
     methods = find_methods((*names, f"{tmp_path / 'saved.npz'}@0.25+cosine"), ADAM)
     assert [method.name for method in methods] == [*names, "saved@0.25+cosine"]
     assert [method.name for method in methods if method.is_baseline] == ["plain", "cosine"]
-
-
-def test_an_experiment_has_methods_of_its_own() -> None:
-    own = Method("own", lambda learning_rate, num_steps: optax.sgd(learning_rate))
-    assert find_methods(("plain", "own"), ADAM, own={"own": own})[1] is own
 
 
 def test_the_horizon_of_a_method_goes_from_its_first_to_its_last() -> None:
@@ -233,7 +188,7 @@ def test_a_method_with_snapshots_of_a_running_mean() -> None:
 
 def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
     ahead = wnn_jax.leafwise(lambda history, role, horizon: history[-1] + 1, takes_horizon=False)
-    # The last snapshot is that of the last step, where there is no jump.
+    # The last snapshot is after the last step, where there is no jump.
     for every, jumps in ((None, 5), (28, 2)):
         method = nowcast_method("ahead", lambda rate: optax.sgd(0.0), ahead, snapshot_every=every)
         steps = train(method.optimizer(0.0, 300), {"w": jnp.zeros([])}, 300)
@@ -245,37 +200,18 @@ def test_there_are_30_snapshots_unless_another_spacing_is_given() -> None:
     [
         ((), r"--methods \(none\) must name at least one method"),
         (("plain", "plain"), "--methods plain plain must name .* none twice"),
-        (
-            ("best",),
-            "--methods 'best' is not known. Methods: plain, cosine, wsd, ademamix-3.*Nowcasters.*wnn-plus",
-        ),
+        (("best",), "--methods 'best' is not known. Methods: plain, cosine, wsd, ademamix-3.*Nowcasters.*wnn-plus"),
         (("missing.npz",), "no nowcaster file at 'missing.npz'"),
-        (("linear@half",), r"'linear@half' cannot be used: @half is not a number; give a factor such as @0\.5"),
+        (("linear@half",), r"'linear@half' cannot be used: .* float: 'half'; give NAME or NAME@0\.5"),
         (("linear@nan",), "--methods 'linear@nan' cannot be used: scale=nan must be"),
-        (("plain@0.5",), "'plain@0.5' is not known"),
         (("linear~0",), "--methods 'linear~0' cannot be used: first=0 must be an int >= 1"),
         (("linear~far",), "'linear~far' is not known"),
         (("linear~5@0.5",), "is not known"),
         (("linear+lion",), r"'linear\+lion' is not known.*\[\+OPTIMIZER\]"),
         (("drift~5",), "--methods 'drift~5' cannot be used: horizon=5 was given, but Drift"),
-        (
-            ("drift+ema",),
-            r"--methods 'drift\+ema' cannot be used: average=True was given, but a drift.*leave \+ema out",
-        ),
-        (("",), "--methods '' is not known"),
+        (("drift+ema",), r"--methods 'drift\+ema' cannot be used: average=True was given.*leave \+ema out"),
     ],
 )
 def test_bad_methods_are_refused(names: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         find_methods(names, ADAM)
-
-
-def test_a_method_whose_nowcaster_takes_no_horizon(tmp_path: Path, wnn: Any) -> None:
-    wnn_jax.save(wnn, tmp_path / "saved.npz")
-    with pytest.raises(UsageError, match=r"cannot be used: horizon=.* takes none"):
-        find_methods((f"{tmp_path / 'saved.npz'}~5",), ADAM)
-
-
-def test_an_unknown_optimizer() -> None:
-    with pytest.raises(UsageError, match="--optimizer 'lion' is not known; choose from adam, adamw, sgd, muon"):
-        base_optimizer("lion")

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,21 @@ import pytest
 from rich.console import Console
 
 from tests.lab.comparing.runs import ACCURACY, LOSS, result
-from wnn_jax.lab.comparing.plots import plot_comparison, plot_tasks
+from wnn_jax.lab.comparing.plots import plot_comparison
 from wnn_jax.lab.comparing.results import Result
 from wnn_jax.lab.comparing.summary import Row, best_rates, steps_to, summarize, summarize_tasks
 from wnn_jax.lab.comparing.tables import print_table, print_tasks
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
 
-RESULTS = [
-    result("plain", 0, [0.1, 0.3, 0.5, 0.7]),
-    result("decayed", 0, [0.1, 0.2, 0.5, 0.6]),
-    result("fast", 0, [0.5, 0.7, 0.7, 0.8]),
-    result("slow", 0, [0.1, 0.1, 0.2, 0.3]),
-    result("plain", 1, [0.2, 0.4, 0.6, 0.7]),
-    result("decayed", 1, [0.1, 0.2, 0.5, 0.6]),
-    result("fast", 1, [0.6, 0.8, 0.7, 0.9]),
-    result("slow", 1, [0.1, 0.1, 0.2, 0.3]),
-    result("plain", 2, [0.2, 0.4, 0.5, 0.9]),
-    result("decayed", 2, [0.1, 0.2, 0.5, 0.6]),
-    result("fast", 2, [0.1, 0.2, 0.6, 0.9]),
-    result("slow", 2, [0.1, 0.1, 0.2, 0.9]),
-]
+# By seed.
+ACCURACIES = {
+    "plain": ([0.1, 0.3, 0.5, 0.7], [0.2, 0.4, 0.6, 0.7], [0.2, 0.4, 0.5, 0.9]),
+    "decayed": ([0.1, 0.2, 0.5, 0.6],) * 3,
+    "fast": ([0.5, 0.7, 0.7, 0.8], [0.6, 0.8, 0.7, 0.9], [0.1, 0.2, 0.6, 0.9]),
+    "slow": ([0.1, 0.1, 0.2, 0.3], [0.1, 0.1, 0.2, 0.3], [0.1, 0.1, 0.2, 0.9]),
+}
+RESULTS = [result(method, seed, values[seed]) for seed in range(3) for method, values in ACCURACIES.items()]
 
 
 def rows(
@@ -52,11 +46,14 @@ def test_steps_are_saved_to_what_the_best_baseline_has_with_the_same_seed() -> N
     assert table["fast"]["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3)
     assert (table["fast"]["reached"], table["fast"]["runs"]) == (3, 3)
     assert table["fast"]["target"] == pytest.approx((0.7 + 0.7 + 0.9) / 3)
-    low, high = table["fast"]["steps_saved_low"], table["fast"]["steps_saved_high"]
-    assert low == 0
-    assert high == pytest.approx(0.625)
+    assert table["fast"]["steps_saved_low"] == 0
+    assert table["fast"]["steps_saved_high"] == pytest.approx(0.625)
     assert (table["slow"]["reached"], table["slow"]["steps_saved"]) == (1, 0)
     assert (table["decayed"]["reached"], table["decayed"]["steps_to_target"]) == (0, math.inf)
+    assert rows(target=0.5)["fast"]["steps_saved"] == pytest.approx((0.75 + 0.75 + (40 - 27.5) / 40) / 3)
+    single = rows(RESULTS[:3])["fast"]
+    assert math.isnan(single["steps_saved_low"])
+    assert math.isnan(single["weights: accuracy std"])
 
 
 def test_final_scores_are_of_all_evaluation_weights_and_metrics() -> None:
@@ -99,16 +96,6 @@ def test_the_target_is_the_best_that_the_reference_has_had() -> None:
     assert table["fast"]["steps_saved"] == 0.75
 
 
-def test_a_value_can_be_the_target() -> None:
-    assert rows(target=0.5)["fast"]["steps_saved"] == pytest.approx((0.75 + 0.75 + (40 - 27.5) / 40) / 3)
-
-
-def test_a_single_seed_has_no_interval() -> None:
-    row = rows(RESULTS[:3])["fast"]
-    assert math.isnan(row["steps_saved_low"])
-    assert math.isnan(row["weights: accuracy std"])
-
-
 def test_every_method_is_at_its_own_best_rate() -> None:
     results = [
         result("plain", 0, [0.1, 0.3], rate=0.1),
@@ -117,6 +104,7 @@ def test_every_method_is_at_its_own_best_rate() -> None:
         result("drifting", 0, [0.1, 0.2], rate=0.2),
         result("unstable", 0, [0.1, 0.4], rate=0.1),
         result("unstable", 0, [0.1, 0.9], rate=0.2, diverged=True),
+        result("unstable", 1, [0.1, 0.9], rate=0.2),
     ]
     assert best_rates(results, ACCURACY) == {"plain": 0.2, "drifting": 0.1, "unstable": 0.1}
     assert best_rates(results, LOSS) == {"plain": 0.2, "drifting": 0.1, "unstable": 0.1}
@@ -125,21 +113,8 @@ def test_every_method_is_at_its_own_best_rate() -> None:
     assert all(row["is_at_edge"] for row in rows(chosen, rates=(0.1, 0.2)).values())
 
 
-def test_a_rate_at_which_a_seed_diverges_is_the_worst() -> None:
-    results = [
-        result("plain", 0, [0.9], rate=0.2),
-        result("plain", 1, [0.9], rate=0.2, diverged=True),
-        result("plain", 0, [0.1], rate=0.1),
-        result("plain", 1, [0.1], rate=0.1),
-    ]
-    assert best_rates(results, ACCURACY) == {"plain": 0.1}
-    row = rows([*results[:2], result("other", 0, [0.1]), result("other", 1, [0.1])])["plain"]
-    assert math.isnan(row["weights: accuracy"])
-    assert row["diverged"] == 1
-
-
 def test_a_run_that_diverged_before_its_last_stage_is_in_the_table(tmp_path: Path) -> None:
-    """Its evaluation weights are those of the stage that it was in."""
+    """It has the evaluation weights of the stage in which it diverged."""
     staged = [
         result("twa", 0, [0.1, math.nan], diverged=True),
         result("twa", 1, [0.1, 0.5, 0.6], TWA=[math.nan, 0.5, 0.7]),
@@ -158,36 +133,33 @@ def test_a_run_that_diverged_before_its_last_stage_is_in_the_table(tmp_path: Pat
 
 def test_steps_to_a_score_are_interpolated() -> None:
     run = result("one", 0, [0.2, 0.4, 0.3, 0.8])
-    assert steps_to(run, ACCURACY, 0.2) == 10
-    assert steps_to(run, ACCURACY, 0.3) == pytest.approx(15)
-    assert steps_to(run, ACCURACY, 0.55) == pytest.approx(35)
-    assert steps_to(run, ACCURACY, 0.9) == math.inf
+    for target, steps in ((0.2, 10), (0.3, 15), (0.55, 35), (0.9, math.inf)):
+        assert steps_to(run, ACCURACY, target) == pytest.approx(steps)
 
 
-def test_the_table_is_printed_whole() -> None:
+def printed(print_to: Callable[[Console], None]) -> str:
     console = Console(width=140)
     with console.capture() as capture:
-        print_table(list(rows().values()), (ACCURACY, LOSS), console)
-    text = capture.get()
-    assert "Steps saved to accuracy 76.7%, the best score of 'plain' (mean over seeds)" in text
-    assert "38 (0 to 63)" in text
-    assert "at most 0" in text
-    assert "none" in text
-    assert "86.7% ± 5.8%" in text
-    assert "…" not in text
+        print_to(console)
+    return capture.get()
+
+
+def test_tables_are_printed_whole() -> None:
+    table = printed(lambda console: print_table(list(rows().values()), (ACCURACY, LOSS), console))
+    assert "Steps saved to accuracy 76.7%, the best score of 'plain' (mean over seeds)" in table
+    for cell in ("38 (0 to 63)", "at most 0", "none", "86.7% ± 5.8%"):
+        assert cell in table
+    tasks = of_two_tasks()
+    over_tasks = printed(lambda console: print_tasks(summarize_tasks(tasks, ("plain", "fast", "only")), tasks, console))
+    for cell in ("at most 19", "of 1: 25"):
+        assert cell in over_tasks
+    assert "…" not in table + over_tasks
 
 
 def of_two_tasks() -> dict[str, list[Row]]:
-    """`only` is a method of the second one alone, where `fast` never gets to the target."""
-    second = [
-        run
-        for seed in (0, 1, 2)
-        for run in (
-            result("plain", seed, [0.1, 0.3, 0.5, 0.7]),
-            result("fast", seed, [0.1, 0.2, 0.3, 0.4]),
-            result("only", seed, [0.1, 0.3, 0.7, 0.7]),
-        )
-    ]
+    """Make the tables of two tasks. In the second, `only` is a new method, and `fast` never gets to the target."""
+    accuracies = {"plain": [0.1, 0.3, 0.5, 0.7], "fast": [0.1, 0.2, 0.3, 0.4], "only": [0.1, 0.3, 0.7, 0.7]}
+    second = [result(method, seed, values) for seed in range(3) for method, values in accuracies.items()]
     return {"one": list(rows().values()), "two": list(rows(second).values())}
 
 
@@ -196,10 +168,10 @@ def test_the_mean_over_tasks_has_an_interval_over_seeds_within_them() -> None:
     assert list(table) == ["only", "slow", "fast", "plain"]
     fast = table["fast"]
     assert fast["steps_saved"] == pytest.approx((0.5 + 0.625 + 0) / 3 / 2)
-    # All draws of the second task are 0, and so the interval is half of that of the first.
-    of_first = rows()["fast"]
+    # All draws of the second task are 0, and so the first task's interval is halved.
+    first = rows()["fast"]
     for end in ("steps_saved_low", "steps_saved_high"):
-        assert fast[end] == pytest.approx(of_first[end] / 2)
+        assert fast[end] == pytest.approx(first[end] / 2)
     assert (fast["worst_task"], fast["worst"]) == ("two", 0)
     assert (fast["tasks"], fast["reached"], fast["runs"]) == (2, 3, 6)
     only = table["only"]
@@ -208,7 +180,7 @@ def test_the_mean_over_tasks_has_an_interval_over_seeds_within_them() -> None:
 
 
 def test_seeds_are_drawn_within_each_task() -> None:
-    """Seeds of two tasks that differ by turns: drawn together their mean would never move."""
+    """The seeds of the two tasks cancel out: if both drew the same seeds, the mean would never move."""
     values = {"one": (0.0, 1.0), "two": (1.0, 0.0)}
     tasks = {
         name: [{"method": "a", "steps_saved": 0.5, "steps_saved_by_seed": saved, "reached": 2, "runs": 2}]
@@ -220,78 +192,48 @@ def test_seeds_are_drawn_within_each_task() -> None:
     assert math.isnan(summarize_tasks(single, ("a",))[0]["steps_saved_low"])
 
 
-def test_the_table_over_tasks_is_printed_whole() -> None:
-    tasks = of_two_tasks()
-    table = summarize_tasks(tasks, ("plain", "fast", "only"))
-    console = Console(width=140)
-    with console.capture() as capture:
-        print_tasks(table, tasks, console)
-    text = capture.get()
-    assert "at most 19" in text
-    assert "of 1: 25" in text
-    assert "…" not in text
+@pytest.fixture
+def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[..., Any]]:
+    """Draw a comparison, and leave its figure open until the test ends."""
+
+    def draw(results: list[Result], searched: list[Result] | None = None) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(plt, "close", lambda _: None)
+            plot_comparison(results, searched or results, list(rows(results).values()), ACCURACY, tmp_path / "plot.png")
+        return plt.gcf()
+
+    yield draw
+    plt.close("all")
 
 
-def test_plots_are_pngs(tmp_path: Path) -> None:
-    broken = result("broken", 0, [0.1, math.nan], diverged=True)
-    results = [*RESULTS, broken]
-    table = list(rows(results).values())
-    plot_comparison(results, results, table, ACCURACY, tmp_path / "comparison.png")
-    tasks = of_two_tasks()
-    plot_tasks(summarize_tasks(tasks, ("plain", "decayed", "fast", "slow", "only")), tasks, tmp_path / "tasks.png")
-    for name in ("comparison.png", "tasks.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def drawn(results: list[Result], folder: Path, monkeypatch: pytest.MonkeyPatch, searched: Any = None) -> Any:
-    """The figure of a comparison, left open."""
-    with monkeypatch.context() as patch:
-        patch.setattr(plt, "close", lambda _: None)
-        table = list(rows(results).values())
-        plot_comparison(results, searched or results, table, ACCURACY, folder / "plot.png")
-    return plt.gcf()
-
-
-def test_a_line_is_broken_where_all_runs_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_broken_where_all_runs_diverged(draw: Callable[..., Any]) -> None:
     scores = {0.1: [0.5, 0.6], 0.2: [0.1, math.nan], 0.4: [0.5, 0.7]}
     searched = [result("method", 0, values, rate=rate, diverged=rate == 0.2) for rate, values in scores.items()]
-    figure = drawn(searched[:1], tmp_path, monkeypatch, searched)
-    line = figure.axes[1].lines[0]
-    plt.close(figure)
+    line = draw(searched[:1], searched).axes[1].lines[0]
     np.testing.assert_array_equal(line.get_xydata(), [(0.1, 0.6), (0.2, np.nan), (0.4, 0.7)])
 
 
-def test_a_legend_of_long_names_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_legend_of_long_names_is_not_cut_off(draw: Callable[..., Any]) -> None:
     names = ["pooled-linear-trained-again~40-1+ema", "wnn-plus@1.5~40-1+ema+muon", "nino-published~40-1+ema+cosine"]
     names.append("late-phase-and-then-pooled-linear-trained-again~20+ema+adamw+wsd")
-    results = [result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)]
-    figure = drawn(results, tmp_path, monkeypatch)
+    figure = draw([result(name, 0, [0.1, 0.4, 0.6, 0.7]) for name in ("plain", *names)])
     (legend,) = figure.legends
     extent = legend.get_window_extent()
-    plt.close(figure)
     assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
     assert {text.get_text().partition(",")[0] for text in legend.get_texts()} >= set(names)
 
 
-def test_every_method_is_within_the_axis_or_the_legend_says_why_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = [
-        *RESULTS,
-        result("broken", 0, [0.1, math.nan], diverged=True),
-        result("useless", 0, [-1e6, -1e6, -1e6, -1e6]),
-    ]
-    figure = drawn(results, tmp_path, monkeypatch)
+def test_every_method_is_within_the_axis_or_the_legend_says_why_not(draw: Callable[..., Any]) -> None:
+    outliers = [result("broken", 0, [0.1, math.nan], diverged=True), result("useless", 0, [-1e6] * 4)]
+    figure = draw([*RESULTS, *outliers])
     labels = {text.get_text().partition(",")[0]: text.get_text() for text in figure.legends[0].get_texts()}
-    assert set(labels) >= {"plain", "decayed", "fast", "slow", "broken", "useless"}
+    assert set(labels) >= {*ACCURACIES, "broken", "useless"}
     assert "diverged" in labels["broken"]
     assert "off the axis" in labels["useless"]
     low, high = figure.axes[0].get_ylim()
     for line in figure.axes[0].lines:
         method = str(line.get_label()).partition(",")[0]
-        if method in ("plain", "decayed", "fast", "slow"):
+        if method in ACCURACIES:
             assert any(low <= value <= high for value in np.asarray(line.get_ydata()))
-            assert labels[method].count("axis") == 0
+            assert "axis" not in labels[method]
     assert high - low < 10
-    plt.close(figure)

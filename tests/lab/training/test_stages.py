@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from tests.lab.tasks.conformance import check_conformance
-from tests.lab.toys import Interrupted, LinearRegression, NormalizedRegression, interrupt_after
+from tests.lab.toys import LinearRegression, NormalizedRegression, interrupt, resume, weights_after_each_step
 from wnn_jax import averaging
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.reparameterized import Coefficients
@@ -41,20 +41,10 @@ def trainer(task: Any, method: Method) -> Trainer:
     return Trainer(task, method, learning_rate=0.02, num_steps=16, evaluate_every=4)
 
 
-def base_run(task: Any, num_steps: int) -> list[Any]:
-    """The weights after every step of the first stage."""
-    program = Program(task, optax.sgd(0.02))
-    state, weights = program.init(0), []
-    for stop in range(1, num_steps + 1):
-        state, _, _ = program.advance(state, 0, stop)
-        weights.append(jax.tree.map(np.array, state.params))
-    return weights
-
-
 def test_checkpoints_come_oldest_first() -> None:
     task = LinearRegression()
     fitted = Trainer(task, dataclasses.replace(TWA, stages=()), learning_rate=0.02, num_steps=11).fit(0, test=False)
-    weights = base_run(task, 11)
+    weights = weights_after_each_step(task, optax.sgd(0.02), 11)
     for kept, step in zip(kept_checkpoints(fitted.state.opt_state), (6, 8, 10), strict=True):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), kept, weights[step - 1])
     with pytest.raises(UsageError, match=r"opt_state has 0 checkpoints of averaging\.lawa"):
@@ -74,7 +64,7 @@ def test_coefficients_begin_at_the_average_and_get_better() -> None:
     fitted = trainer(task, TWA).fit(0)
     assert [evaluation.step for evaluation in fitted.evaluations] == [4, 8, 12, 16]
     assert "TWA" not in fitted.evaluations[1].scores
-    weights = base_run(task, 8)
+    weights = weights_after_each_step(task, optax.sgd(0.02), 8)
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(weights[step - 1] for step in (4, 6, 8)))
     average = Program(task, optax.sgd(0.0)).evaluate(mean, {}, "validation")["mse"]
     last = fitted.evaluations[-1].scores
@@ -85,7 +75,7 @@ def test_coefficients_begin_at_the_average_and_get_better() -> None:
 
 
 def test_coefficients_have_their_own_optimizer_rate_and_beginning() -> None:
-    """Of no rate they stay where they begin; at the method's rate they go on from there."""
+    """With a learning rate of 0 they stay where they begin. The method's learning rate is the default."""
     task = LinearRegression()
 
     def sgd_on_coefficients(rate: float, num_steps: int) -> optax.GradientTransformation:
@@ -97,14 +87,15 @@ def test_coefficients_have_their_own_optimizer_rate_and_beginning() -> None:
         fitted = trainer(task, dataclasses.replace(TWA, stages=(stage,))).fit(0, test=False)
         return fitted.evaluations[-1].scores["TWA"]["mse"]
 
-    last = Program(task, optax.sgd(0.0)).evaluate(base_run(task, 8)[-1], {}, "validation")["mse"]
-    assert score(0.0) == pytest.approx(last, rel=1e-4)
-    assert score(None) == score(0.02) < last
+    (*_, last) = weights_after_each_step(task, optax.sgd(0.02), 8)
+    expected = Program(task, optax.sgd(0.0)).evaluate(last, {}, "validation")["mse"]
+    assert score(0.0) == pytest.approx(expected, rel=1e-4)
+    assert score(None) == score(0.02) < expected
 
 
 def test_coefficients_are_a_task_like_any_other() -> None:
     task = LinearRegression()
-    weights = base_run(task, 6)
+    weights = weights_after_each_step(task, optax.sgd(0.02), 6)
 
     def make_task() -> Coefficients:
         return Coefficients(task, averaging.make_subspace(weights[1::2]), {})
@@ -151,10 +142,6 @@ def test_members_take_turns() -> None:
     [pytest.param(TWA, 12, id="twa", marks=pytest.mark.slow), pytest.param(LATE, 8, id="late-phase")],
 )
 def test_an_interrupted_run_goes_on_bit_for_bit(method: Method, after: int, tmp_path: Path) -> None:
-    task = NormalizedRegression()
-    undisturbed = trainer(task, method).fit(0)
-    with pytest.raises(Interrupted):
-        trainer(task, method).fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
-    resumed = trainer(task, method).fit(0, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, undisturbed.state, resumed.state)
-    assert undisturbed.test == resumed.test
+    run = trainer(NormalizedRegression(), method)
+    interrupt(run, after, tmp_path)
+    assert resume(run, tmp_path, run.fit(0)) == after + 4

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,20 @@ import optax
 import pytest
 
 import wnn_jax
-from tests.lab.toys import Exploding, Interrupted, LinearRegression, NormalizedRegression, interrupt_after
+from tests.helpers import assert_trees_equal
+from tests.lab.toys import (
+    Exploding,
+    LinearRegression,
+    NormalizedRegression,
+    interrupt,
+    resume,
+    weights_after_each_step,
+)
 from wnn_jax import averaging
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
-from wnn_jax.lab.training.evaluation_weights import STATISTICS_SEED, EvaluationWeights
-from wnn_jax.lab.training.method import Method, StageStart
+from wnn_jax.lab.training.evaluation_weights import STATISTICS_SEED, from_state
+from wnn_jax.lab.training.method import Method, StageStart, check_method
 from wnn_jax.lab.training.program import Program
 from wnn_jax.lab.training.step import init_state, make_step
 from wnn_jax.lab.training.trainer import Evaluation, Fitted, Trainer, weights_sha256
@@ -33,15 +42,34 @@ def trainer(task: Any, method: Method = NOWCAST, **options: Any) -> Trainer:
     return Trainer(task, method, **(defaults | options))
 
 
-def without_seconds(evaluations: list[Evaluation]) -> list[Evaluation]:
-    return [dataclasses.replace(evaluation, seconds=0.0) for evaluation in evaluations]
+@dataclasses.dataclass(frozen=True)
+class Halved:
+    """A stage that goes on from half of the weights, with another optimizer."""
+
+    def first_step(self, num_steps: int) -> int:
+        return num_steps // 2
+
+    def start(self, task: Any, state: Any, learning_rate: float, num_steps: int, seed: int) -> StageStart:
+        assert int(state.opt_state[0].count) == num_steps // 2, "the state of the method's own optimizer"
+        params = jax.tree.map(lambda leaf: leaf / 2, state.params)
+        return StageStart(task, optax.sgd(learning_rate), params, state.model_state)
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+RUNS = {
+    "one stage": (LinearRegression(), NOWCAST),
+    "batch statistics": (NormalizedRegression(), NOWCAST),
+    "two stages": (LinearRegression(), dataclasses.replace(ADAM, stages=(Halved(),))),
+}
 
 
-def test_the_step_is_that_of_optax() -> None:
+@functools.cache
+def undisturbed(name: str) -> tuple[Trainer, Fitted]:
+    """A run, and how it ends."""
+    run = trainer(*RUNS[name])
+    return run, run.fit(0)
+
+
+def test_the_step_equals_optax() -> None:
     task, tx = LinearRegression(), optax.sgd(0.1)
     state, key = init_state(task, tx, jax.random.key(0)), jax.random.key(1)
     batch = task.batch(0, 0)
@@ -49,11 +77,11 @@ def test_the_step_is_that_of_optax() -> None:
     gradient, _ = jax.grad(task.loss, has_aux=True)(state.params, {}, batch, jax.random.fold_in(key, 0))
     assert after.step == 1
     assert loss == task.loss(state.params, {}, batch, jax.random.fold_in(key, 0))[0]
-    assert_equal(after.params, jax.tree.map(lambda param, slope: param - 0.1 * slope, state.params, gradient))
+    assert_trees_equal(after.params, jax.tree.map(lambda param, slope: param - 0.1 * slope, state.params, gradient))
 
 
 def test_a_run_learns_jumps_and_is_evaluated() -> None:
-    fitted = trainer(LinearRegression()).fit(0)
+    fitted = undisturbed("one stage")[1]
     assert [evaluation.step for evaluation in fitted.evaluations] == [5, 10, 15, 20, 23]
     assert [evaluation.num_nowcasts for evaluation in fitted.evaluations] == [0, 1, 1, 2, 2]
     first, last = fitted.evaluations[0], fitted.evaluations[-1]
@@ -70,111 +98,57 @@ def test_scores_are_means_over_the_split() -> None:
     task = LinearRegression()
     fitted = trainer(task, ADAM, num_steps=3).fit(0)
     dense = jax.tree.map(np.asarray, fitted.state.params["dense"])
-    errors = np.concatenate(
-        [
-            (inputs @ dense["kernel"] + dense["bias"] - targets) ** 2
-            for inputs, targets in task.evaluation_batches("test")
-        ]
-    )
+    inputs, targets = map(np.concatenate, zip(*task.evaluation_batches("test"), strict=True))
+    errors = (inputs @ dense["kernel"] + dense["bias"] - targets) ** 2
     np.testing.assert_allclose(fitted.test["weights"]["mse"], errors.mean(), rtol=1e-5)
     np.testing.assert_allclose(fitted.test["weights"]["close"], (errors < 0.1).mean(), rtol=1e-5)
 
 
 def test_methods_share_their_beginning_and_seeds_do_not() -> None:
     task = LinearRegression()
-    plain, jumping = trainer(task, ADAM).fit(0).evaluations, trainer(task).fit(0).evaluations
-    other = trainer(task, ADAM).fit(1).evaluations
+    run = trainer(task, ADAM)
+    fits = run.fit(0), trainer(task).fit(0), run.fit(1)
+    plain, jumping, other = (fitted.evaluations for fitted in fits)
     assert plain[0].scores["weights"] == jumping[0].scores["weights"]
     assert plain[1].scores != jumping[1].scores
     assert plain[0].train_loss != other[0].train_loss
+    assert len({weights_sha256(fitted.state.params) for fitted in (*fits, run.fit(0))}) == 3
 
 
 def test_one_scan_equals_a_loop_of_steps() -> None:
-    task = LinearRegression()
-    looped, scanned = (trainer(task, scan=scan).fit(0) for scan in (False, True))
-    for one, other in zip(looped.evaluations, scanned.evaluations, strict=True):
-        assert one.num_nowcasts == other.num_nowcasts
-        np.testing.assert_allclose(one.train_loss, other.train_loss, rtol=1e-4)
+    ends: list[Any] = []
+    for scan in (False, True):
+        program = Program(LinearRegression(), NOWCAST.optimizer(0.1, 12), scan=scan)
+        state, loss, _ = program.advance(program.init(0), 0, 12)
+        ends.append((state, loss))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), *ends)
 
 
-@pytest.mark.slow_but(3)
-@pytest.mark.parametrize(
-    ("task", "after"),
-    [*((LinearRegression(), after) for after in (5, 10, 15, 20)), (NormalizedRegression(), 15)],
-    ids=lambda value: type(value).__name__ if isinstance(value, LinearRegression) else str(value),
-)
-def test_an_interrupted_run_goes_on_bit_for_bit(task: Any, after: int, tmp_path: Path) -> None:
-    run = trainer(task)
-    undisturbed = run.fit(0)
-    with pytest.raises(Interrupted):
-        run.fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
-    resumed, first_step = resume(run, tmp_path)
-    assert first_step == min(after + 5, 23), "the run started again"
-    assert_same_run(resumed, undisturbed)
-
-
-def test_a_run_with_a_damaged_checkpoint_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    run = trainer(LinearRegression())
-    with pytest.raises(Interrupted):
-        run.fit(0, tmp_path, report=interrupt_after(15), checkpoint_seconds=0.0)
-    (tmp_path / "stage-0" / "15").write_bytes(b"damaged")
-    resumed, first_step = resume(run, tmp_path)
-    assert first_step == 15, "it goes on from step 10"
-    assert_same_run(resumed, run.fit(0))
-
-
-def resume(run: Trainer, folder: Path) -> tuple[Fitted, int]:
-    """The finished run, and the step of its first evaluation."""
-    steps: list[int] = []
-    fitted = run.fit(
-        0,
-        folder,
-        report=lambda step, loss, evaluation: steps.append(step) if evaluation else None,
-        checkpoint_seconds=0.0,
-    )
-    return fitted, steps[0]
-
-
-def assert_same_run(one: Fitted, other: Fitted) -> None:
-    assert_equal(one.state, other.state)
-    assert without_seconds(one.evaluations) == without_seconds(other.evaluations)
-    assert one.test == other.test
-
-
-@dataclasses.dataclass(frozen=True)
-class Halved:
-    """A stage that goes on from half of the weights, with another optimizer."""
-
-    def first_step(self, num_steps: int) -> int:
-        return num_steps // 2
-
-    def start(self, task: Any, state: Any, learning_rate: float, num_steps: int, seed: int) -> StageStart:
-        assert int(state.opt_state[0].count) == num_steps // 2, "the state of the method's own optimizer"
-        params = jax.tree.map(lambda leaf: leaf / 2, state.params)
-        return StageStart(task, optax.sgd(learning_rate), params, state.model_state)
-
-
-@pytest.fixture(scope="module")
-def two_stages() -> tuple[Trainer, Fitted]:
-    """A run of two stages, and how it ends."""
-    run = trainer(LinearRegression(), dataclasses.replace(ADAM, stages=(Halved(),)))
-    return run, run.fit(0)
-
-
-def test_a_second_stage_begins_where_it_says(two_stages: tuple[Trainer, Fitted]) -> None:
-    evaluations = two_stages[1].evaluations
+def test_a_second_stage_begins_where_it_says() -> None:
+    evaluations = undisturbed("two stages")[1].evaluations
     assert [evaluation.step for evaluation in evaluations] == [5, 10, 11, 15, 20, 23]
-    assert evaluations[0].scores != trainer(LinearRegression(), ADAM).fit(0).evaluations[-1].scores
+    assert evaluations[-1].scores != trainer(LinearRegression(), ADAM).fit(0).evaluations[-1].scores
 
 
-@pytest.mark.parametrize("after", [5, 11, 15, 20])
-def test_a_run_of_two_stages_goes_on_bit_for_bit(
-    two_stages: tuple[Trainer, Fitted], after: int, tmp_path: Path
+@pytest.mark.slow_but(6)
+@pytest.mark.parametrize(
+    ("name", "after", "is_damaged", "first_step"),
+    [
+        *(("two stages", after, False, first) for after, first in ((5, 10), (11, 15), (15, 20))),
+        *(("one stage", after, False, first) for after, first in ((15, 20), (20, 23))),
+        ("one stage", 15, True, 15),
+        *(("one stage", after, False, after + 5) for after in (5, 10)),
+        ("batch statistics", 15, False, 20),
+    ],
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    name: str, after: int, is_damaged: bool, first_step: int, tmp_path: Path
 ) -> None:
-    run, undisturbed = two_stages
-    with pytest.raises(Interrupted):
-        run.fit(0, tmp_path, report=interrupt_after(after), checkpoint_seconds=0.0)
-    assert_same_run(resume(run, tmp_path)[0], undisturbed)
+    run, fitted = undisturbed(name)
+    interrupt(run, after, tmp_path)
+    if is_damaged:
+        (tmp_path / "stage-0" / str(after)).write_bytes(b"damaged")
+    assert resume(run, tmp_path, fitted) == first_step, "the run went on from another checkpoint"
 
 
 def test_a_moving_average_is_taken_after_the_jump() -> None:
@@ -188,19 +162,13 @@ def test_a_method_has_evaluation_weights_of_its_own() -> None:
     method = Method(
         "swa",
         lambda learning_rate, num_steps: optax.chain(optax.adam(learning_rate), averaging.uniform(0, 1)),
-        evaluation_weights={
-            "SWA": EvaluationWeights(lambda params, state: averaging.uniform_eval_params(state, params))
-        },
+        evaluation_weights={"SWA": from_state(averaging.uniform_eval_params)},
     )
-    task, sums = LinearRegression(), []
-    program = Program(task, optax.adam(0.1))
-    state = program.init(0)
-    for stop in range(1, 6):
-        state, _, _ = program.advance(state, 0, stop)
-        sums.append(jax.tree.map(np.array, state.params))
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / 5, *sums)
+    task = LinearRegression()
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 5, *weights_after_each_step(task, optax.adam(0.1), 5))
     scores = trainer(task, method, num_steps=5).fit(0).evaluations[-1].scores
-    np.testing.assert_allclose(scores["SWA"]["mse"], program.evaluate(mean, {}, "validation")["mse"], rtol=1e-5)
+    expected = Program(task, optax.adam(0.1)).evaluate(mean, {}, "validation")
+    np.testing.assert_allclose(scores["SWA"]["mse"], expected["mse"], rtol=1e-5)
 
 
 def test_averages_of_weights_have_batch_statistics_of_their_own() -> None:
@@ -215,7 +183,7 @@ def test_averages_of_weights_have_batch_statistics_of_their_own() -> None:
     hidden = inputs @ dense["kernel"] + dense["bias"]
     program = Program(task, optax.sgd(0.0))
     statistics = {"batch_stats": {"BatchNorm_0": {"mean": hidden.mean(axis=0), "var": np.zeros(5)}}}
-    # The variance is the mean of those within batches.
+    # The variance is the mean of the batches' own.
     parts = hidden.reshape(2, 16, 5)
     statistics["batch_stats"]["BatchNorm_0"]["var"] = parts.var(axis=1).mean(axis=0)
     expected = program.evaluate(fitted.state.params, statistics, "validation")
@@ -234,12 +202,6 @@ def test_a_run_can_be_ended() -> None:
     assert fitted.test == {}
 
 
-def test_equal_runs_have_equal_hashes() -> None:
-    task = LinearRegression()
-    one, same, other = (trainer(task).fit(seed).state.params for seed in (0, 0, 1))
-    assert weights_sha256(one) == weights_sha256(same) != weights_sha256(other)
-
-
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
@@ -250,3 +212,8 @@ def test_equal_runs_have_equal_hashes() -> None:
 def test_metrics_that_cannot_be_compared_are_refused(metrics: tuple[Metric, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         trainer(LinearRegression(metrics=metrics))
+
+
+def test_the_optimizer_of_a_method_may_read_a_file() -> None:
+    method = Method("wnn", lambda rate, _: optax.chain(optax.sgd(rate), wnn_jax.nowcast("wnn", snapshot_every=2)))
+    check_method(method, LinearRegression(), 0.1, 20)

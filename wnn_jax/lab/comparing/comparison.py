@@ -54,30 +54,20 @@ def run_comparisons(
     methods: Sequence[str] | None = None,
     benchmark: Sequence[str] = (),
 ) -> dict[str, list[Row]]:
-    """Run comparisons, and write their tables and plots.
+    """Run comparisons, write their tables and plots, and return the rows of each table.
 
-    Args:
-      comparisons: by name.
-      execution: how to run, and where the results are.
-      names: the comparisons to train. Default: all.
-      methods: the methods to train. Default: all.
-      benchmark: the comparisons of a table over several tasks.
-
-    Returns:
-      The rows of each table. None where no baseline is finished, because there is no reference yet.
-
-    Raises:
-      UsageError: if an option cannot be used, or data is missing; all missing data is listed.
+    Only the comparisons in `names` and the methods in `methods` are trained, by default all. A table has no rows while
+    a baseline is unfinished. The comparisons in `benchmark` make one more table, over several tasks. An option that
+    cannot be used is a `UsageError`, and so is missing data: the error lists all of it.
     """
     check_execution(execution)
-    chosen = tuple(comparisons) if names is None else names
-    for name in chosen:
-        look_up(comparisons, name, "--comparisons")
     known = dict.fromkeys(name for comparison in comparisons.values() for name in comparison.methods)
+    for name in names or ():
+        look_up(comparisons, name, "--comparisons")
     for method in methods or ():
         look_up(known, method, "--methods")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    chosen = chosen if execution.train else ()
+    chosen = () if not execution.train else tuple(comparisons) if names is None else names
     tasks = [comparisons[name].task for name in chosen if comparisons[name].make_task is None]
     load_tasks(tasks, execution.data_dir.absolute())
     plans = {
@@ -87,10 +77,8 @@ def run_comparisons(
     for name in chosen:
         plans[name].train(console, methods)
     rows = {name: plan.report(console) for name, plan in plans.items()}
-    save_rows(
-        [{"comparison": name, **row} for name, of_name in rows.items() for row in of_name],
-        execution.output / "summary.csv",
-    )
+    summary = [{"comparison": name, **row} for name, table in rows.items() for row in table]
+    save_rows(summary, execution.output / "summary.csv")
     by_task = {comparisons[name].task: rows[name] for name in benchmark if rows[name]}
     if by_task:
         table = summarize_tasks(by_task, tuple(known))

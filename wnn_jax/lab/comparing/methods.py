@@ -1,4 +1,4 @@
-"""The methods of a comparison by name: baselines, nowcasters, and what an informed user would pick instead."""
+"""The methods of a comparison by name: baselines, nowcasters, and alternatives to nowcasting."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from wnn_jax._drift import Drift
 from wnn_jax._store import fingerprint
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.forecasting.nowcasters import load_nowcaster
-from wnn_jax.lab.training.evaluation_weights import EvaluationWeights
+from wnn_jax.lab.training.evaluation_weights import from_state
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.optimizers import (
     BASE_OPTIMIZERS,
@@ -49,7 +49,7 @@ _NOWCASTER = re.compile(
 
 
 class LookaheadView(View):
-    """The fast parameters take the steps, and the slow parameters are the network."""
+    """The fast parameters take the steps, and the slow parameters are evaluated."""
 
     def init(self, params: Any, model_state: Any) -> tuple[Any, Any]:
         """Begin with equal fast and slow parameters."""
@@ -90,28 +90,20 @@ def standard_methods(base: BaseOptimizer, weight_decay: float = 0.0) -> dict[str
             "schedule-free",
             functools.partial(schedule_free, weight_decay=weight_decay),
             own,
-            evaluation_weights={
-                "schedule-free": EvaluationWeights(
-                    lambda params, state: optax.contrib.schedule_free_eval_params(state, params)
-                )
-            },
+            evaluation_weights={"schedule-free": from_state(optax.contrib.schedule_free_eval_params)},
         ),
         Method("muon", lambda rate, _: muon(rate, weight_decay=weight_decay), own),
         # The latest 5 checkpoints, which reach back a tenth of the run.
         behind_base(
             "lawa",
             lambda num_steps: averaging.lawa(5, period=max(num_steps // 50, 1)),
-            evaluation_weights={
-                "LAWA": EvaluationWeights(lambda params, state: averaging.lawa_eval_params(state, params))
-            },
+            evaluation_weights={"LAWA": from_state(averaging.lawa_eval_params)},
         ),
         # The second half of the run.
         behind_base(
             "swa",
             lambda num_steps: averaging.uniform(num_steps // 2, max(num_steps // 100, 1)),
-            evaluation_weights={
-                "SWA": EvaluationWeights(lambda params, state: averaging.uniform_eval_params(state, params))
-            },
+            evaluation_weights={"SWA": from_state(averaging.uniform_eval_params)},
         ),
     ]
     return {method.name: method for method in methods}
@@ -130,35 +122,24 @@ def nowcast_method(
 ) -> Method:
     """Return a method with a nowcaster behind the optimizer.
 
-    A nowcaster with a window makes no jump in the last half of a snapshot's spacing: a run is not judged right after a
-    jump.
-
-    Args:
-      name: of the method.
-      base: makes the optimizer.
-      nowcaster: a nowcaster with a window, or a drift.
-      snapshot_every: steps between the snapshots of a window. Default: 30 snapshots in the whole run.
-      scale: multiplies the jumps.
-      horizon: the horizons of the first and the last jump, in snapshots; `None` for the nowcaster's own.
-      average: whether snapshots are of the running mean of the parameters, with a memory of one spacing.
-      schedule: a name in `SCHEDULES`, or `None` for a constant learning rate.
-
-    Raises:
-      UsageError: if `average` or `horizon` is given for a drift, which has no snapshots.
+    A nowcaster with a window takes 30 snapshots in a run by default. It makes no jump in the last half of a snapshot's
+    spacing, so that a run is not judged right after a jump. `horizon` holds the horizons of the first and the last
+    jump, in snapshots. With `average`, snapshots are of the running mean of the parameters, with a memory of one
+    spacing. A drift takes no `average` and no `horizon`.
     """
     if average and isinstance(nowcaster, Drift):
         raise UsageError("average=True was given, but a drift is an average itself, without snapshots; leave +ema out.")
     make_rate = SCHEDULES[schedule] if schedule else constant
 
-    def drift_settings(num_steps: int) -> dict[str, Any]:
-        return {"num_steps": num_steps, "horizon": horizon[0] if horizon else None}
-
-    def window_settings(num_steps: int) -> dict[str, Any]:
-        every = snapshot_every or max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)
+    def nowcast_settings(num_steps: int) -> dict[str, Any]:
+        if isinstance(nowcaster, Drift):
+            return {"num_steps": num_steps, "horizon": horizon and horizon[0]}
+        default = max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)
+        every = snapshot_every or default
         if nowcaster.context * every > num_steps:
             raise UsageError(
                 f"--snapshot-every {every}: the method {name!r} jumps first after {nowcaster.context} snapshots, and "
-                f"there are {num_steps} steps; give {max(num_steps // DEFAULT_NUM_SNAPSHOTS, 1)}, or train for longer."
+                f"there are {num_steps} steps; give {default}, or train for longer."
             )
         num_nowcasts = max(num_steps // (nowcaster.context * every), 1)
         return {
@@ -169,9 +150,8 @@ def nowcast_method(
         }
 
     def optimizer(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-        settings = (drift_settings if isinstance(nowcaster, Drift) else window_settings)(num_steps)
         try:
-            nowcast = wnn_jax.nowcast(nowcaster, scale=scale, **settings)
+            nowcast = wnn_jax.nowcast(nowcaster, scale=scale, **nowcast_settings(num_steps))
         except ValueError as error:
             raise UsageError(str(error)) from error
         return optax.chain(base(make_rate(learning_rate, num_steps)), nowcast)
@@ -197,17 +177,9 @@ def find_methods(
     own: Mapping[str, Method] | None = None,
     snapshot_every: int | None = None,
 ) -> tuple[Method, ...]:
-    """Return the methods that a command line names.
+    """Return the methods that a command line names; `METHOD_HELP` explains the names.
 
-    Args:
-      names: see `METHOD_HELP`.
-      base: see `standard_methods`.
-      weight_decay: see `standard_methods`.
-      own: an experiment's own methods by name, which go before the standard ones.
-      snapshot_every: see `nowcast_method`.
-
-    Raises:
-      UsageError: if there are none, one is not known, or two are the same.
+    An experiment's `own` methods go before the standard ones. No name, an unknown one, or one twice is a `UsageError`.
     """
     known = {**standard_methods(base, weight_decay), **(own or {})}
     bases = {**BASE_OPTIMIZERS, "muon": functools.partial(muon, weight_decay=weight_decay), "": base}
@@ -222,7 +194,7 @@ def find_methods(
 def _parse(
     specification: str, bases: Mapping[str, BaseOptimizer], snapshot_every: int | None, known: Iterable[str]
 ) -> Method:
-    """Return the method of a nowcaster. The base optimizer with the name "" is that of the comparison."""
+    """Return the method of a nowcaster. The name "" in `bases` stands for the optimizer of the comparison."""
     match = _NOWCASTER.fullmatch(specification)
     if match is None or not (Path(match["name"]).suffix == ".npz" or match["name"] in wnn_jax.available()):
         raise UsageError(
@@ -230,18 +202,18 @@ def _parse(
             f"NAME-or-FILE[@SCALE][~HORIZON][+ema][+OPTIMIZER][+cosine|+wsd]: {', '.join(wnn_jax.available())}, or the "
             "path of a saved one, which ends in .npz."
         )
-    label, nowcaster, scale = load_nowcaster(f"{match['name']}{match['scale'] or ''}")
-    horizon = (int(match["first"]), int(match["last"] or match["first"])) if match["horizon"] else None
+    parts = match.groupdict("")
+    label, nowcaster, scale = load_nowcaster(parts["name"] + parts["scale"])
     try:
         method = nowcast_method(
-            "".join((label, *(match[part] or "" for part in ("horizon", "average", "optimizer", "schedule")))),
-            bases[(match["optimizer"] or "+")[1:]],
+            label + parts["horizon"] + parts["average"] + parts["optimizer"] + parts["schedule"],
+            bases[parts["optimizer"][1:]],
             nowcaster,
             snapshot_every=snapshot_every,
             scale=scale,
-            horizon=horizon,
-            average=match["average"] is not None,
-            schedule=match["schedule"] and match["schedule"][1:],
+            horizon=(int(parts["first"]), int(parts["last"] or parts["first"])) if parts["horizon"] else None,
+            average=bool(parts["average"]),
+            schedule=parts["schedule"][1:] or None,
         )
         # A value out of its range is refused now and not in the middle of a comparison.
         num_steps = 100 if isinstance(nowcaster, Drift) else getattr(nowcaster, "context", 1) * (snapshot_every or 100)

@@ -12,7 +12,7 @@ from wnn_jax.lab.comparing.methods import METHOD_HELP
 from wnn_jax.lab.errors import UsageError, check_options
 from wnn_jax.lab.tasks import TASKS, Task
 from wnn_jax.lab.training.method import Method
-from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS, BaseOptimizer, base_optimizer
+from wnn_jax.lab.training.optimizers import BASE_OPTIMIZERS, BaseOptimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,6 @@ class Comparison:
     def learning_rates_of(self, method: str) -> tuple[float, ...]:
         """Return the learning rates of a method."""
         return self.own_rates.get(method, self.learning_rates)
-
-    def base_optimizer(self) -> BaseOptimizer:
-        """Return the optimizer of the methods. An unknown name is a `UsageError`."""
-        return self.base or base_optimizer(self.optimizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

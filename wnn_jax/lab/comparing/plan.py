@@ -1,5 +1,6 @@
-"""The plan of a comparison: which runs it needs, which of them exist, and what they show."""
+"""The plan of a comparison: its runs, their results, and its table and plot."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -11,7 +12,7 @@ from rich.console import Console
 from wnn_jax.lab.comparing.methods import find_methods
 from wnn_jax.lab.comparing.options import Comparison, Execution, check_comparison
 from wnn_jax.lab.comparing.plots import plot_comparison
-from wnn_jax.lab.comparing.results import Result, load_results, stale_differences
+from wnn_jax.lab.comparing.results import Result, load_results
 from wnn_jax.lab.comparing.runs import Run, train_run
 from wnn_jax.lab.comparing.summary import Row, best_rates, summarize
 from wnn_jax.lab.comparing.tables import print_table
@@ -21,49 +22,41 @@ from wnn_jax.lab.progress import Progress
 from wnn_jax.lab.tasks import Metric, Task, load_task
 from wnn_jax.lab.tasks.task import check_outputs
 from wnn_jax.lab.training.evaluation_weights import EMA_DECAYS, all_evaluation_weights
-from wnn_jax.lab.training.keys import run_key
+from wnn_jax.lab.training.keys import RESULTS_VERSION, describe_differences, run_key
 from wnn_jax.lab.training.method import Method, check_method
-from wnn_jax.lab.training.optimizers import ADAMW_WEIGHT_DECAY
+from wnn_jax.lab.training.optimizers import ADAMW_WEIGHT_DECAY, BASE_OPTIMIZERS
 
 Description = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A comparison whose options can be used.
-
-    Attributes:
-      name: of the comparison.
-      comparison: what to compare.
-      execution: how to run.
-      methods: by name; `None` for a method that only has recorded runs.
-      make_task: makes the task, on any machine.
-      task: what to train, or `None` if nothing is to be trained.
-    """
+    """A comparison whose options can be used."""
 
     name: str
     comparison: Comparison
     execution: Execution
     methods: Mapping[str, Method | None]
+    """By name; `None` for a method that only has recorded runs."""
     make_task: Callable[[], Task]
     task: Task | None
+    """What to train, or `None` to show results only."""
 
     def train(self, console: Console, methods: Sequence[str] | None = None) -> None:
-        """Make the results that are missing, of all methods or of those named."""
+        """Make the results that are missing, by default of all methods."""
         names = [name for name, method in self.methods.items() if method and (methods is None or name in methods)]
         self._run_missing(self.search(names), console)
         if self.comparison.search_seeds is not None:
             self._run_missing(self._describe_final(names, self.load(self.search(names))[0]), console)
 
     def report(self, console: Console) -> list[Row]:
-        """Print the table of the finished methods, and draw their plot.
+        """Print the table of the finished methods, draw their plot, and return the rows of the table.
 
-        Returns:
-          The rows of the table, one per method; none while a baseline is unfinished.
+        There are no rows while a baseline is unfinished.
         """
         comparison = self.comparison
-        searched, stale = self._finished(self.search)
-        results, _ = self._finished(lambda names: self._describe_final(names, searched))
+        searched, stale = self._finished(self.search(tuple(self.methods)))
+        results, _ = self._finished(self._describe_final(tuple(self.methods), searched))
         done = {result.method for result in results}
         baselines = [name for name, method in self.methods.items() if method and method.is_baseline]
         if not done or not done.issuperset(baselines):
@@ -108,7 +101,7 @@ class Plan:
         return [
             {
                 "task": {"name": self.comparison.task, **settings},
-                "method": {"name": name} if (method := self.methods[name]) is None else method.describe(),
+                "method": method.describe() if (method := self.methods[name]) else {"name": name},
                 "learning_rate": rate,
                 "seed": seed,
                 "num_steps": num_steps,
@@ -118,15 +111,14 @@ class Plan:
             for name, rate in points
         ]
 
-    def _finished(self, plan: Callable[[Sequence[str]], Sequence[Description]]) -> tuple[list[Result], list[str]]:
-        """Return the results of the methods without a missing run, and the stale results.
-
-        Where a method has recorded runs only, none is missing.
-        """
-        results, stale = self.load(plan(tuple(self.methods)))
-        counts = {name: sum(result.method == name for result in results) for name in self.methods}
-        done = [name for name in self.methods if not self.methods[name] or counts[name] == len(plan([name]))]
-        return [result for result in results if result.method in done], stale
+    def _finished(self, planned: Sequence[Description]) -> tuple[list[Result], list[str]]:
+        """Return the results of the methods without a missing run, and a line for each stale result."""
+        results, stale = self.load(planned)
+        missing = collections.Counter(description["method"]["name"] for description in planned)
+        missing -= collections.Counter(result.method for result in results)
+        # Nobody can make the missing runs of a method that only has recorded ones.
+        done = [result for result in results if not (missing[result.method] and self.methods[result.method])]
+        return done, stale
 
     def load(self, planned: Sequence[Mapping[str, Any]]) -> tuple[list[Result], list[str]]:
         """Return the results of planned runs, and a line for each result that is stale.
@@ -149,12 +141,14 @@ class Plan:
 
     def _differences(self, result: Result, description: Mapping[str, Any]) -> list[str]:
         """List how a result differs from a planned run, as far as the plan knows its task and its method."""
+        if result.version != RESULTS_VERSION:
+            return [f"RESULTS_VERSION was {result.version} and is {RESULTS_VERSION}"]
         actual = dict(result.description)
         if self.task is None:
             actual["task"] = {"name": actual["task"]["name"]}
         if self.methods[result.method] is None:
             actual["method"] = {"name": result.method}
-        return stale_differences(dataclasses.replace(result, description=actual), description)
+        return describe_differences(actual, description)
 
     def _run_missing(self, planned: Sequence[Description], console: Console) -> None:
         results, stale = self.load(planned)
@@ -168,25 +162,22 @@ class Plan:
             for description in planned
             if run_key(description) not in keys and (method := self.methods[description["method"]["name"]])
         ]
-        options: Any = {name: getattr(self.execution, name) for name in ("executor", "num_processes")}
+        where, num_processes = self.execution.executor, self.execution.num_processes
         with Progress(f"{self.name}: runs", total=len(planned), completed=len(planned) - len(runs)) as progress:
-            for run in run_jobs(train_run, runs, **options):
-                description = run.description
-                progress.advance(metrics=f"{run.method.name} {description['learning_rate']:g} {description['seed']}")
+            for run in run_jobs(train_run, runs, executor=where, num_processes=num_processes):
+                rate, seed = run.description["learning_rate"], run.description["seed"]
+                progress.advance(metrics=f"{run.method.name} {rate:g} {seed}")
         with contextlib.suppress(OSError):  # Other runs have checkpoints there.
             (folder / "checkpoints").rmdir()
 
 
 def make_plan(name: str, comparison: Comparison, execution: Execution, *, loads_task: bool) -> Plan:
-    """Find what a comparison names, and refuse what cannot be used by a `UsageError`.
-
-    A plan that only shows results does not load the task.
-    """
+    """Make the plan of a comparison. An option that cannot be used is a `UsageError`."""
     check_comparison(comparison)
     trainable = [name for name in comparison.methods if name not in comparison.recorded]
     chosen = find_methods(
         trainable,
-        comparison.base_optimizer(),
+        comparison.base or look_up(BASE_OPTIMIZERS, comparison.optimizer, "--optimizer"),
         weight_decay=ADAMW_WEIGHT_DECAY if not comparison.base and comparison.optimizer == "adamw" else 0.0,
         own=comparison.own_methods,
         snapshot_every=comparison.snapshot_every,
@@ -194,21 +185,26 @@ def make_plan(name: str, comparison: Comparison, execution: Execution, *, loads_
     by_name = dict(zip(trainable, chosen, strict=True))
     # The name of a nowcaster's file in tables is its stem.
     methods = {by_name[name].name if name in by_name else name: by_name.get(name) for name in comparison.methods}
-    check_evaluation_weights(comparison.evaluation_weights, chosen)
+    weights = comparison.evaluation_weights
     for method in chosen:  # Before data is loaded: some need a longer run.
+        names = all_evaluation_weights(method.evaluation_weights, EMA_DECAYS)
+        # The evaluation weights of a later stage are only known when it begins.
+        if weights is not None and weights not in names and not method.stages:
+            raise UsageError(
+                f"--evaluation-weights {weights!r}: the method {method.name!r} has only {', '.join(names)}."
+            )
         with _errors_of(method.name, comparison):
             method.optimizer(comparison.learning_rates_of(method.name)[0], comparison.num_steps)
     # Absolute, because the workers of a cluster have other working directories.
     factory = comparison.make_task or functools.partial(load_task, comparison.task)
     make_task = functools.partial(factory, execution.data_dir.absolute())
-    if not loads_task:
-        return Plan(name, comparison, execution, methods, make_task, None)
-    task = make_task()
-    check_outputs(task)
-    target_first(task.metrics, comparison.metric)
-    for method in chosen:
-        with _errors_of(method.name, comparison):
-            check_method(method, task, comparison.learning_rates_of(method.name)[0], comparison.num_steps)
+    task = make_task() if loads_task else None
+    if task is not None:
+        check_outputs(task)
+        target_first(task.metrics, comparison.metric)
+        for method in chosen:
+            with _errors_of(method.name, comparison):
+                check_method(method, task, comparison.learning_rates_of(method.name)[0], comparison.num_steps)
     return Plan(name, comparison, execution, methods, make_task, task)
 
 
@@ -224,14 +220,6 @@ def _errors_of(method: str, comparison: Comparison) -> Generator[None]:
             f"--methods {method!r} does not fit --task {comparison.task!r} or --num-steps {comparison.num_steps}, "
             f"change one of them: {' '.join(str(error).split())}"
         ) from error
-
-
-def check_evaluation_weights(name: str | None, methods: Sequence[Method]) -> None:
-    """Refuse evaluation weights that some method lacks. Those of later stages are only known when they begin."""
-    for method in methods:
-        names = all_evaluation_weights(method.evaluation_weights, EMA_DECAYS)
-        if name is not None and name not in names and not method.stages:
-            raise UsageError(f"--evaluation-weights {name!r}: the method {method.name!r} has only {', '.join(names)}.")
 
 
 def target_first(metrics: Sequence[Metric], name: str | None) -> tuple[Metric, ...]:

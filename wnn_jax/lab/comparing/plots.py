@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from wnn_jax.lab.comparing.results import Result
-from wnn_jax.lab.comparing.summary import Row, by_method
+from wnn_jax.lab.comparing.summary import Row
 from wnn_jax.lab.output import add_legend, new_figure
 from wnn_jax.lab.tasks.task import Metric
 
@@ -23,16 +23,8 @@ def plot_comparison(
 ) -> None:
     """Draw scores over steps, and final scores against the learning rate where several were tried.
 
-    The left plot has every method at its own best learning rate: the mean over seeds, with the range as a band. The
-    right plot has every run as a dot and the mean as a line.
-
-    Args:
-      results: of all methods, each at one learning rate.
-      searched: of all methods at all learning rates.
-      rows: of the table.
-      metric: what is drawn.
-      path: of a PNG file.
-      weights: the evaluation weights, or `None` for the best ones.
+    The left plot has the results of every method at its own best learning rate: the mean over seeds, with the range as
+    a band. The right plot has every run of the search as a dot, and the mean as a line.
     """
     num_panels = 2 if len({result.learning_rate for result in searched}) > 1 else 1
     with new_figure(path, 1, num_panels, figsize=(8 * num_panels, 5.5), squeeze=False) as (figure, axes):
@@ -67,13 +59,11 @@ def _draw_curves(
 def _draw_learning_rates(
     axis: Any, searched: Sequence[Result], methods: Sequence[str], metric: Metric, weights: str | None
 ) -> None:
-    finals: dict[str, dict[float, list[float]]] = {}
-    for method, runs in by_method(searched).items():
-        for run in sorted(runs, key=lambda run: run.learning_rate):
-            scores = finals.setdefault(method, {}).setdefault(run.learning_rate, [])
-            scores += [] if run.diverged else [_curve(run, metric, weights)[-1]]
-    for index, method in enumerate(methods):
-        by_rate = finals.get(method, {})
+    finals: dict[str, dict[float, list[float]]] = {method: {} for method in methods}
+    for run in sorted(searched, key=lambda run: run.learning_rate):
+        scores = finals[run.method].setdefault(run.learning_rate, [])
+        scores += [] if run.diverged else [_curve(run, metric, weights)[-1]]
+    for index, by_rate in enumerate(finals.values()):
         # The line is broken where all runs of a learning rate diverged.
         means = [float(np.mean(scores)) if scores else np.nan for scores in by_rate.values()]
         axis.plot(list(by_rate), means, **_style(index))
@@ -99,17 +89,15 @@ def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Pa
     num_columns = min(len(panels), 4)
     num_lines = -(-len(panels) // num_columns)
     size = (2 + 2.6 * num_columns, (0.9 + 0.24 * len(methods)) * num_lines)
-    with new_figure(path, num_lines, num_columns, figsize=size, sharex=True, sharey=True, squeeze=False) as (
-        figure,
-        axes,
-    ):
+    options: Any = {"figsize": size, "sharex": True, "sharey": True, "squeeze": False}
+    with new_figure(path, num_lines, num_columns, **options) as (figure, axes):
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for index, (axis, (name, panel)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
             is_mean = panel is table
+            color = "black" if is_mean else f"C{index % 10}"
             for row in panel:
                 y, saved = methods.index(row["method"]), 100 * row["steps_saved"]
-                color = "black" if is_mean else f"C{index % 10}"
                 if np.isfinite(row["steps_saved_low"]):
                     ends = [100 * row["steps_saved_low"], 100 * row["steps_saved_high"]]
                     axis.plot(ends, [y, y], color=color, linewidth=1.5)
@@ -127,7 +115,7 @@ def plot_tasks(table: Sequence[Row], rows: Mapping[str, Sequence[Row]], path: Pa
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Return how to draw a method: narrow over wide, so that neighbours in the table that coincide are both seen."""
+    """Return how to draw a method: narrow over wide, so that you see both where neighbours in the table coincide."""
     level = index % 3
     return {
         "color": f"C{index % 10}",
@@ -138,7 +126,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _limits(values: Sequence[float], metric: Metric) -> tuple[float, float]:
-    """Return the ends of an axis that shows all values, except those ten interquartile ranges worse than most."""
+    """Return the ends of an axis that shows all values, except values ten interquartile ranges worse than most."""
     finite = np.array([value for value in values if np.isfinite(value)] or [0.0, 1.0])
     low, first, third, high = np.quantile(finite, [0, 0.25, 0.75, 1])
     if metric.higher_is_better:

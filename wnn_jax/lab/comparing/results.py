@@ -14,7 +14,7 @@ import filelock
 from wnn_jax._files import replace_on_success
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
-from wnn_jax.lab.training.keys import RESULTS_VERSION, describe_differences, run_key
+from wnn_jax.lab.training.keys import RESULTS_VERSION, run_key
 from wnn_jax.lab.training.trainer import Evaluation, Scores
 
 RUNS_FILE = "runs.jsonl.gz"
@@ -22,20 +22,10 @@ RUNS_FILE = "runs.jsonl.gz"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished run.
-
-    Attributes:
-      description: the configuration that made it: task, method, learning rate, seed, steps. Its hash is the run's key.
-      metrics: the metrics of the task, the target first.
-      evaluations: on the validation split, in the order of steps.
-      test: the scores on the test split, at the end.
-      diverged: whether the run ended early because its loss was no longer finite.
-      version: the `RESULTS_VERSION` that it was made with.
-      made_by: the code, the package versions and the machine.
-      weights_sha256: a hash of the last weights.
-    """
+    """A finished run. `Fitted` explains the fields that both have."""
 
     description: Mapping[str, Any]
+    """The configuration: task, method, learning rate, seed, steps. Its hash is the key of the run."""
     metrics: tuple[Metric, ...]
     evaluations: Sequence[Evaluation]
     test: Scores
@@ -66,14 +56,7 @@ class Result:
 
 
 def load_results(folder: Path) -> list[Result]:
-    """Read all results in a folder.
-
-    Returns:
-      The results, oldest first. None if there is no file.
-
-    Raises:
-      UsageError: if the file is damaged, or the folder holds results of an older format.
-    """
+    """Read all results in a folder, oldest first. A damaged file or an older format is a `UsageError`."""
     file = folder / RUNS_FILE
     if (folder / "runs").is_dir() and any((folder / "runs").glob("*.json")):
         raise UsageError(
@@ -113,19 +96,10 @@ def add_result(folder: Path, result: Result) -> None:
             temporary.write_bytes(before + gzip.compress(line.encode(), mtime=0))
 
 
-def stale_differences(result: Result, description: Mapping[str, Any]) -> list[str]:
-    """List why a result is not the result of a run with a description; empty if it is."""
-    if result.version != RESULTS_VERSION:
-        return [f"RESULTS_VERSION was {result.version} and is {RESULTS_VERSION}"]
-    return describe_differences(result.description, description)
-
-
 def _to_json(result: Result) -> dict[str, Any]:
     content = dataclasses.asdict(result)
-    content["metrics"] = [
-        {"name": metric.name, "higher_is_better": metric.higher_is_better, "format": metric.format}
-        for metric in result.metrics
-    ]
+    for metric in content["metrics"]:
+        del metric["from_mean"]
     return {"key": run_key(result.description, result.version), **_without_nan(content)}
 
 

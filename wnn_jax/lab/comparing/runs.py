@@ -15,20 +15,13 @@ from wnn_jax.lab.training.trainer import Trainer, weights_sha256
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a comparison, with all that a worker needs to make it.
-
-    Attributes:
-      make_task: makes the task, on the machine that trains it.
-      method: how to train.
-      description: the configuration. Its hash is the key of the result.
-      folder: of the results.
-      checkpoint_seconds: see `Trainer.fit`.
-    """
+    """One run of a comparison, with all that a worker needs to make it."""
 
     make_task: Callable[[], Task]
     method: Method
     description: Mapping[str, Any]
     folder: Path
+    """The folder of the results."""
     checkpoint_seconds: float
 
     @property
@@ -48,11 +41,10 @@ class Run:
 
 def train_run(run: Run) -> None:
     """Make the result of a run, and remove its checkpoints."""
-    description = run.description
     trainer = _trainer(run)
-    fitted = trainer.fit(description["seed"], run.file, checkpoint_seconds=run.checkpoint_seconds)
+    fitted = trainer.fit(run.description["seed"], run.file, checkpoint_seconds=run.checkpoint_seconds)
     result = Result(
-        description,
+        run.description,
         tuple(trainer.task.metrics),
         fitted.evaluations,
         fitted.test,

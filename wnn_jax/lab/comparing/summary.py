@@ -10,6 +10,7 @@ import numpy as np
 from wnn_jax.lab.comparing.results import Result
 from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.task import Metric
+from wnn_jax.lab.training.trainer import Evaluation
 
 Row = dict[str, Any]
 
@@ -39,31 +40,23 @@ def summarize(
 ) -> list[Row]:
     """Make the table of a comparison: one row per method.
 
-    The reference is the baseline with the best final score, or the first method where no baseline is there. Its target,
-    for each seed, is its best score in the whole run: a run's last score is often reached earlier by chance. A run
-    saves the share of its steps that it does not need to reach the target. Whichever evaluation weights get there first
-    count, in the reference too. Between two evaluations the score is taken as a straight line. A run that does not
-    reach the target saves nothing: the mean over seeds is then an upper bound, and `reached` tells.
+    The reference is the baseline with the best final score, or the first method without a baseline. Its target, for
+    each seed, is its best score in the whole run: a run often reaches its last score earlier by chance. A run saves the
+    share of its steps that it does not need to reach the target. The evaluation weights that get there first count, in
+    the reference too. Between two evaluations the score is a straight line. A run that does not reach the target saves
+    nothing: the mean over seeds is then an upper bound, and `reached` tells.
 
-    Args:
-      results: of all methods, each at one learning rate.
-      metrics: of the task, the target first.
-      baselines: the names of the methods that may be the reference.
-      learning_rates: the grid of every method.
-      weights: the evaluation weights, or `None` for the best ones.
-      target: a value to reach instead of the reference's.
-
-    Raises:
-      UsageError: if a method has no such evaluation weights.
+    Each method has results at one learning rate of its grid in `learning_rates`. The first metric is the target. A
+    method without the evaluation `weights` is a `UsageError`; by default the best ones count. `target` is a value to
+    reach instead of the reference's.
     """
     metric = metrics[0]
     grouped = by_method(results)
     finals = {method: _best_final(runs, metric, weights) for method, runs in grouped.items()}
     candidates = {name: finals[name][1] for name in grouped if name in baselines} or {next(iter(grouped)): 0.0}
     reference = metric.best(candidates)
-    targets = {run.seed: _best_so_far(run, metric, weights) for run in grouped[reference]}
-    if target is not None:
-        targets = dict.fromkeys(targets, target)
+    best_scores = {run.seed: _best_so_far(run, metric, weights) for run in grouped[reference]}
+    targets = best_scores if target is None else dict.fromkeys(best_scores, target)
     return [
         _row(runs, metrics, finals[method][0], targets, weights, method == reference, learning_rates[method])
         for method, runs in grouped.items()
@@ -72,25 +65,24 @@ def summarize(
 
 def steps_to(run: Result, metric: Metric, target: float, weights: str | None = None) -> float:
     """Return the steps until a run reaches a target, or infinity, by these evaluation weights or the fastest."""
-    return min(_crossing(run, metric, target, name) for name in _names(run, weights))
+    names = [weights] if weights is not None else _names(run.evaluations)
+    return min(_crossing(run, metric, target, name) for name in names)
 
 
 def _best_so_far(run: Result, metric: Metric, weights: str | None) -> float:
     """Return the best value of a metric in a whole run."""
     values = {
-        f"{name} {evaluation.step}": evaluation.scores[name][metric.name]
+        f"{name} {evaluation.step}": scores[metric.name]
         for evaluation in run.evaluations
-        for name in _names(run, weights)
-        if name in evaluation.scores
+        for name, scores in evaluation.scores.items()
+        if weights in (None, name)
     }
     return values[metric.best(values)]
 
 
-def _names(run: Result, weights: str | None) -> Sequence[str]:
-    """Return the evaluation weights of a run. A later stage may have some that the first stage lacks."""
-    if weights is not None:
-        return (weights,)
-    return tuple(dict.fromkeys(name for evaluation in run.evaluations for name in evaluation.scores))
+def _names(evaluations: Iterable[Evaluation]) -> list[str]:
+    """Return all evaluation weights. A later stage of a run may have some that the first stage lacks."""
+    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores))
 
 
 def _crossing(run: Result, metric: Metric, target: float, weights: str) -> float:
@@ -140,7 +132,7 @@ def _row(
         "weights": best,
         "fingerprint": runs[0].description["method"].get("nowcaster"),
     }
-    for name in _final_names(runs):
+    for name in _names(run.evaluations[-1] for run in runs):
         for metric in metrics:
             values = [run.final(metric.name).get(name, math.nan) for run in runs]
             row[f"{name}: {metric.name}"], row[f"{name}: {metric.name} std"] = _mean_and_std(values)
@@ -152,59 +144,50 @@ def _row(
 
 def _best_final(runs: Sequence[Result], metric: Metric, weights: str | None) -> tuple[str, float]:
     """Return the evaluation weights with the best mean final value, and that value; NaN if a run diverged."""
-    names = _final_names(runs)
+    names = _names(run.evaluations[-1] for run in runs)
     if weights is not None:
         if weights not in names:
             raise UsageError(
                 f"--evaluation-weights {weights!r}: the method {runs[0].method!r} has only {', '.join(names)}."
             )
-        names = (weights,)
+        names = [weights]
     finals = [run.final(metric.name) for run in runs]
     means = {name: statistics.mean(final.get(name, math.nan) for final in finals) for name in names}
     best = metric.best(means)
     return best, means[best]
 
 
-def _final_names(runs: Sequence[Result]) -> Sequence[str]:
-    """Return the evaluation weights at the end. A run that diverged early lacks those of the last stage."""
-    return tuple(dict.fromkeys(name for run in runs for name in run.evaluations[-1].scores))
-
-
 def summarize_tasks(rows: Mapping[str, Sequence[Row]], methods: Sequence[str]) -> list[Row]:
     """Make the table over several tasks: one row per method, with the mean over the tasks and the worst task.
 
-    The interval is a bootstrap over seeds within tasks: it draws the seeds of every task again, and keeps the tasks. So
-    it tells how much the mean over these tasks depends on the seeds, and nothing about other tasks.
-
-    Args:
-      rows: the rows of each task, by its name.
-      methods: all methods, in the order of the table.
+    `methods` is the order of the table. The interval is a bootstrap over seeds within tasks. It tells how much the mean
+    over these tasks depends on the seeds. It tells nothing about other tasks.
     """
     table: list[Row] = []
     for method in methods:
-        of_task = {task: row for task, task_rows in rows.items() for row in task_rows if row["method"] == method}
-        if not of_task:
+        results = [(row, task) for task, task_rows in rows.items() for row in task_rows if row["method"] == method]
+        if not results:
             continue
-        low, high = _interval(*(row["steps_saved_by_seed"] for row in of_task.values()))
-        worst = min(of_task, key=lambda task: of_task[task]["steps_saved"])
+        low, high = _interval(*(row["steps_saved_by_seed"] for row, _ in results))
+        worst, worst_task = min(results, key=lambda result: result[0]["steps_saved"])
         table.append(
             {
                 "method": method,
-                "tasks": len(of_task),
-                "reached": sum(row["reached"] for row in of_task.values()),
-                "runs": sum(row["runs"] for row in of_task.values()),
-                "steps_saved": statistics.mean(row["steps_saved"] for row in of_task.values()),
+                "tasks": len(results),
+                "reached": sum(row["reached"] for row, _ in results),
+                "runs": sum(row["runs"] for row, _ in results),
+                "steps_saved": statistics.mean(row["steps_saved"] for row, _ in results),
                 "steps_saved_low": low,
                 "steps_saved_high": high,
-                "worst": of_task[worst]["steps_saved"],
-                "worst_task": worst,
+                "worst": worst["steps_saved"],
+                "worst_task": worst_task,
             }
         )
     return table
 
 
 def _interval(*samples: Sequence[float]) -> tuple[float, float]:
-    """Return a bootstrap interval of the mean over samples of their means; NaN where a sample has one value."""
+    """Return a bootstrap interval of the mean of the samples' means; NaN where a sample has one value."""
     if min(map(len, samples)) < 2:
         return math.nan, math.nan
     from scipy.stats import bootstrap

@@ -20,27 +20,18 @@ _FORMAT, _VERSION = "wnn_jax.checkpoint", 1
 
 
 class Checkpoints:
-    """The last two checkpoints of a run, one file each: a damaged one leaves the one before.
+    """The last two checkpoints of a run, one file each: where one is damaged, the run goes on from the other.
 
-    Args:
-      folder: where they are; the first checkpoint makes it. `None` keeps no checkpoints.
-      seconds_between: the shortest time between two of them.
+    The first checkpoint makes the folder. `None` keeps no checkpoints. `seconds_between` is the least time between two.
     """
 
     def __init__(self, folder: Path | None, seconds_between: float) -> None:
-        self._folder = folder
-        self._seconds_between = seconds_between
-        self._last = time.monotonic()
+        self._folder, self._seconds_between, self._last = folder, seconds_between, time.monotonic()
 
     def restore(self, state: TrainState, log: Any) -> tuple[TrainState, Any]:
-        """Return the latest checkpoint that is not damaged, or the arguments where there is none.
+        """Return the latest checkpoint that is not damaged, or the arguments where there is no checkpoint.
 
-        Args:
-          state: a state with the structure of the checkpoint's.
-          log: what is known of the run, in types that JSON has.
-
-        Raises:
-          UsageError: if all of them are damaged.
+        `state` has the structure of the checkpoint's state. If all checkpoints are damaged, it is a `UsageError`.
         """
         damage: list[UsageError] = []
         for file in self._files():
@@ -57,11 +48,7 @@ class Checkpoints:
         return state, log
 
     def save(self, step: int, state: TrainState, log: Any, *, now: bool = False) -> None:
-        """Save a checkpoint, if the last one is long enough ago, or `now`.
-
-        Raises:
-          OSError: if it cannot be written; those before are kept.
-        """
+        """Save a checkpoint, if the last one is long enough ago, or `now`. A failure keeps the checkpoints before."""
         if self._folder is None or not (now or time.monotonic() - self._last >= self._seconds_between):
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -79,29 +66,15 @@ class Checkpoints:
 
 
 def save_state(file: Path, state: Any, log: Any) -> None:
-    """Write a tree of arrays and a log, whole or not at all.
-
-    Args:
-      file: where to write.
-      state: the tree.
-      log: in types that JSON has.
-    """
+    """Write a tree of arrays, and a log in types that JSON has, whole or not at all."""
     leaves = {str(index): np.asarray(_numbers(leaf)) for index, leaf in enumerate(jax.tree.leaves(state))}
     write_arrays(file, leaves, {"format": _FORMAT, "version": _VERSION, "log": json.dumps(log)})
 
 
 def load_state(file: Path, state: Any) -> tuple[Any, Any]:
-    """Read what `save_state` wrote.
+    """Read a tree and a log that `save_state` wrote. A damaged file, or another tree, is a `UsageError`.
 
-    Args:
-      file: where to read.
-      state: a tree of the same structure. Its arrays say where the arrays of the result are to be.
-
-    Returns:
-      The tree, and the log.
-
-    Raises:
-      UsageError: if the file is damaged, or holds another tree.
+    `state` is a tree of the same structure. The arrays are placed on its devices.
     """
     try:
         header, arrays = read_arrays(file, format_name=_FORMAT, version=_VERSION, remedy="")
@@ -116,12 +89,12 @@ def load_state(file: Path, state: Any) -> tuple[Any, Any]:
 
 
 def _numbers(leaf: Any) -> Any:
-    """Return the numbers of a leaf, which may be a random key."""
+    """Return the data of a random key, or any other leaf itself."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _like(array: Any, leaf: Any) -> Any:
-    """Make the numbers what the leaf is, where the leaf is."""
+    """Return the array as the kind of leaf, and on the devices, that `leaf` has."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array

@@ -22,15 +22,10 @@ RESULTS_VERSION = 1
 
 
 def run_key(description: Mapping[str, Any], version: int | None = None) -> str:
-    """Hash a configuration.
+    """Return the SHA-256 of a configuration, in hexadecimal digits.
 
-    Args:
-      description: the task, the method, the learning rate, the seed and the steps, in types that JSON has. No source
-        code and no traced program: a better docstring or a faster operation keeps the results that exist.
-      version: the `RESULTS_VERSION` of a result that exists. Default: the present one.
-
-    Returns:
-      A SHA-256 in hexadecimal digits.
+    A description has no source code and no traced program. So a better docstring or a faster operation keeps the
+    results that exist. `version` is the `RESULTS_VERSION` of a result; by default it is the present version.
     """
     content = {"results_version": RESULTS_VERSION if version is None else version, **description}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -51,13 +46,7 @@ def describe(value: Any) -> Any:
 
 
 def describe_differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """List where two descriptions differ, one line for each place.
-
-    Args:
-      old: the description of a result that exists.
-      new: the description of the run that is wanted.
-      name: the place of both in a larger description.
-    """
+    """List where two descriptions differ, one line for each place. `name` is their place in a larger description."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             line
@@ -70,17 +59,11 @@ def describe_differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that compute a result."""
-    return {
-        "wnn_jax": wnn_jax.__version__,
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "numpy": np.__version__,
-    }
+    return {package.__name__: package.__version__ for package in (wnn_jax, jax, flax, optax, np)}
 
 
 def made_by() -> dict[str, Any]:
-    """Return what makes results in this process: code, versions and machine. It is shown with a result, not hashed."""
+    """Return the code, the versions and the machine of this process. Results show them, and keys do not hash them."""
     device = jax.devices()[0]
     return {
         **versions(),

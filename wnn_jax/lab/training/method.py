@@ -11,20 +11,13 @@ import optax
 from wnn_jax.lab.tasks.task import Params, Task
 from wnn_jax.lab.training.evaluation_weights import EvaluationWeights
 from wnn_jax.lab.training.keys import describe
-from wnn_jax.lab.training.step import TrainState, View, init_state
+from wnn_jax.lab.training.step import WHOLE_STATE, TrainState, View, init_state
 
 
 class StageStart(NamedTuple):
-    """The beginning of a later stage of a run.
+    """The beginning of a later stage: what it trains, from where, and what is evaluated.
 
-    Attributes:
-      task: what the stage trains. Its parameters may differ from those of the stage before.
-      optimizer: trains it.
-      params: the first parameters.
-      model_state: the first model state.
-      opt_state: the state of `optimizer`, or `None` for a new one.
-      view: which part of the state is the network.
-      evaluation_weights: what to evaluate, in addition to the weights and their moving averages.
+    The parameters may differ from the parameters of the stage before. `opt_state` is `None` for a new state.
     """
 
     task: Task
@@ -32,7 +25,7 @@ class StageStart(NamedTuple):
     params: Params
     model_state: Any
     opt_state: Any = None
-    view: View = View()
+    view: View = WHOLE_STATE
     evaluation_weights: Mapping[str, EvaluationWeights] = {}
 
 
@@ -47,14 +40,9 @@ class Stage(Protocol):
         ...
 
     def start(self, task: Task, state: TrainState, learning_rate: float, num_steps: int, seed: int) -> StageStart:
-        """Make the beginning of the stage from the end of the stage before.
+        """Return the beginning of the stage, given the state at the end of the stage before.
 
-        Args:
-          task: the task of the comparison.
-          state: the state at the end of the stage before, with the state of that stage's own optimizer.
-          learning_rate: the learning rate of the method.
-          num_steps: length of the whole run.
-          seed: the seed of the run.
+        `learning_rate` is the learning rate of the method, and `num_steps` the length of the whole run.
         """
         ...
 
@@ -86,7 +74,7 @@ class Method:
     evaluation_weights: Mapping[str, EvaluationWeights] = dataclasses.field(
         default_factory=dict[str, EvaluationWeights]
     )
-    view: View = dataclasses.field(default_factory=View)
+    view: View = WHOLE_STATE
     stages: tuple[Stage, ...] = ()
     task: Callable[[Task], Task] = same_task
     is_baseline: bool = False
@@ -102,13 +90,14 @@ class Method:
 
 
 def check_method(method: Method, task: Task, learning_rate: float, num_steps: int) -> None:
-    """Begin a method with shapes alone: a method that does not fit the task is a `ValueError` before it trains."""
+    """Begin a method with shapes alone, so that a method that does not fit the task is a `ValueError` at once."""
+    optimizer = method.optimizer(learning_rate, num_steps)  # Outside of the trace, because it may read files.
 
     def begin(key: jax.Array) -> None:
-        state = init_state(method.task(task), method.optimizer(learning_rate, num_steps), key, method.view)
+        state = init_state(method.task(task), optimizer, key, method.view)
         for stage in method.stages[:1]:
             stage.start(task, state, learning_rate, num_steps, 0)
 
-    # A stage that looks at values, such as those of checkpoints, cannot begin with shapes.
+    # A stage that looks at values, such as checkpoints, cannot begin with shapes.
     with contextlib.suppress(jax.errors.JAXTypeError):
         jax.eval_shape(begin, jax.random.key(0))

@@ -9,27 +9,24 @@ import jax.numpy as jnp
 import optax
 
 import wnn_jax
-from wnn_jax._checks import check_float, check_int
-from wnn_jax.lab.errors import look_up
 
-ScalarOrSchedule = Any
-# Its `__name__` enters the key of a run.
-BaseOptimizer = Callable[[ScalarOrSchedule], optax.GradientTransformation]
+# From a learning rate or a schedule. Its `__name__` enters the key of a run.
+BaseOptimizer = Callable[[Any], optax.GradientTransformation]
 
 ADAMW_WEIGHT_DECAY = 0.01
 
 
-def adamw(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation:
+def adamw(learning_rate: Any) -> optax.GradientTransformation:
     """Return AdamW with a weight decay of 0.01."""
     return optax.adamw(learning_rate, weight_decay=ADAMW_WEIGHT_DECAY)
 
 
-def sgd(learning_rate: ScalarOrSchedule) -> optax.GradientTransformation:
+def sgd(learning_rate: Any) -> optax.GradientTransformation:
     """Return SGD with Nesterov momentum 0.9."""
     return optax.sgd(learning_rate, momentum=0.9, nesterov=True)
 
 
-def muon(learning_rate: ScalarOrSchedule, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
+def muon(learning_rate: Any, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
     """Return Muon for every kernel, as a matrix, and Adam for everything else.
 
     A convolution's matrix has one column for each output channel. A dense kernel with split axes becomes its most
@@ -59,11 +56,6 @@ def muon(learning_rate: ScalarOrSchedule, *, weight_decay: float = 0.0) -> optax
 BASE_OPTIMIZERS: Mapping[str, BaseOptimizer] = {"adam": optax.adam, "adamw": adamw, "sgd": sgd, "muon": muon}
 
 
-def base_optimizer(name: str) -> BaseOptimizer:
-    """Return the optimizer of a name. An unknown name is a `UsageError`."""
-    return look_up(BASE_OPTIMIZERS, name, "--optimizer")
-
-
 def ademamix(
     learning_rate: float, num_steps: int, *, alpha: float, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
@@ -75,14 +67,12 @@ def ademamix(
       Pagliardini, Ablin, Grangier, `The AdEMAMix Optimizer: Better, Faster, Older <https://arxiv.org/abs/2409.03137>`_,
       ICLR 2025
     """
-
-    def slow_decay(step: Any) -> Any:
-        return jnp.minimum(0.999, 1 - 1 / (11 + 0.1 * step))
-
-    def slow_weight(step: Any) -> Any:
-        return alpha * jnp.minimum(1.0, step / (0.3 * num_steps))
-
-    return optax.contrib.ademamix(learning_rate, b3=slow_decay, alpha=slow_weight, weight_decay=weight_decay)
+    return optax.contrib.ademamix(
+        learning_rate,
+        b3=lambda step: jnp.minimum(0.999, 1 - 1 / (11 + 0.1 * step)),
+        alpha=lambda step: alpha * jnp.minimum(1.0, step / (0.3 * num_steps)),
+        weight_decay=weight_decay,
+    )
 
 
 def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
@@ -96,13 +86,7 @@ def schedule_free(learning_rate: float, num_steps: int, *, weight_decay: float =
 
 
 class SnooState(NamedTuple):
-    """State of `snoo`.
-
-    Attributes:
-      count: int32, the number of steps taken.
-      slow: the parameters at the last synchronisation.
-      momentum: the running sum of displacements, a tree like the parameters.
-    """
+    """The number of steps taken, the slow parameters, and the running sum of displacements."""
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     slow: Any
@@ -118,23 +102,11 @@ def snoo(period: int = 20, momentum: float = 0.5, step_size: float = 0.8) -> opt
     .. math::
       s = w - x; \quad b \leftarrow \mu b + s; \quad w \leftarrow w - \eta (\mu b + s); \quad x \leftarrow w.
 
-    Args:
-      period: steps between synchronisations.
-      momentum: the share of the running sum that a synchronisation keeps.
-      step_size: multiplies the step.
-
-    Returns:
-      A transformation with a `SnooState`. It comes last in a chain.
-
-    Raises:
-      ValueError: if an argument is out of its range.
+    It comes last in a chain.
 
     References:
       Kallusky et al., `SNOO: Step-K Nesterov Outer Optimizer <https://arxiv.org/abs/2510.15830>`_, 2025
     """
-    check_int("period", period, "the number of steps between synchronisations", minimum=1)
-    check_float("momentum", momentum, "the share of the running sum to keep", minimum=0.0, below=1.0)
-    check_float("step_size", step_size, "the factor of the step", minimum=0.0)
 
     def init_fn(params: Any) -> SnooState:
         return SnooState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params), jax.tree.map(jnp.zeros_like, params))
@@ -152,10 +124,7 @@ def snoo(period: int = 20, momentum: float = 0.5, step_size: float = 0.8) -> opt
             count % period == 0,
             synchronize,
             lambda updates, slow, total, _: (updates, slow, total),
-            updates,
-            state.slow,
-            state.momentum,
-            params,
+            *(updates, state.slow, state.momentum, params),
         )
         return updates, SnooState(count, slow, total)
 
@@ -168,16 +137,14 @@ def constant(learning_rate: float, num_steps: int) -> float:
     return learning_rate
 
 
-def cosine(learning_rate: float, num_steps: int) -> optax.Schedule:
-    """Return half a cosine, from the learning rate down to 0."""
-    return optax.cosine_decay_schedule(learning_rate, num_steps)
-
-
-def warmup_stable_decay(learning_rate: float, num_steps: int, *, decay_share: float = 0.2) -> optax.Schedule:
+def warmup_stable_decay(learning_rate: float, num_steps: int) -> optax.Schedule:
     """Return a constant learning rate that falls linearly to 0 over the last fifth of the run."""
-    decay_steps = max(int(decay_share * num_steps), 1)
+    decay_steps = max(int(0.2 * num_steps), 1)
     decay = optax.linear_schedule(learning_rate, 0.0, decay_steps)
     return optax.join_schedules([optax.constant_schedule(learning_rate), decay], [num_steps - decay_steps])
 
 
-SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {"cosine": cosine, "wsd": warmup_stable_decay}
+SCHEDULES: Mapping[str, Callable[[float, int], Any]] = {
+    "cosine": optax.cosine_decay_schedule,
+    "wsd": warmup_stable_decay,
+}

@@ -1,7 +1,7 @@
 """The compiled training step of a task, and the loop over its steps."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,9 +10,7 @@ import numpy as np
 import optax
 
 from wnn_jax.lab.tasks.task import Batch, EvaluationSplit, ModelState, Params, Task
-from wnn_jax.lab.training.step import TrainState, View, init_state, make_step
-
-OnStep = Callable[[int, float], None]
+from wnn_jax.lab.training.step import WHOLE_STATE, TrainState, View, init_state, make_step
 
 _STEPS_BETWEEN_REPORTS = 25
 
@@ -20,21 +18,15 @@ _STEPS_BETWEEN_REPORTS = 25
 class Program:
     """A task and its optimizer, compiled once for all seeds.
 
-    Args:
-      task: what to train.
-      tx: the optimizer.
-      view: which part of the state is the network.
-      scan: whether `advance` runs all its steps in one `lax.scan`. Default: yes, except on CPU, where a convolution in
-        a compiled loop is about 20 times slower.
+    With `scan`, `advance` runs all its steps in one `lax.scan`. It is not the default on CPU, where a convolution in a
+    compiled loop is about 20 times slower.
     """
 
     def __init__(
-        self, task: Task, tx: optax.GradientTransformation, view: View | None = None, *, scan: bool | None = None
+        self, task: Task, tx: optax.GradientTransformation, view: View = WHOLE_STATE, *, scan: bool | None = None
     ) -> None:
-        self.task = task
-        self.view = view or View()
-        self._tx = tx
-        self._step = make_step(task, tx, self.view)
+        self.task, self.view, self._tx = task, view, tx
+        self._step = make_step(task, tx, view)
         self._scans = jax.default_backend() != "cpu" if scan is None else scan
         self._train = jax.jit(self._scan_steps if self._scans else self._step, donate_argnums=0)
         self._measure = jax.jit(task.measure)
@@ -49,15 +41,11 @@ class Program:
         return _own_buffers(state._replace(opt_state=self._tx.init(state.params)))
 
     def advance(
-        self, state: TrainState, seed: int, stop: int, *, on_step: OnStep | None = None
+        self, state: TrainState, seed: int, stop: int, on_step: Callable[[int, float], Any] = lambda step, loss: None
     ) -> tuple[TrainState, float, float]:
-        """Train until `stop` steps are taken in all.
+        """Train until `stop` steps are taken in all. The buffers of `state` are donated.
 
-        Args:
-          state: where to begin. Its buffers are donated.
-          seed: decides the batches and the keys of all steps.
-          stop: the number of steps at the end, greater than the number taken so far.
-          on_step: called now and then with the number of steps taken and the loss.
+        `on_step` is called now and then with the number of steps taken and the loss.
 
         Returns:
           The state, the mean loss of these steps, and their seconds without compilation.
@@ -70,10 +58,8 @@ class Program:
             state, loss = train(state, batches, key)
             losses.append(loss)
             step += size
-            if step == stop or (on_step is not None and step % _STEPS_BETWEEN_REPORTS == 0):
-                loss.block_until_ready()
-                if on_step is not None:
-                    on_step(step, float(loss))
+            if step == stop or step % _STEPS_BETWEEN_REPORTS == 0:
+                on_step(step, float(loss))
             seconds += time.perf_counter() - began
         return state, float(np.mean(jax.device_get(losses))), seconds
 
@@ -96,12 +82,12 @@ class Program:
         """Yield batches one by one, or all of them stacked, with their number."""
         batches = (self.task.batch(seed, step) for step in range(start, stop))
         if self._scans:
-            yield _stack(list(batches)), stop - start
+            yield jax.tree.map(lambda *leaves: np.stack(leaves), *batches), stop - start
         else:
             yield from ((batch, 1) for batch in batches)
 
     def _compile(self, state: TrainState, batch: Batch, key: jax.Array) -> Any:
-        # Ahead of time, so that the seconds of a run are those of its steps alone.
+        # Ahead of time, so that the seconds of a run count its steps alone.
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
         if shapes not in self._compiled:
             self._compiled[shapes] = self._train.lower(state, batch, key).compile()
@@ -111,7 +97,3 @@ class Program:
 def _own_buffers(state: TrainState) -> TrainState:
     """Copy a state so that no two arrays share a buffer: a shared one cannot be donated."""
     return jax.tree.map(jnp.copy, state)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)

@@ -29,20 +29,19 @@ class TrainState(NamedTuple):
 class View:
     """Which part of a training state is the network. By default: the parameters and the model state.
 
-    Some optimizers train more than one network. `optax.lookahead` has a fast and a slow copy, late-phase weights have
-    several members. A subclass says how the copies begin, which copy takes the next step, and which network results.
+    Some optimizers train several copies of a network. A subclass says how they begin, and which one takes a step.
     """
 
     def init(self, params: Params, model_state: ModelState) -> tuple[Params, ModelState]:
-        """Make what the optimizer begins with from a task's own parameters and model state."""
+        """Return what the optimizer begins with."""
         return params, model_state
 
     def read(self, state: TrainState) -> tuple[Params, ModelState]:
-        """Return the network that the next step takes the loss of."""
+        """Return the network that takes the next step."""
         return state.params, state.model_state
 
     def write(self, state: TrainState, model_state: ModelState) -> ModelState:
-        """Return the model state of the run after a step changed that of the network that was read."""
+        """Return the model state of the run, given the model state of the network after its step."""
         del state
         return model_state
 
@@ -51,29 +50,24 @@ class View:
         return params, model_state
 
 
-def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, view: View | None = None) -> TrainState:
+WHOLE_STATE = View()
+
+
+def init_state(task: Task, tx: optax.GradientTransformation, key: jax.Array, view: View = WHOLE_STATE) -> TrainState:
     """Return the state before the first step."""
-    params, model_state = (view or View()).init(*task.init(key))
+    params, model_state = view.init(*task.init(key))
     return TrainState(jnp.zeros([], jnp.int32), params, model_state, tx.init(params))
 
 
 def make_step(
-    task: Task, tx: optax.GradientTransformation, view: View | None = None
+    task: Task, tx: optax.GradientTransformation, view: View = WHOLE_STATE
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array]]:
-    """Make the step that trains everything in this package.
-
-    Returns:
-      A pure function from the state, a batch and the key of the run to the next state and the loss. The key of a step
-      follows from the key of the run and the number of the step.
-    """
-    view = view or View()
+    """Return a pure function from the state, a batch and the key of a run to the next state and the loss."""
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, jax.Array]:
         params, model_state = view.read(state)
-        value_and_gradient = jax.value_and_grad(task.loss, has_aux=True)
-        (loss, model_state), gradient = value_and_gradient(
-            params, model_state, batch, jax.random.fold_in(key, state.step)
-        )
+        key = jax.random.fold_in(key, state.step)
+        (loss, model_state), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, model_state, batch, key)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, view.write(state, model_state), opt_state), loss

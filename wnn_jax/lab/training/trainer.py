@@ -1,4 +1,4 @@
-"""One run: resumable, and a pure function of the task, the method, the learning rate and the seed."""
+"""Runs: resumable, each a pure function of the task, the method, the learning rate and the seed."""
 
 import dataclasses
 import hashlib
@@ -16,11 +16,11 @@ from wnn_jax.lab.tasks.task import EvaluationSplit, ModelState, Params, Task, ch
 from wnn_jax.lab.training.checkpoints import Checkpoints
 from wnn_jax.lab.training.evaluation_weights import (
     EMA_DECAYS,
+    OPTIMIZER,
     WEIGHTS,
     EvaluationWeights,
     all_evaluation_weights,
     batch_stats_estimator,
-    own_state,
     with_moving_averages,
 )
 from wnn_jax.lab.training.method import Method, Stage
@@ -33,39 +33,28 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The scores of a run after some step.
-
-    Attributes:
-      step: the number of steps taken.
-      seconds: the time of these steps, without compilation and evaluation.
-      train_loss: the mean training loss since the evaluation before.
-      scores: on the validation split.
-      num_nowcasts: the jumps made so far.
-      num_rejected: the jumps rejected so far.
-    """
+    """The scores of a run on the validation split, after `step` steps."""
 
     step: int
     seconds: float
+    """The time of all steps so far, without compilation and evaluation."""
     train_loss: float
+    """The mean training loss since the evaluation before."""
     scores: Scores
     num_nowcasts: int
     num_rejected: int
 
 
 class Fitted(NamedTuple):
-    """A finished run.
-
-    Attributes:
-      state: the last state, with the state of the method's own optimizer.
-      evaluations: in the order of steps.
-      test: the scores on the test split, at the end.
-      diverged: whether the run ended early because its loss was no longer finite.
-    """
+    """A finished run."""
 
     state: TrainState
+    """The last state, with the state of the method's own optimizer."""
     evaluations: list[Evaluation]
     test: Scores
+    """The scores on the test split, at the end."""
     diverged: bool
+    """Whether the run ended early because its loss was no longer finite."""
 
 
 Report = Callable[[int, float, Evaluation | None], None]
@@ -94,17 +83,8 @@ class _CompiledStage(NamedTuple):
 class Trainer:
     """Trains a task by a method at one learning rate, compiled once for runs with several seeds.
 
-    Args:
-      task: what to train.
-      method: how to train.
-      learning_rate: given to the method.
-      num_steps: length of a run.
-      evaluate_every: steps between evaluations. Default: one evaluation, at the end.
-      moving_averages: decays per step of the averages to evaluate in addition to the weights.
-      scan: see `Program`.
-
-    Raises:
-      UsageError: if the task's metrics cannot be compared.
+    By default there is one evaluation, at the end. `moving_averages` are the decays per step of the averages to
+    evaluate in addition to the weights. A task whose metrics cannot be compared is a `UsageError`.
     """
 
     def __init__(
@@ -116,16 +96,11 @@ class Trainer:
         num_steps: int,
         evaluate_every: int | None = None,
         moving_averages: tuple[float, ...] = EMA_DECAYS,
-        scan: bool | None = None,
     ) -> None:
         check_task(task)
-        self.task = task
-        self.method = method
-        self.learning_rate = learning_rate
-        self.num_steps = num_steps
-        self.evaluate_every = evaluate_every or num_steps
+        self.task, self.method, self._learning_rate, self._num_steps = task, method, learning_rate, num_steps
+        self._evaluate_every = evaluate_every or num_steps
         self._moving_averages = moving_averages
-        self._scan = scan
         optimizer = method.optimizer(learning_rate, num_steps)
         self._first_stage = self._compile(method.task(task), optimizer, method.view, method.evaluation_weights)
 
@@ -147,13 +122,13 @@ class Trainer:
           report: called now and then with the step, the training loss, and the evaluation or `None`.
           stop: called after every evaluation with the state and all evaluations so far: whether to end the run. It must
             decide by its arguments alone.
-          checkpoint_seconds: the first evaluation this long after the last checkpoint saves another one.
+          checkpoint_seconds: the first evaluation this long after the last checkpoint saves a checkpoint.
           test: whether to score the test split at the end.
 
         Raises:
           UsageError: if a later stage cannot begin where the stage before ended, or all checkpoints are damaged.
         """
-        ends = [*(stage.first_step(self.num_steps) for stage in self.method.stages), self.num_steps]
+        ends = [*(stage.first_step(self._num_steps) for stage in self.method.stages), self._num_steps]
         compiled, state = self._first_stage, self._first_stage.program.init(seed)
         evaluations: list[Evaluation] = []
         is_over = False
@@ -161,81 +136,64 @@ class Trainer:
             if stage is not None:
                 compiled, state = self._enter(stage, state, seed)
             checkpoints = Checkpoints(None if folder is None else folder / f"stage-{index}", checkpoint_seconds)
-            state, log = checkpoints.restore(state, [dataclasses.asdict(evaluation) for evaluation in evaluations])
+            state, log = checkpoints.restore(state, list(map(dataclasses.asdict, evaluations)))
             evaluations = [Evaluation(**evaluation) for evaluation in log]
             is_over = bool(evaluations) and (_is_diverged(evaluations) or stop(state, evaluations))
             while int(state.step) < end and not is_over:
-                state, evaluation = self._advance(compiled, state, seed, end, evaluations, report)
+                step = min((int(state.step) // self._evaluate_every + 1) * self._evaluate_every, end)
+                state, loss, seconds = compiled.program.advance(
+                    state, seed, step, on_step=lambda step, loss: report(step, loss, None)
+                )
+                evaluation = Evaluation(
+                    step,
+                    seconds + (evaluations[-1].seconds if evaluations else 0.0),
+                    train_loss=loss,
+                    scores=compiled.scores(state, "validation"),
+                    num_nowcasts=_count(state.opt_state, "num_nowcasts"),
+                    num_rejected=_count(state.opt_state, "num_rejected"),
+                )
                 evaluations.append(evaluation)
                 is_over = _is_diverged(evaluations) or stop(state, evaluations)
                 # A run that is killed in a later stage goes on from the end of the stage before.
-                checkpoints.save(
-                    evaluation.step,
-                    state,
-                    [dataclasses.asdict(evaluation) for evaluation in evaluations],
-                    now=(evaluation.step == end or is_over) and bool(self.method.stages),
-                )
-                report(evaluation.step, evaluation.train_loss, evaluation)
+                now = (step == end or is_over) and bool(self.method.stages)
+                checkpoints.save(step, state, list(map(dataclasses.asdict, evaluations)), now=now)
+                report(step, loss, evaluation)
             if is_over:
                 break
-        return Fitted(
-            state=state._replace(opt_state=own_state(state.opt_state)),
-            evaluations=evaluations,
-            test=compiled.scores(state, "test") if test else {},
-            diverged=_is_diverged(evaluations),
-        )
-
-    def _advance(
-        self,
-        compiled: _CompiledStage,
-        state: TrainState,
-        seed: int,
-        end: int,
-        evaluations: list[Evaluation],
-        report: Report,
-    ) -> tuple[TrainState, Evaluation]:
-        """Train until the next evaluation."""
-        next_stop = min((int(state.step) // self.evaluate_every + 1) * self.evaluate_every, end)
-        state, loss, seconds = compiled.program.advance(
-            state, seed, next_stop, on_step=lambda step, loss: report(step, loss, None)
-        )
-        return state, Evaluation(
-            step=next_stop,
-            seconds=seconds + (evaluations[-1].seconds if evaluations else 0.0),
-            train_loss=loss,
-            scores=compiled.scores(state, "validation"),
-            num_nowcasts=_count(state.opt_state, "num_nowcasts"),
-            num_rejected=_count(state.opt_state, "num_rejected"),
-        )
+        scores = compiled.scores(state, "test") if test else {}
+        return Fitted(_with_own_optimizer(state), evaluations, scores, _is_diverged(evaluations))
 
     def _enter(self, stage: Stage, state: TrainState, seed: int) -> tuple[_CompiledStage, TrainState]:
         """Begin a later stage."""
-        own = state._replace(opt_state=own_state(state.opt_state))
         try:
-            start = stage.start(self.task, own, self.learning_rate, self.num_steps, seed)
+            start = stage.start(self.task, _with_own_optimizer(state), self._learning_rate, self._num_steps, seed)
         except UsageError:
             raise
         except ValueError as error:
             raise UsageError(
-                f"learning rate {self.learning_rate:g}, {self.method.name!r} cannot go on after {int(state.step)} "
+                f"learning rate {self._learning_rate:g}, {self.method.name!r} cannot go on after {int(state.step)} "
                 f"steps: {error}"
             ) from error
         compiled = self._compile(start.task, start.optimizer, start.view, start.evaluation_weights)
         state = compiled.program.resume(TrainState(state.step, start.params, start.model_state, None))
         if start.opt_state is not None:
-            state = state._replace(opt_state=state.opt_state | {"optimizer": start.opt_state})
+            state = state._replace(opt_state=state.opt_state | {OPTIMIZER: start.opt_state})
         return compiled, state
 
     def _compile(
         self, task: Task, optimizer: optax.GradientTransformation, view: Any, own: Mapping[str, EvaluationWeights]
     ) -> _CompiledStage:
-        tx = with_moving_averages(optimizer, self._moving_averages)
-        program = Program(task, tx, view, scan=self._scan)
+        program = Program(task, with_moving_averages(optimizer, self._moving_averages), view)
         return _CompiledStage(program, all_evaluation_weights(own, self._moving_averages), batch_stats_estimator(task))
 
 
+def _with_own_optimizer(state: TrainState) -> TrainState:
+    """Return a state without the moving averages."""
+    return state._replace(opt_state=state.opt_state[OPTIMIZER])
+
+
 def weights_sha256(params: Any) -> str:
-    """Hash all weights, to tell at a glance whether two runs ended in the same place."""
+    """Return a hash of all weights. Two runs with one hash ended in the same place."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
