@@ -19,6 +19,7 @@ from tests.helpers import (
     network_params,
     num_bytes,
     num_jumps,
+    ones_like,
     train,
 )
 
@@ -200,6 +201,16 @@ def test_memory_of_the_history(nowcaster: Any, dtype: Any, copies: float):
     params = network_params()
     state = wnn_jax.nowcast(nowcaster, snapshot_every=1, history_dtype=dtype).init(params)
     assert num_bytes(state.history) == copies * num_bytes(params)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_history_of_8_bits():
+    params = {"w": jnp.zeros(3)}
+    exact, compact = (
+        train(wnn_jax.nowcast("linear", snapshot_every=1, history_dtype=dtype), params, 5, gradient=ones_like)
+        for dtype in (None, "float8_e4m3fn")
+    )
+    assert compact[-1].state.num_nowcasts == 1
+    assert_trees_equal(compact[-1].params, exact[-1].params)
 
 
 @pytest.mark.slow_but(1)

@@ -102,9 +102,9 @@ class Drift:
         return self.memory * num_steps + (_LEAST_MEMORY + snapshot_every)
 
     def jump(self, mean: Any, params: Any, roles: Any, *, memory: Any, snapshot_every: Any) -> tuple[Any, jax.Array]:
-        """Return the jump from the parameters after the optimizer's step, and its norm relative to the norm of these.
+        """Return the jump, and its norm relative to the norm of the parameters that move.
 
-        The mean is in at least float32, and the memory in steps.
+        The parameters are after the optimizer's step. The mean is in at least float32, and the memory in steps.
         """
         of_mean, of_params = norms(mean), norms(params)
         # Tensors that do not move, such as masks, say nothing about how far the others may go.

@@ -77,9 +77,16 @@ class Counters(NamedTuple):
     def after(self, step: jax.Array, outcome: Outcome, *, is_restart: jax.Array, is_misplaced: jax.Array) -> "Counters":
         """Return the counters after a step."""
         jump, is_rejected = outcome.jump, outcome.is_jump & ~outcome.jump.is_accepted
-        new = (jump.is_accepted, is_rejected, jump.num_cut, is_restart, is_misplaced)
-        last = choose(jump.is_accepted, (step, jump.size), (self.last_nowcast, self.last_size))
-        return Counters(*map(add_counts, self[:5], new), *last)
+        last_nowcast, last_size = choose(jump.is_accepted, (step, jump.size), (self.last_nowcast, self.last_size))
+        return Counters(
+            num_nowcasts=add_counts(self.num_nowcasts, jump.is_accepted),
+            num_rejected=add_counts(self.num_rejected, is_rejected),
+            num_cut=add_counts(self.num_cut, jump.num_cut),
+            num_restarts=add_counts(self.num_restarts, is_restart),
+            num_misplaced=add_counts(self.num_misplaced, is_misplaced),
+            last_nowcast=last_nowcast,
+            last_size=last_size,
+        )
 
 
 def no_jump() -> Jump:
@@ -188,7 +195,8 @@ def _some_leaves(tree: Any) -> list[Any]:
     """Return a few small leaves from all over a tree, or some of the smallest if none is small."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if math.prod(jnp.shape(leaf))]
     sizes = [math.prod(jnp.shape(leaf)) for leaf in leaves]
-    small = [leaf for leaf, size in zip(leaves, sizes, strict=True) if size <= max(_SMALL, min(sizes))]
+    limit = max(_SMALL, min(sizes, default=0))
+    small = [leaf for leaf, size in zip(leaves, sizes, strict=True) if size <= limit]
     return small[:: max(-(-len(small) // _NUM_TENSORS), 1)]
 
 

@@ -246,7 +246,7 @@ class WindowRule:
         """Return the snapshots as trees of the parameters' own dtypes."""
 
         def restore(first: jax.Array, kept: jax.Array) -> jax.Array:
-            return kept if kept.dtype == first.dtype else add(first, kept)
+            return kept if kept.dtype == first.dtype else add(first, kept.astype(wide_dtype(first)))
 
         snapshots = fetch(snapshots, self.memory_kind)
         return tuple(jax.tree.map(restore, snapshots[0], snapshot) for snapshot in snapshots)

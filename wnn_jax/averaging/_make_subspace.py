@@ -217,5 +217,7 @@ def _checked(tree: Any, index: int, expected: dict[str, str]) -> dict[str, str]:
             )
     for path, leaf in leaves.items():
         if not jnp.isfinite(leaf).all():
-            raise ValueError(f"checkpoints[{index}] has a value that is not finite at {path}; leave it out.")
+            raise ValueError(
+                f"checkpoints[{index}] has a value that is not finite at {path}; leave that checkpoint out."
+            )
     return actual

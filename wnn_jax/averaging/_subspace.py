@@ -70,7 +70,9 @@ def init_coefficients(subspace: Subspace, start: Literal["mean", "last"] = "mean
     check_choice("start", start, ("mean", "last"), "start from the uniform average, or from the last checkpoint")
     if subspace.form == "deltas":
         # The last checkpoint is the last direction.
-        return jax.tree.map(lambda norm: jnp.zeros_like(norm).at[-1].set(norm[-1] * (start == "last")), subspace.norms)
+        return jax.tree.map(
+            lambda norm: jnp.zeros_like(norm).at[-1].set(norm[-1] if start == "last" else 0), subspace.norms
+        )
     if start == "last":
         (norms, *_) = jax.tree.leaves(subspace.norms)
         weights = jnp.zeros_like(subspace.mixing[0]).at[-1].set(norms[-1])

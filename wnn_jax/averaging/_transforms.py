@@ -211,8 +211,9 @@ def _keep_average(
     period = check_int("period", period, "the number of steps from what is averaged to the next", minimum=1)
 
     def init_fn(params: Any) -> Any:
-        zeros = (jnp.zeros([], jnp.int32) for _ in range(3))  # Each in a buffer of its own, to be donated.
-        return make_state(next(zeros), next(zeros), init_memory(params), next(zeros))
+        # Each in a buffer of its own, to be donated.
+        step, num_added, num_rejected = (jnp.zeros([], jnp.int32) for _ in range(3))
+        return make_state(step, num_added, init_memory(params), num_rejected)
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del extra_args

@@ -110,11 +110,14 @@ def finite_or_last(forecast: jax.Array, history: LeafHistory) -> jax.Array:
     return jnp.where(jnp.isfinite(forecast), forecast, history[-1])
 
 
-def check_network(name: str, params: Any, network: str, draw: Callable[[], Any]) -> None:
-    """Raise a `ValueError` unless parameters have the shapes that `draw` makes; it may fail for other parameters."""
+def check_network(name: str, params: Any, network: str, draw: Callable[[jax.Array], Any]) -> None:
+    """Raise a `ValueError` unless parameters have the shapes that `draw` makes of a key.
+
+    `draw` may fail for other parameters. JAX traces the same function only once.
+    """
     actual = jax.tree.map(jnp.shape, dict(params) if isinstance(params, Mapping) else params)
     try:
-        expected = jax.tree.map(jnp.shape, jax.eval_shape(draw))
+        expected = jax.tree.map(jnp.shape, jax.eval_shape(draw, jax.random.key(0)))
     except (KeyError, TypeError, ValueError, IndexError):
         expected = None
     if expected is None or actual != expected:

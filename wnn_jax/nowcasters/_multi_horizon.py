@@ -43,7 +43,7 @@ class MultiHorizonNowcaster:
 
     def __post_init__(self) -> None:
         name = self.network_class.__name__
-        check_network("params", self.params, name, lambda: self.network.draw(jax.random.key(0)))
+        check_network("params", self.params, name, lambda key: self.network.draw(key))
         default_horizon = check_horizon("default_horizon", self.default_horizon, self.network.num_horizons)
         object.__setattr__(self, "default_horizon", default_horizon)
 

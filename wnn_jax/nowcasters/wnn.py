@@ -115,7 +115,7 @@ class WNN:
         check_bool("published_bias", self.published_bias, "whether biases are forecast as by the published code")
         object.__setattr__(self, "chunk_size", check_chunk_size(self.chunk_size))
         for role, network in self.params.items():
-            check_network(f"params[{role!r}]", network, "TwoStreamNetwork", lambda: _init_network(jax.random.key(0)))
+            check_network(f"params[{role!r}]", network, "TwoStreamNetwork", _init_network)
 
     def __repr__(self) -> str:
         return short_repr(self, self.params)

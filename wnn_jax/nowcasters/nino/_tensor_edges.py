@@ -84,8 +84,9 @@ def edges_of_tensors(graph: Graph, whole: Sequence[LeafHistory], chunk_size: int
             for elements in piece.tensor.cuts:
                 cut = Cut(index, elements.start, elements.stop)
                 parts[cut] = tuple(matrix[elements] for matrix in matrices)
+    cuts = list(parts)
     for stream, indices in chunks_of(list(parts.values()), chunk_size):
-        yield TensorEdges(graph, scales, stream, [list(parts)[index] for index in indices])
+        yield TensorEdges(graph, scales, stream, [cuts[index] for index in indices])
 
 
 def join_cuts(graph: Graph, forecasts: Mapping[Cut, jax.Array], leaves: Sequence[jax.Array]) -> list[jax.Array]:

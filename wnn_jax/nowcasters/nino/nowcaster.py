@@ -129,9 +129,9 @@ class NiNo:
     roles = ROLES
 
     def __post_init__(self) -> None:
-        def draw() -> Any:
+        def draw(key: jax.Array) -> Any:
             width, num_rounds = jnp.shape(self.params["position"]["kernel"])[1], len(self.params["rounds"])
-            return _init(jax.random.key(0), width, max(num_rounds, 1))
+            return _init(key, width, max(num_rounds, 1))
 
         check_network("params", self.params, "NiNo", draw)
         if self.graph is not None:
@@ -171,7 +171,8 @@ class NiNo:
         params = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, dict(self.params)))
         output = {name: jnp.take(array, chosen, axis=-2) for name, array in params["output"].items()}
         in_tensors = list(edges_of_tensors(graph, whole, self.chunk_size or default_chunk_size()))
-        sources = [(1, lambda _: edges_of_no_tensor(graph)), *((edges.num_chunks, edges.edges) for edges in in_tensors)]
+        alone = edges_of_no_tensor(graph)
+        sources = [(1, lambda _: alone), *((edges.num_chunks, edges.edges) for edges in in_tensors)]
         degrees = jnp.asarray(graph.degrees, jnp.float32)
         messages = Messages(params, jnp.asarray(graph.positions), degrees, sources)
         forecasts = {cut: matrix for edges in in_tensors for cut, matrix in edges.forecast(messages, output)}
