@@ -30,7 +30,7 @@ def tiny_family() -> TaskFamily:
 
 @pytest.fixture(autouse=True)
 def _known_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wnn_jax.lab.forecasting.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
+    monkeypatch.setitem(FAMILIES, TINY, tiny_family())
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,6 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A collected folder. Not to be changed: copy it first."""
     folder = tmp_path_factory.mktemp("collection")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wnn_jax.lab.forecasting.families.FAMILIES", {**FAMILIES, TINY: tiny_family()})
+        patch.setitem(FAMILIES, TINY, tiny_family())
         collect(Collect(output=folder, family=TINY, num_runs=NUM_RUNS, num_processes=1))
     return folder

@@ -27,8 +27,8 @@ from tests.properties.test_damage import read_collection
 from wnn_jax.lab.comparing.comparison import Compare, compare
 from wnn_jax.lab.comparing.results import load_results
 from wnn_jax.lab.errors import one_line_errors
-from wnn_jax.lab.forecasting import families
 from wnn_jax.lab.forecasting.collect import Collect, collect
+from wnn_jax.lab.forecasting.families import FAMILIES
 from wnn_jax.lab.forecasting.train import Train, train
 
 
@@ -83,7 +83,7 @@ _PROGRAMS = {
 def _run_and_kill(name: str, folder: Path, needed: Path | None, kill_at: int | None, num_events: Any) -> None:
     """Run a program, and kill this process before event `kill_at` of a file; `num_events` counts events so far."""
     jax.config.update("jax_platforms", "cpu")
-    families.FAMILIES = {TINY: tiny_family()}
+    FAMILIES[TINY] = tiny_family()
     numbers = itertools.count()
 
     def on_event(event: str, arguments: tuple[Any, ...]) -> None:

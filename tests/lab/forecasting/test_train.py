@@ -113,7 +113,7 @@ def _ascent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_ascent")
 def test_the_best_nowcaster_is_kept_through_an_interruption(
-    tmp_path: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trained: Path, tiny_train: Options, monkeypatch: pytest.MonkeyPatch
 ):
     changes = {"learning_rate": 0.01, "num_steps": 12, "validate_every": 2}
     undisturbed, resumed = tmp_path / "undisturbed", tmp_path / "resumed"
@@ -125,6 +125,10 @@ def test_the_best_nowcaster_is_kept_through_an_interruption(
             train(tiny_train(resumed, **changes))
     train(tiny_train(resumed, **changes))
     assert_same(resumed, undisturbed)
+    # The file of another nowcaster is not taken for the best one.
+    shutil.copy(trained / "nowcaster.npz", resumed)
+    with pytest.raises(UsageError, match=r"nowcaster\.npz is not the nowcaster that this training run kept at step 2"):
+        train(tiny_train(resumed, **changes))
 
 
 def test_selection_never_sees_the_test_runs(collection: Path, trained: Path, tmp_path: Path, tiny_train: Options):
@@ -158,6 +162,7 @@ def test_what_is_different_is_named(trained: Path, tiny_train: Options, changes:
     [
         (None, r"holds a training run of another version, or training\.json is damaged .*; choose another folder"),
         ("[]", r"or training\.json is damaged .*; choose another folder"),
+        ('{"min_stride": 2}', "another training run: min_stride was 2 and is None; "),
     ],
 )
 def test_a_folder_of_another_version_is_not_overwritten(

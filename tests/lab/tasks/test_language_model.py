@@ -72,3 +72,17 @@ def test_perplexity_is_the_exponential_of_the_loss():
 def test_a_ruined_network_has_a_perplexity():
     assert perplexity(1e4) == math.inf
     assert math.isnan(perplexity(math.nan))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_length": 0}, "context_length=0 must be positive and at most 64, for this model and text"),
+        ({"context_length": 65}, "context_length=65 must be positive and at most 64"),
+        ({"context_length": 700, "model": TransformerLM(65, max_length=1_000)}, "context_length=700 .* at most 699"),
+        ({"batch_size": 0}, "batch_size=0 must be positive"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
+        make_task(**changes)

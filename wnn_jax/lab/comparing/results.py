@@ -22,17 +22,23 @@ RUNS_FILE = "runs.jsonl.gz"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished run. `Fitted` explains the fields that both have."""
+    """A finished run."""
 
     description: Mapping[str, Any]
     """The configuration: task, method, learning rate, seed, steps. Its hash is the key of the run."""
     metrics: tuple[Metric, ...]
+    """The metrics of the task, the target first."""
     evaluations: Sequence[Evaluation]
     test: Scores
+    """The scores on the test split, at the end."""
     diverged: bool = False
+    """Whether the run ended early because its loss was no longer finite."""
     version: int = RESULTS_VERSION
+    """The `RESULTS_VERSION` that it was made with."""
     made_by: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    """The code, the package versions and the machine."""
     weights_sha256: str = ""
+    """A hash of the last weights."""
 
     @property
     def method(self) -> str:

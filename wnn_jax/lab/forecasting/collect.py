@@ -14,8 +14,7 @@ import optax
 import tyro
 
 from wnn_jax.lab.errors import UsageError, check_options, look_up
-from wnn_jax.lab.forecasting import families
-from wnn_jax.lab.forecasting.families import RunSettings, TaskFamily
+from wnn_jax.lab.forecasting.families import FAMILIES, RunSettings, TaskFamily
 from wnn_jax.lab.forecasting.trajectories import check_family, finished_runs, run_file, save_trajectory
 from wnn_jax.lab.jobs import run_jobs
 from wnn_jax.lab.progress import Progress
@@ -38,7 +37,7 @@ class Collect:
         str,
         tyro.conf.arg(
             help="Task family to draw runs from, and its data: "
-            + ", ".join(f"`{family.name}` ({', '.join(family.datasets)})" for family in families.FAMILIES.values())
+            + ", ".join(f"`{family.name}` ({', '.join(family.datasets)})" for family in FAMILIES.values())
             + "; `digits` needs no download.",
             metavar="FAMILY",
         ),
@@ -62,7 +61,7 @@ def collect(options: Collect) -> None:
     check_options(options, positive=("num_runs", "num_processes", "budget"))
     if options.first_run < 0:
         raise UsageError(f"--first-run {options.first_run} must not be negative.")
-    family = look_up(families.FAMILIES, options.family, "--family")
+    family = look_up(FAMILIES, options.family, "--family")
     check_datasets(family.datasets, options.data_dir)
     folder = options.output.absolute()
     check_family(folder, family)

@@ -144,7 +144,7 @@ _LEARNING_RATES: Mapping[OptimizerName, tuple[float, float]] = {
     "sgd": (1e-2, 2e-1),
 }
 
-FAMILIES: Mapping[str, TaskFamily] = {
+FAMILIES: dict[str, TaskFamily] = {
     # Two minutes of runs without a download, for tests and a first look. The first 12 runs have all splits.
     "digits": TaskFamily(
         name="digits",

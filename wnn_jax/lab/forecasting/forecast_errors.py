@@ -76,7 +76,7 @@ def forecast(options: Forecast) -> list[dict[str, Any]]:
     if not used:
         raise UsageError(
             f"--nowcasters {labels}: --collection has no finished run for {options.split!r} that all of them can "
-            "forecast; collect more runs."
+            f"forecast; {'leave some nowcasters out' if trajectories else 'collect more runs'}."
         )
     if left_out := {run.settings.architecture for run in trajectories} - {run.settings.architecture for run in used}:
         names = ", ".join(sorted(left_out))
@@ -131,6 +131,7 @@ def forecast_errors(
                 {leaf.name: past[time].reshape(leaf.shape) for leaf, (past, _) in zip(run.leaves, windows, strict=True)}
                 for time in range(context)
             ]
+            history = jax.device_put(history)  # Once for all horizons.
             for horizon in (horizon for horizon in horizons if horizon <= len(windows[0][1])):
                 forecasts = jax.device_get(predict(history, jnp.int32(horizon), roles))
                 sums: dict[str, list[float]] = {}

@@ -35,10 +35,14 @@ def load_nowcaster(specification: str) -> tuple[str, wnn_jax.Nowcaster | Drift, 
     name, scale = match.groups()
     label = name if name in wnn_jax.available() else Path(name).stem
     try:
-        nowcaster = wnn_jax.load(name)
-        return (f"{label}@{scale}", nowcaster, float(scale)) if scale else (label, nowcaster, 1.0)
-    except (ValueError, FileNotFoundError) as error:
+        factor = float(scale or 1)
+    except ValueError as error:
         raise UsageError(f"the nowcaster {specification!r} cannot be used: {error}; give NAME or NAME@0.5") from error
+    try:
+        nowcaster = wnn_jax.load(name)
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(f"the nowcaster {specification!r} cannot be used: {error}") from error
+    return f"{label}@{scale}" if scale else label, nowcaster, factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

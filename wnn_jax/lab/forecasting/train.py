@@ -22,7 +22,7 @@ from wnn_jax.lab.jobs import lock
 from wnn_jax.lab.output import save_rows
 from wnn_jax.lab.progress import Progress
 from wnn_jax.lab.training.evaluation_weights import WEIGHTS
-from wnn_jax.lab.training.keys import RESULTS_VERSION, run_key, versions
+from wnn_jax.lab.training.keys import RESULTS_VERSION, describe_differences, run_key, versions
 from wnn_jax.lab.training.method import Method
 from wnn_jax.lab.training.program import Program
 from wnn_jax.lab.training.step import TrainState
@@ -87,7 +87,7 @@ def train(options: Train) -> wnn_jax.Nowcaster:
                 f"--learning-rate {options.learning_rate}: the training run diverged before the first validation; "
                 "choose a smaller one, and another --output."
             )
-        nowcaster: Any = wnn_jax.load(file)
+        nowcaster = _load_best(file, record, min(evaluations, key=_error).step)
         # Nothing is left to decide, so the test runs may be seen.
         test = Program(task, optax.identity()).evaluate(nowcaster.params, {}, "test")
         nowcaster = dataclasses.replace(nowcaster, record={**nowcaster.record, "test": _finite(test)})
@@ -129,6 +129,17 @@ def _keep_best(
     return select
 
 
+def _load_best(file: Path, record: Mapping[str, Any], step: int) -> Any:
+    """Load the nowcaster that `_keep_best` kept at a step. Another one is a `UsageError`."""
+    with contextlib.suppress(ValueError, FileNotFoundError, AttributeError, KeyError):
+        nowcaster: Any = wnn_jax.load(file)
+        if (nowcaster.record["training"], nowcaster.record["validation"]["step"]) == (record["training"], step):
+            return nowcaster
+    raise UsageError(
+        f"{file} is not the nowcaster that this training run kept at step {step}; train again with another --output."
+    )
+
+
 def _fit(
     options: Train, task: ForecastingTask, stop: Callable[[TrainState, Sequence[Evaluation]], bool]
 ) -> list[Evaluation]:
@@ -168,17 +179,15 @@ def _locked_folder(folder: Path, description: Mapping[str, Any]) -> Generator[No
             with replace_on_success(file) as temporary:
                 temporary.write_text(json.dumps(description, indent=1) + "\n")
         try:
-            before: dict[str, Any] = json.loads(file.read_bytes())
-            changed = [name for name in description if before.get(name) != description[name]]
-        except (OSError, ValueError, AttributeError) as error:
+            changed = describe_differences({**json.loads(file.read_bytes())}, description)
+        except (OSError, ValueError, TypeError) as error:
             raise UsageError(
                 f"--output {folder} holds a training run of another version, or {file.name} is damaged ({error!r}); "
                 "choose another folder."
             ) from error
         if changed:
-            changes = "; ".join(f"{name} was {before.get(name)} and is {description[name]}" for name in changed)
             raise UsageError(
-                f"--output {folder} holds another training run: {changes}. Go on with the same options and "
+                f"--output {folder} holds another training run: {'; '.join(changed)}. Go on with the same options and "
                 "collections, or choose another folder."
             )
         yield

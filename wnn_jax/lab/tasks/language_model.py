@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wnn_jax.lab.errors import UsageError
 from wnn_jax.lab.tasks.data.datasets import TextDataset, check_batch_size, consecutive_batches
 from wnn_jax.lab.tasks.image_classification import accuracy_and_loss
 from wnn_jax.lab.tasks.models import TransformerLM, describe_model
@@ -44,6 +45,12 @@ class LanguageModel:
     context_length: int
 
     def __post_init__(self) -> None:
+        shortest = min(len(self.dataset.train), len(self.dataset.validation), len(self.dataset.test))
+        longest = min(shortest - 1, getattr(self.model, "max_length", shortest))
+        if not 1 <= self.context_length <= longest:
+            raise UsageError(
+                f"context_length={self.context_length} must be positive and at most {longest}, for this model and text."
+            )
         check_batch_size(self.batch_size, len(self.dataset.train) - self.context_length)
 
     metrics = (

@@ -41,7 +41,7 @@ class Program:
         return _own_buffers(state._replace(opt_state=self._tx.init(state.params)))
 
     def advance(
-        self, state: TrainState, seed: int, stop: int, on_step: Callable[[int, float], Any] = lambda step, loss: None
+        self, state: TrainState, seed: int, stop: int, on_step: Callable[[int, float], Any] | None = None
     ) -> tuple[TrainState, float, float]:
         """Train until `stop` steps are taken in all. The buffers of `state` are donated.
 
@@ -58,8 +58,10 @@ class Program:
             state, loss = train(state, batches, key)
             losses.append(loss)
             step += size
-            if step == stop or step % _STEPS_BETWEEN_REPORTS == 0:
-                on_step(step, float(loss))
+            if step == stop or (on_step and step % _STEPS_BETWEEN_REPORTS == 0):
+                loss.block_until_ready()
+                if on_step:
+                    on_step(step, float(loss))
             seconds += time.perf_counter() - began
         return state, float(np.mean(jax.device_get(losses))), seconds
 

@@ -84,7 +84,7 @@ class Trainer:
     """Trains a task by a method at one learning rate, compiled once for runs with several seeds.
 
     By default there is one evaluation, at the end. `moving_averages` are the decays per step of the averages to
-    evaluate in addition to the weights. A task whose metrics cannot be compared is a `UsageError`.
+    evaluate in addition to the weights. A task without metrics, or with two of one name, is a `UsageError`.
     """
 
     def __init__(
