@@ -110,7 +110,8 @@ def test_the_number_of_conditionals_does_not_grow_with_the_number_of_leaves(nowc
     assert num_conditionals == [1 if nowcaster in DRIFTS else 2] * 2
 
 
-def test_an_ordinary_step_copies_no_parameters(step: Program):
+def test_an_ordinary_step_copies_no_parameters(step: Program, nowcaster: str | wnn_jax.Nowcaster):
+    assert step.num_conditionals == (1 if nowcaster in DRIFTS else 2)
     # All of the path was read, or there would be nothing to find.
     assert {"fusion", "conditional", "parameter"} <= {i.opcode for i in step.on_an_ordinary_step()}
     assert step.copies_of_parameters() == []

@@ -53,6 +53,14 @@ def test_training_starts_at_the_uniform_average_or_at_the_last_checkpoint(form: 
     assert_trees_close(averaging.combine(subspace, averaging.init_coefficients(subspace, "last")), checkpoints[-1])
 
 
+def test_the_mean_of_narrow_checkpoints_is_wide(form: Any):
+    checkpoints = [jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree) for tree in path(3)]
+    wide = [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in checkpoints]
+    subspace = averaging.make_subspace(checkpoints, form=form)
+    assert_trees_close(subspace.mean, mean_of(wide))
+    assert {leaf.dtype for leaf in jax.tree.leaves(subspace.mean)} == {jnp.dtype(jnp.float32)}
+
+
 def test_deltas_by_hand():
     checkpoints = path(3)
     subspace = averaging.make_subspace(checkpoints)

@@ -126,6 +126,12 @@ def test_layouts_are_read_and_written_back():
         assert tensor.sizes == list(sizes)
         assert matrix.shape == (sizes[0], sizes[1] * sizes[2])
         np.testing.assert_array_equal(tensor.from_matrix(matrix), leaf)
+    # Flax has the outputs last, and the others have them first.
+    for role, names, order in (("dense", ("linear", "weight"), (1, 0)), ("conv", ("conv", "weight"), (3, 2, 0, 1))):
+        weights = jnp.asarray(rng.normal(size=(2, 3, 4, 5)[-len(order) :]))
+        flax = Tensor("", (role, "kernel"), weights.shape, role).to_matrix(weights)
+        others = weights.transpose(order)
+        np.testing.assert_array_equal(flax, Tensor("", names, others.shape, role).to_matrix(others))
 
 
 # Places of nodes
@@ -146,8 +152,9 @@ def assert_eigenvectors(graph: Graph, params: Any, number: int) -> None:
 
 
 def test_places_are_eigenvectors_of_the_laplacian(params: Any):
-    assert_eigenvectors(graph_of(params), params, 8)
-    np.testing.assert_array_equal(graph_of(params).positions, graph_of(params).positions)
+    graph = graph_of(params)
+    assert_eigenvectors(graph, params, 8)
+    np.testing.assert_array_equal(graph_of(params).positions, graph.positions)
 
 
 def test_a_graph_of_few_nodes_has_fewer_places():

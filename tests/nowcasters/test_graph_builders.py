@@ -215,7 +215,6 @@ def test_a_description_is_json(params: Any):
 # Models that are refused
 
 RESIDUAL = {"conv_init": kernel(3, 3, 3, 8), "head": kernel(8, 2)}
-NO_QKV = {"attn": {"c_attn": kernel(8, 20), "c_proj": kernel(8, 8)}, "query": kernel(8, 8)}
 
 
 def without(tree: Any, *path: str) -> Any:

@@ -22,7 +22,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 def slope(chunk: Pair) -> jax.Array:
     first, last = chunk
-    return 3 * last - first
+    return 3 * last.astype(jnp.float32) - first.astype(jnp.float32)  # Wider than some leaves.
 
 
 def pair(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Pair:

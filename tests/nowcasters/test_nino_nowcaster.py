@@ -24,10 +24,9 @@ from tests.helpers import (
     random_leaves,
     train,
 )
+from tests.nowcasters.graphs import edges_of, graph_of
 from wnn_jax.nowcasters import NiNo, neural_graph
-from wnn_jax.nowcasters.nino._description import build_graph
 from wnn_jax.nowcasters.nino._graph import KINDS
-from wnn_jax.nowcasters.nino.nowcaster import tensors_of
 
 WIDTH = 8
 SHAPES = {
@@ -67,9 +66,7 @@ def predict(params: Any, history: Any, horizon: Any = 5, chunk_size: int | None 
 
 def by_reference(params: Any, history: list[Any], horizon: int, description: Any = None) -> Any:
     """The forecast by the paper's equations, edge by edge."""
-    roles = wnn_jax.default_roles(history[0])
-    tensors, _ = tensors_of(history[0], roles)
-    graph = build_graph(neural_graph(history[0]) if description is None else description, tensors)
+    graph = graph_of(history[0], description)
     leaves = list(zip(*map(jax.tree.leaves, history), strict=True))
     features, ends, kinds, scales = [], [], [], []
     for piece, kind, block_ends in graph.blocks:
@@ -167,7 +164,7 @@ def test_queries_keys_and_values_in_one_leaf(params: Any, tmp_path: Path):
         exact = walk(ATTENTION, dtype=jnp.float64)
         joined = list(map(fused, exact))
         description = neural_graph(joined[0], num_heads=2)
-        num_nodes = len(build_graph(description, tensors_of(joined[0], wnn_jax.default_roles(joined[0]))[0]).degrees)
+        num_nodes = len(graph_of(joined[0], description).degrees)
         description["positions"] = np.random.default_rng(0).normal(size=(num_nodes, 8)).astype(np.float32)
         expected = by_reference(params, joined, 7, description)
     history = list(map(fused, walk(ATTENTION)))
@@ -230,13 +227,8 @@ def test_predictions_of_the_published_code(
 
 def test_the_graph_of_the_published_code(golden: dict[str, np.ndarray], golden_history: list[Any]):
     """It is the same, numbers and all, and so are the eigenvectors of simple eigenvalues, but for signs."""
-    tensors, _ = tensors_of(golden_history[0], wnn_jax.default_roles(golden_history[0]))
-    graph = build_graph(neural_graph(golden_history[0]), tensors)
-    edges = [(graph.sources, graph.targets, graph.kinds)]
-    for block in graph.blocks:
-        _, rows, columns = block.piece.tensor.sizes
-        edges.append((*block.ends.at(np.arange(rows * columns), np), np.full(rows * columns, block.kind)))
-    ours = np.concatenate([np.stack(part) for part in edges], axis=1)
+    graph = graph_of(golden_history[0])
+    ours = np.array(edges_of(graph, golden_history[0])).T
     theirs = np.stack([*golden["nino/edge_index"], golden["nino/edge_type"]])
     np.testing.assert_array_equal(ours[:, np.lexsort(ours)], theirs[:, np.lexsort(theirs)])
     simple = golden["nino/lpe"][:, :3]

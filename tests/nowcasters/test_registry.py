@@ -17,12 +17,12 @@ from wnn_jax.nowcasters._multi_horizon import MultiHorizonNowcaster
 from wnn_jax.nowcasters.wnn import TwoStreamNetwork
 
 
-def make(name: str) -> Any:
+def make(name: str, seed: int = 0) -> Any:
     if name in ("CurveFit", "Drift"):
         return CurveFit("sigmoid") if name == "CurveFit" else Drift(gain=0.01)
     cls: Any = CLASSES[name]
     sizes = {"WNN": {}, "NiNo": {"width": 8}}.get(name, {"width": 8, "num_hidden": 2})
-    return cls.init(jax.random.key(0), **sizes)
+    return cls.init(jax.random.key(seed), **sizes)
 
 
 @pytest.fixture(scope="module", params=CLASSES)
@@ -70,6 +70,11 @@ def test_a_repr_tells_what_differs():
 
 
 # Fingerprints
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES) - {"CurveFit", "Drift"}))
+def test_networks_are_drawn_from_their_key(name: str):
+    assert fingerprint(make(name, seed=1)) != fingerprint(make(name))
 
 
 def test_the_order_of_the_weights_and_the_record_are_no_part_of_a_fingerprint(wnn: WNN):

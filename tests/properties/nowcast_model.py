@@ -133,9 +133,12 @@ class Model:
             float(np.sqrt(sum(((one[name] - other[name]) ** 2).sum() for name in one.keys() & other.keys())))
             for one, other in ((actual, left), (left, before))
         )
-        if distance == 0 or self.layout != "points":  # Only single weights are checked exactly.
-            return None if distance else False
+        if distance == 0:
+            return False
         largest = max(float(np.abs(leaf).max()) for leaf in left.values())
+        if self.layout != "points":  # Only single weights are checked exactly.
+            least = min(float(np.abs(actual[name] - left[name]).min()) for name in actual.keys() & left.keys())
+            return True if least > 30 * (length + largest) else None
         if 0.24 * length <= distance <= 0.26 * length + 1e-5 * largest:
             return None
         return distance > 0.25 * length

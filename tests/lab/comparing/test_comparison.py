@@ -47,7 +47,7 @@ def names(results: list[Result]) -> list[str]:
 
 
 def test_a_comparison_leaves_results_table_and_plot(tmp_path: Path) -> None:
-    rows = run(tmp_path, learning_rates=(0.1, 0.01))
+    rows = run(tmp_path, learning_rates=(0.1, 0.01), checkpoint_seconds=0.0)
     assert list(rows) == ["plain", "linear"]
     assert rows["plain"]["is_reference"]
     assert {row["learning_rate"] for row in rows.values()} == {0.1}

@@ -56,6 +56,7 @@ class Halved:
 
 
 RUNS = {
+    "plain": (LinearRegression(), ADAM),
     "one stage": (LinearRegression(), NOWCAST),
     "batch statistics": (NormalizedRegression(), NOWCAST),
     "two stages": (LinearRegression(), dataclasses.replace(ADAM, stages=(Halved(),))),
@@ -105,9 +106,8 @@ def test_scores_are_means_over_the_split() -> None:
 
 
 def test_methods_share_their_beginning_and_seeds_do_not() -> None:
-    task = LinearRegression()
-    run = trainer(task, ADAM)
-    fits = run.fit(0), trainer(task).fit(0), run.fit(1)
+    run, plain_fit = undisturbed("plain")
+    fits = plain_fit, undisturbed("one stage")[1], run.fit(1)
     plain, jumping, other = (fitted.evaluations for fitted in fits)
     assert plain[0].scores["weights"] == jumping[0].scores["weights"]
     assert plain[1].scores != jumping[1].scores
@@ -127,7 +127,7 @@ def test_one_scan_equals_a_loop_of_steps() -> None:
 def test_a_second_stage_begins_where_it_says() -> None:
     evaluations = undisturbed("two stages")[1].evaluations
     assert [evaluation.step for evaluation in evaluations] == [5, 10, 11, 15, 20, 23]
-    assert evaluations[-1].scores != trainer(LinearRegression(), ADAM).fit(0).evaluations[-1].scores
+    assert evaluations[-1].scores != undisturbed("plain")[1].evaluations[-1].scores
 
 
 @pytest.mark.slow_but(6)

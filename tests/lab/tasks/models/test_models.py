@@ -99,6 +99,35 @@ def test_a_language_model_does_not_see_what_follows(model: nn.Module):
     assert np.all(np.any(logits[:, 4:] != changed[:, 4:], axis=-1))
 
 
+def test_batch_norm_keeps_running_statistics():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), [64, 4, 4, 1])
+    model = models.ConvNorm(1, kernel=1, relu=False)
+    variables = init(model, x)
+    variables["params"]["Conv_0"]["kernel"] = jnp.ones([1, 1, 1, 1])
+    _, changed = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    stats: Any = changed["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * x.mean(), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    # The stem, two convolutions in the first stage, and in each further stage two and the shortcut.
+    [
+        (models.ResNet(), [(16, 16, 8)] * 3 + [(8, 8, 16)] * 3 + [(4, 4, 32)] * 3),
+        (models.ResNet(10, (12, 24), stem_strides=2), [(8, 8, 12)] * 3 + [(4, 4, 24)] * 3),
+    ],
+)
+def test_every_stage_of_a_residual_network_halves_the_image(model: nn.Module, sizes: list[tuple[int, ...]]):
+    def apply() -> Any:
+        images = jnp.zeros([1, 16, 16, 3])
+        variables = init(model, images)
+        return model.apply(variables, images, train=False, capture_intermediates=True, mutable="intermediates")[1]
+
+    outputs = jax.eval_shape(apply)["intermediates"]
+    assert [value["__call__"][0].shape[1:] for name, value in outputs.items() if name.startswith("Conv")] == sizes
+
+
 def test_a_sequence_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match="sequences of 7 tokens; set max_length=4 to as many"):
         jax.eval_shape(lambda: init(TransformerLM(NUM_CLASSES, max_length=4), example("transformer-1x32")))
